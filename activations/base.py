@@ -1,0 +1,79 @@
+"""The contract of an activation: what a network and a runner may expect of every unit."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Activation(nn.Module):
+    """A shape-preserving unit that stands at one site of a network.
+
+    A subclass adds its parameters in ``__init__`` and computes in ``forward``; everything below has a
+    harmless default, so a plain function needs nothing else. A unit whose behaviour depends on the
+    epoch keeps its phase, like its statistics, in **buffers**: they travel with ``state_dict``, which
+    is how a resumed run continues in the right phase.
+
+    Args:
+        num_features: channels of the site, at least 1.
+        channel_dim: the dimension of the input that holds them; 1 for (N, C, ...), -1 for (B, T, C).
+
+    Shape:
+        (N, C), (N, C, L) or (N, C, H, W) in, the same shape, dtype and memory format out.
+
+    Raises:
+        ValueError: ``num_features`` below 1 or no whole number.
+    """
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
+        super().__init__()
+        if not isinstance(num_features, int) or num_features < 1:
+            raise ValueError(f"num_features={num_features!r}: a whole number of at least 1 is needed")
+        self.num_features = num_features
+        self.channel_dim = channel_dim
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        """Names (as in ``named_parameters``) of the parameters that weight decay must leave alone.
+
+        Biases and the parameters of normalisation layers are left alone in any case.
+        """
+        return frozenset()
+
+    def regularization(self) -> Tensor | float:
+        """Scalar that the runner adds to the loss of every training step and logs beside it."""
+        return 0.0
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Called once before the first step of each epoch; ``epoch`` counts from 0 to ``epochs - 1``.
+
+        Parameters are changed **in place** here: the optimiser already holds them.
+        """
+
+    def curves(self, x: Tensor) -> Tensor | None:
+        """Responses (units, points) at the points ``x`` (points,), or None if the unit is no scalar function."""
+        return None
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Named tensors worth a picture, such as gate parameters."""
+        return {}
+
+    def flops(self, shape: Sequence[int]) -> int | None:
+        """Floating point operations of one forward on ``shape``; None lets the runner count them."""
+        return None
+
+    def along_channels(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """``parameter`` (num_features,) or (1,), in x's dtype, shaped to broadcast along x's channels."""
+        shape = [1] * x.ndim
+        shape[self.channel_dim] = -1
+        return parameter.to(x.dtype).view(shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
+
+
+def check_finite(**values: object) -> None:
+    """Raise ValueError for the first hyper-parameter that is not a finite number."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name}={value!r}: a finite number is needed")

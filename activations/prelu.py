@@ -1,0 +1,45 @@
+"""PReLU. He, Zhang, Ren, Sun: Delving Deep into Rectifiers, ICCV 2015, arXiv 1502.01852, equation 1."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from activations.base import Activation, check_finite
+
+
+class PReLU(Activation):
+    r"""y = max(0, x) + a min(0, x) with a learnt slope a.
+
+    Args:
+        shared: one slope for all channels (the paper's channel-shared variant) instead of one per channel.
+        init: the initial value of every slope; the paper's is 0.25. Any finite number.
+
+    ``weight``: (num_features,) or (1,), any real value. Kept from weight decay, which would pull
+    every slope towards ReLU's (section 2.1 of the paper).
+
+    Raises:
+        ValueError: ``init`` not finite.
+    """
+
+    def __init__(
+        self, num_features: int, *, channel_dim: int = 1, shared: bool = False, init: float = 0.25
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_finite(init=init)
+        self.weight = nn.Parameter(torch.full((1 if shared else num_features,), float(init)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.numel() == 1:
+            return F.prelu(x, self.weight)
+        # torch's PReLU knows channels in dimension 1 only; the views cost nothing and keep the strides
+        return F.prelu(x.movedim(self.channel_dim, 1), self.weight).movedim(1, self.channel_dim)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"weight"})
+
+    def curves(self, x: Tensor) -> Tensor:
+        return torch.where(x >= 0, x, self.weight[:, None] * x)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {"slope": self.weight}

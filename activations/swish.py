@@ -1,0 +1,61 @@
+"""Swish. Ramachandran, Zoph, Le: Searching for Activation Functions, 2017, arXiv 1710.05941, section 3.
+
+The papers' tables call beta = 1 "Swish" (it is SiLU, arXiv 1606.08415); the trainable form is "Swish-beta".
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from activations.base import Activation, check_finite
+
+
+class Swish(Activation):
+    r"""y = x sigmoid(beta x).
+
+    Args:
+        beta: the value of beta, or its initial value where it is trained; the paper's is 1. Any finite number.
+        trainable: learn beta by gradient descent.
+        per_channel: one learnt beta per channel instead of one per site.
+
+    ``beta`` (trainable form only): (1,) or (num_features,), any real value. Kept from weight decay, as
+    beta = 0 is not a simpler Swish but the linear function x / 2. The paper is silent on this; ours.
+
+    Raises:
+        ValueError: ``beta`` not finite, or ``per_channel`` without ``trainable``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_dim: int = 1,
+        beta: float = 1.0,
+        trainable: bool = False,
+        per_channel: bool = False,
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_finite(beta=beta)
+        if per_channel and not trainable:
+            raise ValueError("per_channel=True: a beta per channel must be trainable (trainable=True)")
+        initial = torch.full((num_features if per_channel else 1,), float(beta))
+        if trainable:
+            self.beta = nn.Parameter(initial)
+        else:
+            self.register_buffer("beta", initial, persistent=False)
+        self.is_silu = not trainable and beta == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_silu:
+            return F.silu(x)
+        return x * torch.sigmoid(self.along_channels(self.beta, x) * x)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"beta"} & dict(self.named_parameters()).keys())
+
+    def curves(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta[:, None] * x)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {"beta": self.beta} if isinstance(self.beta, nn.Parameter) else {}

@@ -1,0 +1,146 @@
+"""Figures of a study: learning curves with their spread, and scores with every seed shown."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from results.files import replacing
+
+# Okabe and Ito's palette, told apart with any kind of colour vision; black is the baseline's
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
+GREY = "#BBBBBB"
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "actbench",  # the same data give the same file
+}
+
+
+def write_figures(folder: Path, table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame) -> list[Path]:
+    """Write ``scores`` and ``learning_curves`` for every task as SVG and PNG; returns the PNGs."""
+    paths = []
+    with rc_context(STYLE):
+        for task, rows in table.groupby("task", sort=True):
+            cells = records[(records["task_label"] == task) & (records["status"] == "ok")]
+            if cells.empty:
+                continue
+            figures = {"scores": scores(rows, cells), "learning_curves": learning_curves(rows, cells, metrics)}
+            for name, figure in figures.items():
+                stem = f"{name}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', str(task)).strip('_')}"
+                for suffix in ("svg", "png"):
+                    path = folder / f"{stem}.{suffix}"
+                    with replacing(path) as temporary:
+                        metadata = {"Date": None} if suffix == "svg" else None
+                        figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
+                paths.append(path)
+    return paths
+
+
+def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+    """One line per activation, best on top: every seed a dot, the mean with its 95 % interval."""
+    rows = rows[rows["n"] > 0]
+    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    colors = _colors(rows)
+    for y, row in enumerate(rows.itertuples()):
+        values = cells[cells["activation_label"] == row.activation]["primary"].astype(float)
+        color = colors.get(row.activation, GREY)
+        ax.plot(values, np.full(len(values), y), "o", ms=3.5, mew=0, alpha=0.45, color=color)
+        if row.n > 1:
+            ax.plot([row.ci95_low, row.ci95_high], [y, y], "-", lw=1.6, color=color)
+        ax.plot([row.mean], [y], "|", ms=11, mew=2.2, color=color)
+    baseline = rows[rows["activation"] == rows["baseline"]]
+    if len(baseline):
+        ax.axvline(baseline["mean"].iloc[0], lw=0.8, ls=":", color="black", zorder=0)
+    labels = [f"{row.activation}  {row.rank}{'=' if row.tied else ''}" for row in rows.itertuples()]
+    ax.set_yticks(range(len(rows)), labels)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    first = rows.iloc[0]
+    if _wide(cells["primary"].astype(float)):
+        ax.set_xscale("log")
+    ax.set_xlabel(f"test {first['metric']} ({'higher' if first['higher_is_better'] else 'lower'} is better)")
+    ax.set_title(f"{first['task']}: seeds, mean, 95 % interval, rank ({_counts(rows)})")
+    ax.grid(axis="x", lw=0.4, alpha=0.5)
+    return figure
+
+
+def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
+    """Validation metric by epoch, and training loss beside it: mean over seeds, and the range of the seeds."""
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = rows[rows["n"] > 0]
+    colors = _colors(rows)
+    metric = str(rows["metric"].iloc[0])
+    curves = metrics.merge(cells[["folder", "activation_label"]], on="folder")
+    for ax, split, column in ((left, "val", metric), (right, "train", "loss")):
+        part = curves[curves["split"] == split]
+        for label, by_epoch in _curves(part, column, list(colors)):
+            epochs = by_epoch.index.to_numpy() + 1
+            color = colors.get(label, GREY)
+            front = 2 if label in colors else 1
+            marker = "o" if len(epochs) == 1 else None
+            ax.plot(epochs, by_epoch["mean"], lw=1.3, color=color, marker=marker, zorder=front + 0.5, label=label)
+            if label in colors:
+                ax.fill_between(epochs, by_epoch["min"], by_epoch["max"], color=color, alpha=0.13, lw=0, zorder=front)
+        _limit(ax, part[column], log=split == "train" or _wide(part[column]))
+        ax.set(xlabel="epoch", title=f"{split} {column}")
+        ax.grid(lw=0.4, alpha=0.5)
+    handles, names = left.get_legend_handles_labels()
+    by_name = dict(zip(names, handles, strict=True))
+    shown = {label: by_name[label] for label in rows["activation"] if label in colors and label in by_name}
+    if len(by_name) > len(shown):
+        rest = next(handle for name, handle in by_name.items() if name not in shown)
+        shown[f"{len(by_name) - len(shown)} others"] = rest
+    figure.legend(shown.values(), shown.keys(), loc="outside right center")
+    figure.suptitle(f"{rows['task'].iloc[0]}: mean and range over seeds ({_counts(rows)})", x=0.01, ha="left", size=10)
+    return figure
+
+
+def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Mean, min and max by epoch for each activation, those in ``front`` last so that they are drawn on top."""
+    groups = {str(label): group for label, group in part.groupby("activation_label")}
+    for label in [*(label for label in groups if label not in front), *(label for label in front if label in groups)]:
+        yield label, groups[label].groupby("epoch")[column].agg(["mean", "min", "max"])
+
+
+def _colors(rows: pd.DataFrame) -> dict[str, str]:
+    """A colour for the baseline and the best of the others; what is left stays grey."""
+    labels = list(rows["activation"])
+    baseline = rows["baseline"].iloc[0]
+    colors = dict(zip((label for label in labels if label != baseline), COLORS, strict=False))
+    return colors | ({baseline: "black"} if baseline in labels else {})
+
+
+def _counts(rows: pd.DataFrame) -> str:
+    low, high = rows["n"].min(), rows["n"].max()
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
+
+
+def _wide(values: pd.Series) -> bool:
+    """Whether positive values span so much that only a logarithmic axis shows them."""
+    values = values.dropna()
+    return bool(len(values)) and values.min() > 0 and values.max() / values.min() > 20
+
+
+def _limit(ax: Axes, values: pd.Series, log: bool) -> None:
+    """A logarithmic axis where asked for; on a linear one the first epochs' worst must not flatten the rest."""
+    values = values.dropna()
+    if values.empty:
+        return
+    if log and values.min() > 0:
+        ax.set_yscale("log")
+        return
+    low, high = np.quantile(values, [0.05, 0.95])
+    margin = 0.25 * (high - low) or 0.05 * abs(high) or 1.0
+    ax.set_ylim(max(values.min(), low - margin) - 0.02 * margin, min(values.max(), high + margin) + 0.1 * margin)

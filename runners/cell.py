@@ -1,0 +1,241 @@
+"""A cell: its identity, its folder, its record, and what becomes of it when something goes wrong."""
+
+import hashlib
+import json
+import logging
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from results.files import (
+    CHECKPOINT,
+    CONFIG,
+    CURVES,
+    DAMAGED,
+    GIVEN_UP,
+    LOG,
+    METRICS,
+    PICTURES,
+    RECORD,
+    REPORT,
+    TEMPORARY,
+    read_json,
+    write_json,
+    write_text,
+)
+from runners.words import one_line
+
+DETERMINING = ("activation", "task", "runner", "seed")
+NOT_DETERMINING = ("task.data.cache", "task.data.download")  # where bytes are kept changes no result
+FINISHED = ("ok", "diverged")
+
+log = logging.getLogger("actbench")
+
+
+class CellFailed(Exception):
+    """A cell of a grid failed; said and recorded already, so all that is left is the exit status."""
+
+
+class Cell:
+    """One training run: activation x task x seed x overrides.
+
+    Its id is a hash of the resolved configuration without study and output folder, so the folder of a
+    cell is known before it runs, and the same command always comes back to it.
+
+    Args:
+        config: the resolved configuration as plain dicts.
+        activation, task: names for folders and tables.
+        grid: whether this is one of many, so that a failure must not stop the others.
+
+    Raises:
+        ValueError: a seed, study or force that cannot be.
+    """
+
+    def __init__(self, config: dict[str, Any], *, activation: str, task: str, grid: bool = False) -> None:
+        self.config = config
+        self.activation, self.task, self.grid = activation, task, grid
+        self.seed, self.study, self.force = config["seed"], str(config["study"]), config["force"]
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed}: a whole number of at least 0 is needed")
+        if not re.fullmatch(r"\w[\w.+-]*", self.study) or self.study == REPORT:
+            raise ValueError(f"study={self.study}: letters, digits and . + - _ are legal in a folder's name")
+        if not isinstance(self.force, bool):
+            raise ValueError(f"force={self.force}: legal values are true, false")
+        self.facts = {
+            name: value
+            for name, value in _flat({key: config[key] for key in DETERMINING}).items()
+            if name not in NOT_DETERMINING
+        }
+        self.id = hashlib.sha256(json.dumps([activation, task, self.facts], sort_keys=True).encode()).hexdigest()[:10]
+        self.study_folder = Path(config["outputs"]) / self.study
+        self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
+        self._record: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return f"{self.activation} {self.task} seed={self.seed}"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of an earlier run that needs no repeating, else None."""
+        if self.force:
+            return None
+        record = read_json(self.folder / RECORD)
+        return record if record and record.get("status") in FINISHED and self._check_same_config() else None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the cell's folder for this process alone, and log to its log.txt meanwhile.
+
+        Raises:
+            Busy: another process holds it.
+            ValueError: the folder belongs to another configuration.
+        """
+        new = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise Busy(f"{self}: another process is training it in {self.folder}") from None
+        try:
+            self._check_same_config()
+            if self.force:
+                self._set_aside()
+            for leftover in self.folder.glob(TEMPORARY.format(name="*", pid="*")):
+                leftover.unlink()
+            with self._logging():
+                yield
+        finally:
+            lock.release()
+            if new and not self._record:  # stopped before it began: leave no trace
+                shutil.rmtree(self.folder, ignore_errors=True)
+                for parent in list(self.folder.parents)[:3]:
+                    if not parent.is_dir() or any(parent.iterdir()):
+                        break
+                    parent.rmdir()
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""
+        import yaml
+
+        write_text(self.folder / CONFIG, yaml.safe_dump(self.config, sort_keys=False))
+        self.write_record("interrupted", **facts)
+
+    def write_record(self, status: str, **facts: Any) -> dict[str, Any]:
+        """Write record.json with ``facts`` added to what is known already."""
+        if not self._record:
+            self._record = {
+                "activation": self.activation,
+                "task": self.task,
+                "seed": self.seed,
+                "cell": self.id,
+                "study": self.study,
+                "started": _now(),
+                "command": shlex.join(["python", *sys.argv]),
+            }
+        self._record |= {"status": status, "reason": None, "written": _now()} | facts
+        write_json(self.folder / RECORD, self._record | self.facts)
+        return self._record
+
+    def attempt(self, work: Any) -> dict[str, Any]:
+        """``work()``, which trains and returns the record; a failure becomes a row and, in a grid, stops no other cell.
+
+        Before training has begun, a single run that cannot be is only told so: it leaves nothing behind.
+
+        Raises:
+            CellFailed: in a grid, after the failure has been said and recorded.
+        """
+        start = time.perf_counter()
+        try:
+            with self.opened():
+                try:
+                    return work()
+                except Exception as error:
+                    if self._record or self.grid:
+                        log.debug("traceback", exc_info=True)
+                        self.write_record("failed", reason=one_line(error), seconds=time.perf_counter() - start)
+                    raise
+        except Busy:
+            raise
+        except Exception as error:
+            if not self.grid:
+                raise
+            print(f"actbench: {self} failed: {one_line(error)} ({self.folder / LOG})", file=sys.stderr, flush=True)
+            raise CellFailed(f"{self}: {one_line(error)}") from None
+
+    def line(self, record: Mapping[str, Any], note: str = "") -> str:
+        """One line that says what came out and where it is."""
+        metric = record.get("primary_metric")
+        score = record.get("primary")
+        result = f"{metric}={score:.4g}" if score is not None else record["status"]
+        if record.get("reason"):
+            result += f" ({record['reason']})"
+        return f"{self} {result} {self.folder}{note}"
+
+    def _check_same_config(self) -> bool:
+        """True; a folder whose config.yaml is not this cell's must not be added to."""
+        path = self.folder / CONFIG
+        if not path.exists():
+            return True
+        import yaml
+
+        try:
+            stored = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            there = _flat({key: stored[key] for key in DETERMINING})
+        except (yaml.YAMLError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{path}: damaged; remove the folder, or choose another study=NAME") from None
+        for name in dict.fromkeys([*self.facts, *there]):
+            if name not in NOT_DETERMINING and self.facts.get(name) != there.get(name):
+                raise ValueError(
+                    f"{path}: holds another configuration ({name}={there.get(name)} there, "
+                    f"{self.facts.get(name)} now); remove the folder, or choose another study=NAME"
+                )
+        return True
+
+    def _set_aside(self) -> None:
+        """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
+        for name in (RECORD, CHECKPOINT, METRICS, CURVES, LOG):
+            (self.folder / name).unlink(missing_ok=True)
+        if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
+            (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)
+        shutil.rmtree(self.folder / PICTURES, ignore_errors=True)
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        handler = logging.FileHandler(self.folder / LOG, delay=True, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+class Busy(Exception):
+    """Another process is training the same cell."""
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one with dotted names; lists become their JSON text, so that every value is a scalar."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,108 @@
+"""The state of a run, saved so that what is left of it can be repeated bit for bit."""
+
+import pickle
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from results.files import DAMAGED, replacing
+from runners import seeding
+
+
+@dataclass
+class Progress:
+    """How far a run has come: plain values and tensors only.
+
+    Attributes:
+        epoch, step: the next step to take.
+        rows: of metrics.csv.
+        best: epoch, value and weights of the best validation so far.
+        means, seconds: of the epoch under way, if it has been interrupted.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    means: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    def add_row(self, split: str, metrics: dict[str, float], *, epoch: int, since: float) -> float:
+        """Append a row of metrics.csv for work that began at ``since``; returns the seconds it took."""
+        seconds = time.perf_counter() - since
+        self.rows.append({"epoch": epoch, "split": split, **metrics, "seconds": seconds})
+        return seconds
+
+    def keep_best(self, network: nn.Module, metric: str, higher_is_better: bool) -> None:
+        """Keep the weights if the last row is the best so far; of equals the first."""
+        value = self.rows[-1][metric]
+        if self.best is None or (value > self.best["value"] if higher_is_better else value < self.best["value"]):
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+            self.best = {"epoch": self.epoch, "value": value, "weights": weights}
+
+
+@dataclass
+class RunState:
+    """Everything that determines the rest of a run.
+
+    ``network`` includes the activations' buffers and with them their phase. The data stream needs no state:
+    it depends on the seed, the epoch and the step.
+    """
+
+    network: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    fingerprint: str
+    progress: Progress = field(default_factory=Progress)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; a killed process leaves the old one or the new one."""
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "fingerprint": self.fingerprint,
+            "progress": vars(self.progress),
+            "random": seeding.random_states(),
+        }
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+
+    def resume(self, path: Path) -> bool:
+        """Take over the state in ``path``; False if there never was one.
+
+        A checkpoint that cannot be read is kept aside, and the error is repeated until the user has decided:
+        starting over silently would hide that a run was lost.
+
+        Raises:
+            ValueError: the checkpoint is damaged, now or at an earlier start, or its data were others.
+        """
+        aside = path.with_name(DAMAGED)
+        if path.exists():
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0].rstrip(".")
+                path.replace(aside)
+                raise ValueError(_damaged(path, reason)) from None
+        elif aside.exists():
+            raise ValueError(_damaged(path, "found at an earlier start"))
+        else:
+            return False
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError(f"{path}: the task's data have changed since; force=true trains this cell again")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        seeding.set_random_states(state["random"])
+        return True
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path}: damaged checkpoint ({reason}); kept as {DAMAGED}; force=true trains this cell from the start"

@@ -1,0 +1,76 @@
+"""What a record says of where its numbers come from, and the learnt shapes beside it."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from activations.base import Activation
+from results.files import replacing
+
+CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, Any]:
+    """Facts that hold for this process."""
+    return {
+        "git_commit": _git_commit(),
+        "machine": platform.node(),
+        "cpu": _cpu(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the code, with ``+changes`` where the tree differs from it; None outside a repository."""
+
+    def git(*args: str) -> str:
+        run = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=10, check=True)
+        return run.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != ROOT:
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def write_curves(path: Path, sites: Mapping[str, Activation]) -> None:
+    """Write the response curves and diagnostics of every site.
+
+    Arrays: ``x`` (points,), ``curve/<site>`` (units, points) where the unit is a scalar function, and
+    ``diagnostic/<site>/<name>``.
+    """
+    arrays = {"x": np.linspace(*CURVE_POINTS, dtype=np.float32)}
+    with torch.no_grad():
+        for site, unit in sites.items():
+            # curves take x where the unit's numbers are
+            device = next((tensor.device for tensor in [*unit.parameters(), *unit.buffers()]), None)
+            curves = unit.curves(torch.from_numpy(arrays["x"]).to(device))
+            if curves is not None:
+                arrays[f"curve/{site}"] = curves.float().cpu().numpy()
+            for name, value in unit.diagnostics().items():
+                arrays[f"diagnostic/{site}/{name}"] = value.detach().float().cpu().numpy()
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

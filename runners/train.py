@@ -1,0 +1,303 @@
+"""The runner that trains a cell: one loop that can be stopped anywhere and resumed there."""
+
+import logging
+import math
+import platform
+import signal
+import statistics
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from activations.base import Activation
+from results.files import CHECKPOINT, CURVES, METRICS, PICTURES, replacing, write_csv
+from runners import cost, seeding
+from runners.cell import Cell
+from runners.checkpoint import Progress, RunState
+from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer
+from runners.record import provenance, write_curves
+from tasks.base import ActLayer, Means, Task, check_choice, check_range, check_whole
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHECK_EVERY = 50  # steps between looks at whether the loss is finite; on an accelerator each look waits for it
+
+log = logging.getLogger("actbench")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a task's network with an activation by the task's recipe, and record what came of it.
+
+    Args:
+        epochs: instead of the recipe's, at least 1; None for the recipe's.
+        epochs_scale: factor on the number of epochs, above 0; at least one epoch is trained.
+        limit_batches: at most so many batches per pass, or None.
+        activation_only_epochs: for so many epochs at the beginning only the activations' parameters are
+            trained ("freeze, then thaw"). Norms keep updating their running statistics meanwhile.
+        device: auto (cuda, then mps, then cpu), or a torch device.
+        threads: of torch on the CPU; None for torch's choice.
+        channels_last: memory format of image batches and networks.
+        amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
+        compile: off or on (torch.compile).
+        pictures: write the task's pictures at the end.
+
+    Raises:
+        ValueError: a value outside its range, or a device that is not there.
+    """
+
+    epochs: int | None = None
+    epochs_scale: float = 1.0
+    limit_batches: int | None = None
+    activation_only_epochs: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    channels_last: bool = False
+    amp: str = "off"
+    compile: str = "off"
+    pictures: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "limit_batches", "threads"):
+            if getattr(self, name) is not None:
+                check_whole(f"runner.{name}", getattr(self, name), 1)
+        check_whole("runner.activation_only_epochs", self.activation_only_epochs, 0)
+        check_range("runner.epochs_scale", self.epochs_scale, "above 0", lambda v: v > 0)
+        check_choice("runner.amp", self.amp, tuple(AMP))
+        check_choice("runner.compile", self.compile, ("off", "on"))
+        for name in ("channels_last", "pictures"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"runner.{name}={getattr(self, name)}: legal values are true, false")
+        find_device(self.device)
+
+    def __call__(self, act_layer: ActLayer, task: Task, cell: Cell) -> dict[str, Any]:
+        """Train ``cell``, or go on with it where it was stopped; returns its record.
+
+        Raises:
+            SystemExit: after SIGINT or SIGTERM, once the run has been saved.
+            ValueError: a damaged checkpoint, or one of other data.
+        """
+        # set-up: everything random comes from streams of the seed (see seeding), none of them the activation's
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        task.device, task.limit_batches = find_device(self.device), self.limit_batches
+        epochs = max(1, round((self.epochs or task.recipe.epochs) * self.epochs_scale))
+        steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
+        network = build_network(act_layer, task, cell.seed)
+        memory_format = torch.channels_last if self.channels_last else torch.preserve_format
+        network.to(task.device, memory_format=memory_format)
+        model = torch.compile(network) if self.compile == "on" else network
+        sites, own = activation_modules(network), activation_parameters(network)
+        facts = self._facts(network, task, epochs, steps)
+        optimizer = make_optimizer(network, task.recipe)
+        scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
+
+        # resume: the checkpoint holds all that determines the rest of the run
+        checkpoint, metrics = cell.folder / CHECKPOINT, cell.folder / METRICS
+        seeding.seed_everything(cell.seed, "training")
+        state = RunState(network, optimizer, scaler, task.fingerprint)
+        resumed = state.resume(checkpoint)
+        run = state.progress
+        cell.begin(facts)
+        log.info("%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step)
+        bar = tqdm(
+            total=epochs * steps,
+            initial=run.epoch * steps + run.step,
+            desc=str(cell),
+            unit="step",
+            leave=False,
+            disable=None,  # none where nobody watches
+        )
+
+        with bar, _Stop() as stop:
+            while run.epoch < epochs:
+                # an epoch: its data depend on the seed and its number alone
+                frozen = run.epoch < self.activation_only_epochs
+                for parameter in network.parameters():
+                    parameter.requires_grad_(parameter in own or not frozen)
+                if run.step == 0:  # an interrupted epoch has been started already
+                    for site in sites.values():
+                        site.start_epoch(run.epoch, epochs)
+                data = task.batches("train", seeding.generator(cell.seed, "data", run.epoch))
+                means = Means(run.means)
+                since = time.perf_counter() - run.seconds
+                model.train()
+
+                for input, target in islice(data, run.step, steps):
+                    # a step
+                    if self.channels_last and input.ndim == 4:
+                        input = input.contiguous(memory_format=torch.channels_last)
+                    lr = task.recipe.lr * lr_factor(run.epoch * steps + run.step, epochs * steps, task.recipe)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    with self._autocast(task.device):
+                        output = model(input)
+                    output = output.float()
+                    loss = task.loss(output, target)
+                    penalty = sum(site.regularization() for site in sites.values())
+                    total = loss + penalty if isinstance(penalty, Tensor) else loss
+                    if total.requires_grad:  # not if all is frozen and the activation has no parameters
+                        optimizer.zero_grad(set_to_none=True)
+                        scaler.scale(total).backward()
+                        if task.recipe.clip_norm is not None:
+                            scaler.unscale_(optimizer)
+                            nn.utils.clip_grad_norm_(network.parameters(), task.recipe.clip_norm)
+                        scaler.step(optimizer)
+                        scaler.update()
+                    run.step += 1
+
+                    # what is seen of it
+                    extra = {"regularization": penalty} if isinstance(penalty, Tensor) else {}
+                    means.add(len(target), loss=loss, **extra, **task.metrics(output.detach(), target))
+                    if run.step % CHECK_EVERY == 0 and not means.finite():
+                        break
+                    if bar.update():
+                        shown = {name: f"{value:.4g}" for name, value in means.result().items()}
+                        bar.set_postfix(epoch=f"{run.epoch + 1}/{epochs}", **shown, refresh=False)
+                    if stop.received and run.step < steps:
+                        run.means, run.seconds = means.state(), time.perf_counter() - since
+                        state.save(checkpoint)
+                        return self._interrupted(cell, run, stop.received)
+
+                # the end of an epoch: validate, keep the best weights, save
+                seconds = run.add_row("train", means.result(), epoch=run.epoch, since=since)
+                run.rows[-1] |= {"lr": lr, "samples_per_s": means.count / seconds}
+                if means.finite():
+                    self._evaluate(task, model, run, "val", epoch=run.epoch)
+                if not math.isfinite(run.rows[-1]["loss"]):
+                    write_csv(metrics, run.rows)
+                    return self._finish(cell, run, "diverged", reason=f"loss not finite in epoch {run.epoch}")
+                run.keep_best(network, task.primary_metric, task.higher_is_better)
+                run.epoch, run.step, run.means, run.seconds = run.epoch + 1, 0, None, 0.0
+                state.save(checkpoint)
+                write_csv(metrics, run.rows)
+                if stop.received and run.epoch < epochs:
+                    return self._interrupted(cell, run, stop.received)
+
+        return self._test(cell, task, network, model, run)
+
+    def _test(self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress) -> dict[str, Any]:
+        """The one look at the test split: with the last weights, and with those best in validation."""
+        val = run.rows[-1][task.primary_metric]
+        last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
+        write_curves(cell.folder / CURVES, activation_modules(network))
+        if self.pictures:
+            for name, figure in task.pictures(network).items():
+                with replacing(cell.folder / PICTURES / f"{name}.png") as temporary:
+                    figure.savefig(temporary, format="png", dpi=150)
+        assert run.best is not None
+        if run.best["epoch"] != run.epoch - 1:
+            network.load_state_dict(run.best["weights"])
+            best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
+        write_csv(cell.folder / METRICS, run.rows)
+        if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
+            return self._finish(cell, run, "diverged", reason="loss not finite in the test")
+        scores = {"primary": last[task.primary_metric], "primary_best": best[task.primary_metric], "primary_val": val}
+        tests = {f"test_{name}": value for name, value in last.items()}
+        tests |= {f"test_best_{name}": value for name, value in best.items()}
+        return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **tests)
+
+    def _evaluate(self, task: Task, model: nn.Module, run: Progress, split: str, epoch: int) -> dict[str, float]:
+        since = time.perf_counter()
+        with self._autocast(task.device):
+            metrics = task.evaluate(model, split)
+        run.add_row(split, metrics, epoch=epoch, since=since)
+        return metrics
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        dtype = AMP[self.amp]
+        return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+
+    def _facts(self, network: nn.Module, task: Task, epochs: int, steps: int) -> dict[str, Any]:
+        """What the record says of a run from its beginning."""
+        cuda = task.device.type == "cuda"
+        return (
+            provenance()
+            | cost.parameters(network)
+            | cost.flops(network, task.input_shape)
+            | {
+                "primary_metric": task.primary_metric,
+                "higher_is_better": task.higher_is_better,
+                "device": torch.cuda.get_device_name(task.device) if cuda else str(task.device),
+                "num_threads": torch.get_num_threads(),
+                "data_fingerprint": task.fingerprint,
+                "epochs": epochs,
+                "steps": epochs * steps,
+                "sites": len(activation_modules(network)),
+            }
+        )
+
+    def _interrupted(self, cell: Cell, run: Progress, by: signal.Signals) -> dict[str, Any]:
+        reason = f"{by.name} in epoch {run.epoch}, step {run.step}; the same command goes on"
+        return self._finish(cell, run, "interrupted", reason=reason, signal=int(by))
+
+    def _finish(self, cell: Cell, run: Progress, status: str, **facts: Any) -> dict[str, Any]:
+        """Write the record of a run that has come to an end, whatever the end."""
+        seconds = [row["seconds"] for row in run.rows if row["split"] == "train"]
+        return cell.write_record(
+            status,
+            epochs_trained=len(seconds),
+            train_seconds=sum(seconds),
+            # the first epoch pays for warming up
+            seconds_per_epoch=statistics.median(seconds[1:] or seconds) if seconds else None,
+            **facts,
+        )
+
+
+class _Stop:
+    """While entered, the first SIGINT or SIGTERM is noted in ``received`` and the second acts as ever."""
+
+    received: signal.Signals | None = None
+
+    def __enter__(self) -> Self:
+        # signals reach the main thread only, and only there may handlers be set
+        self.old = (
+            {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            if threading.current_thread() is threading.main_thread()
+            else {}
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self.__exit__()
+
+
+def find_device(name: str) -> torch.device:
+    """The device called ``name``; auto is cuda if there is one, then mps, then cpu.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    legal = ["cpu"]
+    if torch.cuda.is_available():
+        legal = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *legal]
+    if torch.backends.mps.is_available():
+        legal = ["mps", *legal]
+    if name != "auto" and name not in legal:
+        raise ValueError(f"runner.device={name}: this machine has auto, {', '.join(legal)}")
+    return torch.device(legal[0] if name == "auto" else name)
+
+
+def build_network(act_layer: ActLayer, task: Task, seed: int) -> nn.Module:
+    """The task's network with the initial weights of ``seed``, outside the activations the same for all of them.
+
+    Raises:
+        ValueError: ``act_layer`` makes no activation, or the same one twice.
+    """
+    probe = act_layer(8)  # on its own first, so that an error blames the activation and not the task
+    if not isinstance(probe, Activation):
+        raise ValueError(f"activation={type(probe).__qualname__}: must be a subclass of activations.base.Activation")
+    seeding.seed_everything(seed, "network")
+    return task.build_network(seeding.isolated(act_layer, seed))

@@ -1,0 +1,168 @@
+"""The contract of a task: data, network, loss, metrics and training recipe, with the splits kept honest."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ActLayer = Callable[..., nn.Module]  # num_features -> a fresh activation; called once for every site
+Batch = tuple[Tensor, Tensor]  # input, target
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a task's network is trained; the same for every activation.
+
+    Args:
+        epochs: passes over the training split, at least 1.
+        batch_size: samples a step, at least 1; the last, smaller batch of an epoch is dropped.
+        optimizer: sgd, adam or adamw.
+        lr: peak learning rate, above 0.
+        momentum, nesterov: of sgd. Momentum in [0, 1).
+        betas: of adam and adamw, both in [0, 1).
+        weight_decay: at least 0; not applied to biases, normalisation layers and ``Activation.no_decay``.
+        schedule: constant, or cosine down to 0 at the last step.
+        warmup: share of all steps during which lr rises linearly from 0, in [0, 1).
+        clip_norm: largest norm of the whole gradient, above 0, or None.
+        label_smoothing: in [0, 1); classification only.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = True
+    betas: Sequence[float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        at = "task.recipe."
+        check_whole(at + "epochs", self.epochs, 1)
+        check_whole(at + "batch_size", self.batch_size, 1)
+        check_choice(at + "optimizer", self.optimizer, OPTIMIZERS)
+        check_choice(at + "schedule", self.schedule, SCHEDULES)
+        check_range(at + "lr", self.lr, "above 0", lambda v: v > 0)
+        check_range(at + "weight_decay", self.weight_decay, "at least 0", lambda v: v >= 0)
+        for name in ("momentum", "warmup", "label_smoothing"):
+            check_range(at + name, getattr(self, name), "in [0, 1)", lambda v: 0 <= v < 1)
+        if len(self.betas) != 2:
+            raise ValueError(f"{at}betas={list(self.betas)}: two numbers in [0, 1) are needed")
+        for beta in self.betas:
+            check_range(at + "betas", beta, "in [0, 1)", lambda v: 0 <= v < 1)
+        if self.clip_norm is not None:
+            check_range(at + "clip_norm", self.clip_norm, "above 0, or null", lambda v: v > 0)
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value}: a whole number of at least {least} is needed")
+
+
+def check_range(name: str, value: Any, legal: str, accepts: Callable[[float], bool]) -> None:
+    """Raise ValueError unless ``value`` is a finite number that ``accepts`` says yes to."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not accepts(value):
+        raise ValueError(f"{name}={value}: a number {legal} is needed")
+
+
+def check_choice(name: str, value: object, legal: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``legal``."""
+    if value not in legal:
+        raise ValueError(f"{name}={value}: legal values are {', '.join(legal)}")
+
+
+class Task(ABC):
+    """What an activation is compared on. A subclass sets the facts in ``__init__`` and fills in the methods.
+
+    Splits are ``train``, ``val`` and ``test``. Which sample belongs to which split never depends on the seed.
+    """
+
+    primary_metric: str
+    higher_is_better: bool
+    recipe: Recipe
+    input_shape: tuple[int, ...]  # of one sample
+    steps_per_epoch: int
+    fingerprint: str  # of the data: two runs with the same one have seen the same samples
+
+    device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
+    limit_batches: int | None = None  # at most so many batches per pass; set by a smoke run
+
+    @abstractmethod
+    def build_network(self, act_layer: ActLayer) -> nn.Module:
+        """A freshly initialised network that calls ``act_layer(num_features)`` once for every site.
+
+        Weights are drawn from torch's global generator, and in a way that no activation influences.
+        """
+
+    @abstractmethod
+    def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """One pass over ``split``; ``train`` draws order and augmentation from ``generator`` and nowhere else."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Scalar training loss, a mean over the batch."""
+
+    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Scalars that are means over the batch, so that a weighted mean of batches is the mean of the split."""
+        return {}
+
+    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+        """Loss and metrics over the whole of ``split``, in eval mode and without gradients."""
+        network.eval()
+        means = Means()
+        with torch.inference_mode():
+            for input, target in islice(self.batches(split), self.limit_batches):
+                output = network(input).float()
+                means.add(len(target), loss=self.loss(output, target), **self.metrics(output, target))
+        return means.result()
+
+    def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
+        """Named figures of what the trained network does, if there is anything to see."""
+        return {}
+
+
+class Means:
+    """Weighted means of named scalars, summed on the device in float64 so that no step waits for it."""
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self.count: int = state["count"] if state else 0
+        self.sums: dict[str, Tensor] = dict(state["sums"]) if state else {}
+
+    def add(self, weight: int, **values: Tensor) -> None:
+        """Count every value ``weight`` times."""
+        self.count += weight
+        for name, value in values.items():
+            term = value.detach().double() * weight
+            self.sums[name] = self.sums[name].to(term.device).add_(term) if name in self.sums else term
+
+    def result(self) -> dict[str, float]:
+        """The means as plain numbers."""
+        return {name: value.item() / self.count for name, value in self.sums.items()}
+
+    def finite(self) -> bool:
+        """Whether the loss so far is a number; waits for the device."""
+        return math.isfinite(self.sums["loss"].item())
+
+    def state(self) -> dict[str, Any]:
+        """What ``Means(state)`` needs to go on."""
+        return {"count": self.count, "sums": {name: value.cpu() for name, value in self.sums.items()}}

@@ -1,0 +1,37 @@
+"""A multilayer perceptron."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from tasks.base import ActLayer
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them, torch's default initialisation.
+
+    Args:
+        act_layer: called once for each hidden layer.
+        hidden: widths of the hidden layers, one or more.
+
+    Shape:
+        (N, in_features) to (N, out_features).
+
+    Raises:
+        ValueError: no hidden layer.
+    """
+
+    def __init__(
+        self, act_layer: ActLayer, in_features: int, out_features: int, *, hidden: Sequence[int] = (50,)
+    ) -> None:
+        super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"task.network.hidden={list(hidden)}: whole numbers of at least 1 are needed")
+        layers: list[nn.Module] = []
+        for before, width in pairwise((in_features, *hidden)):
+            layers += [nn.Linear(before, width), act_layer(width)]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)

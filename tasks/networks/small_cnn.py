@@ -1,0 +1,39 @@
+"""A plain convolutional network for small images."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from tasks.base import ActLayer
+from tasks.networks.layers import conv
+
+
+class SmallCNN(nn.Module):
+    """3x3 convolution, batch norm and activation for each width (halving the size from the second on), mean, linear.
+
+    Args:
+        act_layer: called once for each width.
+        widths: channels of the layers, one or more.
+
+    Shape:
+        (N, in_channels, H, W) to (N, num_classes).
+
+    Raises:
+        ValueError: no widths.
+    """
+
+    def __init__(
+        self, act_layer: ActLayer, in_channels: int, num_classes: int, *, widths: Sequence[int] = (16, 32, 64)
+    ) -> None:
+        super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"task.network.widths={list(widths)}: whole numbers of at least 1 are needed")
+        layers: list[nn.Module] = []
+        for i, width in enumerate(widths):
+            layers += [conv(in_channels, width, 3, stride=1 if i == 0 else 2), nn.BatchNorm2d(width), act_layer(width)]
+            in_channels = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(in_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
