@@ -1,10 +1,10 @@
-"""The scalar activations that torch.nn has, as units of this project.
+"""The scalar activations that torch.nn has, as units of this project; formulas as in torch's documentation.
 
-ReLU, LeakyReLU, ELU (arXiv 1511.07289), SELU (1706.02515), CELU (1704.07483), GELU (1606.08415),
-Mish (1908.08681), Hardswish (1905.02244), Softplus, Tanh and Sigmoid; formulas in torch's documentation.
 An adapter is needed because torch.nn's constructors take other arguments first: ``nn.ReLU(64)`` is an
 in-place ReLU, ``nn.ELU(64)`` an ELU with alpha = 64, and neither complains.
 """
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -12,29 +12,91 @@ from activations.base import Activation, check_finite
 
 
 class TorchActivation(Activation):
-    """A parameter-free element-wise activation of torch.nn: ``getattr(torch.nn, layer)(**hyper)``.
+    """Base of the adapters: an element-wise, parameter-free ``layer`` of torch.nn.
 
     Args:
-        layer: the name of the class in torch.nn.
-        hyper: its own arguments, such as ``alpha``.
+        hyper: the layer's own arguments, such as ``alpha``.
 
     Raises:
-        ValueError: no such class in torch.nn, a class with parameters, or an argument that is not finite.
-        TypeError: an argument that the class does not take.
+        ValueError: a number that is not finite.
+        TypeError: an argument that the layer does not take.
     """
 
-    def __init__(self, num_features: int, *, channel_dim: int = 1, layer: str, **hyper: float | str) -> None:
+    layer: ClassVar[type[nn.Module]]
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        cls = getattr(nn, layer, None)
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__.endswith(".activation")):
-            raise ValueError(f"layer={layer!r}: torch.nn has no such activation")
-        check_finite(**{name: value for name, value in hyper.items() if not isinstance(value, str)})
-        self.layer = cls(**hyper)
-        if next(self.layer.parameters(), None) is not None:
-            raise ValueError(f"layer={layer!r}: has parameters, so it needs a unit of its own")
+        check_finite(**{name: value for name, value in hyper.items() if name != "approximate"})
+        self.function = self.layer(**hyper)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        return self.function(x)
 
     def curves(self, x: Tensor) -> Tensor:
-        return self.layer(x).unsqueeze(0)
+        return self.function(x).unsqueeze(0)
+
+
+class ReLU(TorchActivation):
+    """max(x, 0). Nair, Hinton, ICML 2010."""
+
+    layer = nn.ReLU
+
+
+class LeakyReLU(TorchActivation):
+    """max(x, 0) + negative_slope min(x, 0). Maas, Hannun, Ng, ICML 2013 workshop."""
+
+    layer = nn.LeakyReLU
+
+
+class ELU(TorchActivation):
+    """x above 0, alpha (exp(x) - 1) below. Clevert, Unterthiner, Hochreiter, arXiv 1511.07289, equation 15."""
+
+    layer = nn.ELU
+
+
+class SELU(TorchActivation):
+    """1.0507 ELU(x; 1.6733). Klambauer, Unterthiner, Mayr, Hochreiter, arXiv 1706.02515, equation 2."""
+
+    layer = nn.SELU
+
+
+class CELU(TorchActivation):
+    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)). Barron, arXiv 1704.07483, equation 2."""
+
+    layer = nn.CELU
+
+
+class GELU(TorchActivation):
+    """x Phi(x), or its tanh approximation. Hendrycks, Gimpel, arXiv 1606.08415, section 2."""
+
+    layer = nn.GELU
+
+
+class Mish(TorchActivation):
+    """x tanh(softplus(x)). Misra, arXiv 1908.08681, equation 1."""
+
+    layer = nn.Mish
+
+
+class HardSwish(TorchActivation):
+    """x min(max(x + 3, 0), 6) / 6. Howard et al. (MobileNetV3), arXiv 1905.02244, section 5.2."""
+
+    layer = nn.Hardswish
+
+
+class Softplus(TorchActivation):
+    """log(1 + exp(beta x)) / beta, linear where beta x is above threshold. Dugas et al., NIPS 2000."""
+
+    layer = nn.Softplus
+
+
+class Tanh(TorchActivation):
+    """tanh(x)."""
+
+    layer = nn.Tanh
+
+
+class Sigmoid(TorchActivation):
+    """1 / (1 + exp(-x))."""
+
+    layer = nn.Sigmoid

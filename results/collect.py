@@ -50,7 +50,9 @@ def read_metrics(folders: Iterable[str]) -> pd.DataFrame:
             frame = pd.read_csv(path)
             frame.insert(0, "folder", folder)
             frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["folder", "epoch", "split"])
+    return (
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["folder", "epoch", "split"])
+    )
 
 
 def add_labels(records: pd.DataFrame) -> pd.DataFrame:

@@ -3,19 +3,21 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from results.files import replacing
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; black is the baseline's
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
 GREY = "#BBBBBB"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -27,7 +29,9 @@ STYLE = {
 }
 
 
-def write_figures(folder: Path, table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame) -> list[Path]:
+def write_figures(
+    folder: Path, table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame
+) -> list[Path]:
     """Write ``scores`` and ``learning_curves`` for every task as SVG and PNG; returns the PNGs."""
     paths = []
     with rc_context(STYLE):
@@ -35,7 +39,10 @@ def write_figures(folder: Path, table: pd.DataFrame, records: pd.DataFrame, metr
             cells = records[(records["task_label"] == task) & (records["status"] == "ok")]
             if cells.empty:
                 continue
-            figures = {"scores": scores(rows, cells), "learning_curves": learning_curves(rows, cells, metrics)}
+            figures = {
+                "scores": scores(rows, cells),
+                "learning_curves": learning_curves(rows, cells, metrics),
+            }
             for name, figure in figures.items():
                 stem = f"{name}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', str(task)).strip('_')}"
                 for suffix in ("svg", "png"):
@@ -56,9 +63,9 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     for y, row in enumerate(rows.itertuples()):
         values = cells[cells["activation_label"] == row.activation]["primary"].astype(float)
         color = colors.get(row.activation, GREY)
-        ax.plot(values, np.full(len(values), y), "o", ms=3.5, mew=0, alpha=0.45, color=color)
+        ax.plot(values, np.full(len(values), y), "o", ms=4.5, mew=0, alpha=0.5, color=color)
         if row.n > 1:
-            ax.plot([row.ci95_low, row.ci95_high], [y, y], "-", lw=1.6, color=color)
+            ax.plot([row.ci95_low, row.ci95_high], [y, y], "-", lw=1.1, color=color)
         ax.plot([row.mean], [y], "|", ms=11, mew=2.2, color=color)
     baseline = rows[rows["activation"] == rows["baseline"]]
     if len(baseline):
@@ -90,10 +97,14 @@ def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFra
             color = colors.get(label, GREY)
             front = 2 if label in colors else 1
             marker = "o" if len(epochs) == 1 else None
-            ax.plot(epochs, by_epoch["mean"], lw=1.3, color=color, marker=marker, zorder=front + 0.5, label=label)
+            ax.plot(
+                epochs, by_epoch["mean"], lw=1.3, color=color, marker=marker, zorder=front + 0.5, label=label
+            )
             if label in colors:
-                ax.fill_between(epochs, by_epoch["min"], by_epoch["max"], color=color, alpha=0.13, lw=0, zorder=front)
-        _limit(ax, part[column], log=split == "train" or _wide(part[column]))
+                ax.fill_between(
+                    epochs, by_epoch["min"], by_epoch["max"], color=color, alpha=0.13, lw=0, zorder=front
+                )
+        _limit(ax, part[column], higher_is_better=split == "val" and bool(rows["higher_is_better"].iloc[0]))
         ax.set(xlabel="epoch", title=f"{split} {column}")
         ax.grid(lw=0.4, alpha=0.5)
     handles, names = left.get_legend_handles_labels()
@@ -103,14 +114,19 @@ def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFra
         rest = next(handle for name, handle in by_name.items() if name not in shown)
         shown[f"{len(by_name) - len(shown)} others"] = rest
     figure.legend(shown.values(), shown.keys(), loc="outside right center")
-    figure.suptitle(f"{rows['task'].iloc[0]}: mean and range over seeds ({_counts(rows)})", x=0.01, ha="left", size=10)
+    figure.suptitle(
+        f"{rows['task'].iloc[0]}: mean and range over seeds ({_counts(rows)})", x=0.01, ha="left", size=10
+    )
     return figure
 
 
 def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Mean, min and max by epoch for each activation, those in ``front`` last so that they are drawn on top."""
     groups = {str(label): group for label, group in part.groupby("activation_label")}
-    for label in [*(label for label in groups if label not in front), *(label for label in front if label in groups)]:
+    for label in [
+        *(label for label in groups if label not in front),
+        *(label for label in front if label in groups),
+    ]:
         yield label, groups[label].groupby("epoch")[column].agg(["mean", "min", "max"])
 
 
@@ -133,14 +149,16 @@ def _wide(values: pd.Series) -> bool:
     return bool(len(values)) and values.min() > 0 and values.max() / values.min() > 20
 
 
-def _limit(ax: Axes, values: pd.Series, log: bool) -> None:
-    """A logarithmic axis where asked for; on a linear one the first epochs' worst must not flatten the rest."""
-    values = values.dropna()
-    if values.empty:
-        return
-    if log and values.min() > 0:
+def _limit(ax: Axes, values: pd.Series, *, higher_is_better: bool) -> None:
+    """Leave out the worst of the first epochs, which would flatten the rest; span orders of magnitude by a log axis."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if _wide(values):
         ax.set_yscale("log")
         return
-    low, high = np.quantile(values, [0.05, 0.95])
-    margin = 0.25 * (high - low) or 0.05 * abs(high) or 1.0
-    ax.set_ylim(max(values.min(), low - margin) - 0.02 * margin, min(values.max(), high + margin) + 0.1 * margin)
+    low, high = values.min(), values.max()
+    if higher_is_better:
+        low = values.quantile(0.1)
+    else:
+        high = values.quantile(0.9)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    ax.set_ylim(low - margin, high + margin)

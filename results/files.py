@@ -42,7 +42,8 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write ``values``; numbers that are not finite become null, which JSON has a word for."""
     finite = {
-        name: None if isinstance(value, float) and value - value != 0 else value for name, value in values.items()
+        name: None if isinstance(value, float) and value - value != 0 else value
+        for name, value in values.items()
     }
     write_text(path, json.dumps(finite, indent=1, allow_nan=False) + "\n")
 

@@ -16,7 +16,9 @@ def leaderboard(records: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
     Scores are the test metric at the last weights, over the cells that ended ``ok``; differences are paired by
     seed, against ``baseline`` on the same task. Other cells are counted in ``failures``.
     """
-    tables = [_one_task(str(task), group, baseline) for task, group in records.groupby("task_label", sort=True)]
+    tables = [
+        _one_task(str(task), group, baseline) for task, group in records.groupby("task_label", sort=True)
+    ]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -25,7 +27,9 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
     higher = bool(ok["higher_is_better"].iloc[0]) if len(ok) else True
     metric = str(ok["primary_metric"].iloc[0]) if len(ok) else ""
     scores = {
-        str(label): dict(zip(group["seed"], group["primary"].astype(float), strict=True)) if len(group) else {}
+        str(label): dict(zip(group["seed"], group["primary"].astype(float), strict=True))
+        if len(group)
+        else {}
         for label, group in ((label, ok[ok["activation_label"] == label]) for label in _unique(records))
     }
     ranks = dict(zip(scores, rank_with_ties(list(scores.values()), higher), strict=True))
@@ -105,7 +109,9 @@ def _section(task: str, rows: pd.DataFrame) -> str:
     lines = [
         f"## {task}",
         "",
-        f"Test {first['metric']}, {direction}, at the last weights." if first["metric"] else "No cell ended ok.",
+        f"Test {first['metric']}, {direction}, at the last weights."
+        if first["metric"]
+        else "No cell ended ok.",
         "",
         f"| rank | activation | n | mean | std | 95 % interval | vs {baseline} (95 % interval) | verdict "
         "| parameters | s/epoch | failures |",

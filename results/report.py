@@ -30,7 +30,9 @@ def write_report(study: Path, baseline: str = BASELINE) -> tuple[Path, pd.DataFr
     with replacing(folder / "leaderboard.csv") as temporary:
         table.to_csv(temporary, index=False)
 
-    from results.figures import write_figures  # matplotlib takes a second; an error above should not wait for it
+    from results.figures import (
+        write_figures,  # matplotlib takes a second; an error above should not wait for it
+    )
 
     ok = records[records["status"] == "ok"]
     pictures = write_figures(folder / "figures", table, records, read_metrics(ok["folder"]))
@@ -51,7 +53,18 @@ def write_report(study: Path, baseline: str = BASELINE) -> tuple[Path, pd.DataFr
 def report(study: Path, baseline: str = BASELINE) -> None:
     """Write the report and print the table and, last, where it is."""
     path, table = write_report(study, baseline)
-    columns = ["task", "rank", "activation", "n", "mean", "std", "delta", "verdict", "seconds_per_epoch", "failures"]
+    columns = [
+        "task",
+        "rank",
+        "activation",
+        "n",
+        "mean",
+        "std",
+        "delta",
+        "verdict",
+        "seconds_per_epoch",
+        "failures",
+    ]
     shown = table[columns].rename(columns={"seconds_per_epoch": "s/epoch"})
     with pd.option_context("display.width", 160, "display.max_columns", None, "display.max_rows", None):
         print(shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
@@ -64,12 +77,18 @@ def _provenance(records: pd.DataFrame) -> list[str]:
     for column in SHOULD_AGREE:
         if column not in records:
             continue
-        by_task = records.groupby("task_label")[column].unique().map(lambda values: [str(v) for v in values if pd.notna(v)])
+        by_task = (
+            records.groupby("task_label")[column]
+            .unique()
+            .map(lambda values: [str(v) for v in values if pd.notna(v)])
+        )
         mixed = {task: values for task, values in by_task.items() if len(values) > 1}
         for task, values in mixed.items():
             lines.append(f"- **{task}: cells differ in {column}**: {', '.join(values)}")
         if not mixed and column != "data_fingerprint":
-            lines.append(f"- {column}: {', '.join(sorted({value for values in by_task for value in values}))}")
+            lines.append(
+                f"- {column}: {', '.join(sorted({value for values in by_task for value in values}))}"
+            )
     return ["## Where the numbers come from", "\n".join(lines)] if lines else []
 
 

@@ -44,10 +44,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     std = float(x.std(ddof=1))
     error = std / math.sqrt(n)
     half = float(stdtrit(n - 1, 0.975)) * error
-    if error > 0:
-        p = 2 * float(stdtr(n - 1, -abs(mean) / error))
-    else:
-        p = 1.0 if mean == 0 else 0.0
+    t = abs(mean) / error if error > 0 else (math.inf if mean else 0.0)
+    p = 2 * float(stdtr(n - 1, -t))
     return Estimate(n, mean, std, mean - half, mean + half, p)
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ class Cell:
             for name, value in _flat({key: config[key] for key in DETERMINING}).items()
             if name not in NOT_DETERMINING
         }
-        self.id = hashlib.sha256(json.dumps([activation, task, self.facts], sort_keys=True).encode()).hexdigest()[:10]
+        self.id = hashlib.sha256(
+            json.dumps([activation, task, self.facts], sort_keys=True).encode()
+        ).hexdigest()[:10]
         self.study_folder = Path(config["outputs"]) / self.study
         self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
         self._record: dict[str, Any] = {}
@@ -98,7 +100,7 @@ class Cell:
             Busy: another process holds it.
             ValueError: the folder belongs to another configuration.
         """
-        new = not self.folder.exists()
+        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
@@ -117,10 +119,9 @@ class Cell:
             lock.release()
             if new and not self._record:  # stopped before it began: leave no trace
                 shutil.rmtree(self.folder, ignore_errors=True)
-                for parent in list(self.folder.parents)[:3]:
-                    if not parent.is_dir() or any(parent.iterdir()):
-                        break
-                    parent.rmdir()
+                with suppress(OSError):  # not empty: others have moved in
+                    for folder in new[1:]:
+                        folder.rmdir()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""
@@ -161,14 +162,20 @@ class Cell:
                 except Exception as error:
                     if self._record or self.grid:
                         log.debug("traceback", exc_info=True)
-                        self.write_record("failed", reason=one_line(error), seconds=time.perf_counter() - start)
+                        self.write_record(
+                            "failed", reason=one_line(error), seconds=time.perf_counter() - start
+                        )
                     raise
         except Busy:
             raise
         except Exception as error:
             if not self.grid:
                 raise
-            print(f"actbench: {self} failed: {one_line(error)} ({self.folder / LOG})", file=sys.stderr, flush=True)
+            print(
+                f"actbench: {self} failed: {one_line(error)} ({self.folder / LOG})",
+                file=sys.stderr,
+                flush=True,
+            )
             raise CellFailed(f"{self}: {one_line(error)}") from None
 
     def line(self, record: Mapping[str, Any], note: str = "") -> str:
@@ -188,7 +195,9 @@ class Cell:
         import yaml
 
         try:
-            stored = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            stored = yaml.load(
+                path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            )
             there = _flat({key: stored[key] for key in DETERMINING})
         except (yaml.YAMLError, KeyError, TypeError, ValueError):
             raise ValueError(f"{path}: damaged; remove the folder, or choose another study=NAME") from None
@@ -210,7 +219,7 @@ class Cell:
 
     @contextmanager
     def _logging(self) -> Iterator[None]:
-        handler = logging.FileHandler(self.folder / LOG, delay=True, encoding="utf-8")
+        handler = _LogFile(self.folder / LOG, delay=True, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.DEBUG)
@@ -219,7 +228,15 @@ class Cell:
             yield
         finally:
             log.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):
+                handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is no reason to fail; a full disk is told of by files that matter."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        pass
 
 
 class Busy(Exception):

@@ -1,5 +1,6 @@
 """The state of a run, saved so that what is left of it can be repeated bit for bit."""
 
+import io
 import pickle
 import time
 from dataclasses import dataclass, field
@@ -41,7 +42,9 @@ class Progress:
     def keep_best(self, network: nn.Module, metric: str, higher_is_better: bool) -> None:
         """Keep the weights if the last row is the best so far; of equals the first."""
         value = self.rows[-1][metric]
-        if self.best is None or (value > self.best["value"] if higher_is_better else value < self.best["value"]):
+        if self.best is None or (
+            value > self.best["value"] if higher_is_better else value < self.best["value"]
+        ):
             weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
             self.best = {"epoch": self.epoch, "value": value, "weights": weights}
 
@@ -70,8 +73,10 @@ class RunState:
             "progress": vars(self.progress),
             "random": seeding.random_states(),
         }
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # not to the file: torch hides a full disk behind an assertion of its own
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
 
     def resume(self, path: Path) -> bool:
         """Take over the state in ``path``; False if there never was one.
@@ -87,7 +92,7 @@ class RunState:
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0].rstrip(".")
+                reason = str(error).partition(". ")[0].strip().rstrip(".")
                 path.replace(aside)
                 raise ValueError(_damaged(path, reason)) from None
         elif aside.exists():

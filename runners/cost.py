@@ -11,7 +11,10 @@ from torch.utils.flop_counter import flop_registry
 from activations.base import Activation
 from runners.optim import activation_modules, activation_parameters
 
-UNTAGGED = (torch.ops.aten._prelu_kernel, torch.ops.aten.hardswish)  # element-wise, though torch does not tag them
+UNTAGGED = (
+    torch.ops.aten._prelu_kernel,
+    torch.ops.aten.hardswish,
+)  # element-wise, though torch does not tag them
 
 
 def parameters(network: nn.Module) -> dict[str, int]:

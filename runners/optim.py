@@ -57,8 +57,8 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "sgd":
         nesterov = recipe.nesterov and recipe.momentum > 0
         return _lean(SGD)(groups, momentum=recipe.momentum, nesterov=nesterov, **common)
-    betas = (recipe.betas[0], recipe.betas[1])
-    return _lean({"adam": Adam, "adamw": AdamW}[recipe.optimizer])(groups, betas=betas, **common)
+    cls = {"adam": Adam, "adamw": AdamW}[recipe.optimizer]
+    return _lean(cls)(groups, betas=tuple(recipe.betas), **common)
 
 
 def lr_factor(step: int, total_steps: int, recipe: Recipe) -> float:
@@ -71,7 +71,7 @@ def lr_factor(step: int, total_steps: int, recipe: Recipe) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
-def _lean(cls: type[Optimizer]) -> type[Optimizer]:
+def _lean(cls: type[Optimizer]) -> Any:
     """``cls`` without the wrappers that import torch's compiler.
 
     torch wraps these methods so that torch.compile leaves them alone, and the first call imports the whole

@@ -37,7 +37,9 @@ def _git_commit() -> str | None:
     """Commit of the code, with ``+changes`` where the tree differs from it; None outside a repository."""
 
     def git(*args: str) -> str:
-        run = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=10, check=True)
+        run = subprocess.run(
+            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=10, check=True
+        )
         return run.stdout.strip()
 
     try:
@@ -73,4 +75,4 @@ def write_curves(path: Path, sites: Mapping[str, Activation]) -> None:
             for name, value in unit.diagnostics().items():
                 arrays[f"diagnostic/{site}/{name}"] = value.detach().float().cpu().numpy()
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options

@@ -25,7 +25,7 @@ def seed_everything(seed: int, *stream: object) -> None:
     """Start the global generators of torch (all devices), numpy and random at a stream."""
     value = stream_seed(seed, *stream)
     torch.manual_seed(value)
-    np.random.seed(value % 2**32)
+    np.random.seed(value % 2**32)  # noqa: NPY002
     random.seed(value)
 
 

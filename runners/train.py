@@ -2,7 +2,6 @@
 
 import logging
 import math
-import platform
 import signal
 import statistics
 import threading
@@ -11,13 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from activations.base import Activation
 from results.files import CHECKPOINT, CURVES, METRICS, PICTURES, replacing, write_csv
 from runners import cost, seeding
 from runners.cell import Cell
@@ -27,7 +25,9 @@ from runners.record import provenance, write_curves
 from tasks.base import ActLayer, Means, Task, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-CHECK_EVERY = 50  # steps between looks at whether the loss is finite; on an accelerator each look waits for it
+CHECK_EVERY = (
+    50  # steps between looks at whether the loss is finite; on an accelerator each look waits for it
+)
 
 log = logging.getLogger("actbench")
 
@@ -91,9 +91,11 @@ class Train:
         epochs = max(1, round((self.epochs or task.recipe.epochs) * self.epochs_scale))
         steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
         network = build_network(act_layer, task, cell.seed)
-        memory_format = torch.channels_last if self.channels_last else torch.preserve_format
-        network.to(task.device, memory_format=memory_format)
-        model = torch.compile(network) if self.compile == "on" else network
+        network.to(task.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+            network.register_forward_pre_hook(_to_channels_last)
+        model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
         sites, own = activation_modules(network), activation_parameters(network)
         facts = self._facts(network, task, epochs, steps)
         optimizer = make_optimizer(network, task.recipe)
@@ -106,7 +108,9 @@ class Train:
         resumed = state.resume(checkpoint)
         run = state.progress
         cell.begin(facts)
-        log.info("%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step)
+        log.info(
+            "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
+        )
         bar = tqdm(
             total=epochs * steps,
             initial=run.epoch * steps + run.step,
@@ -132,8 +136,6 @@ class Train:
 
                 for input, target in islice(data, run.step, steps):
                     # a step
-                    if self.channels_last and input.ndim == 4:
-                        input = input.contiguous(memory_format=torch.channels_last)
                     lr = task.recipe.lr * lr_factor(run.epoch * steps + run.step, epochs * steps, task.recipe)
                     for group in optimizer.param_groups:
                         group["lr"] = lr
@@ -160,7 +162,7 @@ class Train:
                         break
                     if bar.update():
                         shown = {name: f"{value:.4g}" for name, value in means.result().items()}
-                        bar.set_postfix(epoch=f"{run.epoch + 1}/{epochs}", **shown, refresh=False)
+                        bar.set_postfix({"epoch": f"{run.epoch + 1}/{epochs}"} | shown, refresh=False)
                     if stop.received and run.step < steps:
                         run.means, run.seconds = means.state(), time.perf_counter() - since
                         state.save(checkpoint)
@@ -183,7 +185,9 @@ class Train:
 
         return self._test(cell, task, network, model, run)
 
-    def _test(self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress) -> dict[str, Any]:
+    def _test(
+        self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress
+    ) -> dict[str, Any]:
         """The one look at the test split: with the last weights, and with those best in validation."""
         val = run.rows[-1][task.primary_metric]
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
@@ -199,12 +203,18 @@ class Train:
         write_csv(cell.folder / METRICS, run.rows)
         if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
             return self._finish(cell, run, "diverged", reason="loss not finite in the test")
-        scores = {"primary": last[task.primary_metric], "primary_best": best[task.primary_metric], "primary_val": val}
+        scores = {
+            "primary": last[task.primary_metric],
+            "primary_best": best[task.primary_metric],
+            "primary_val": val,
+        }
         tests = {f"test_{name}": value for name, value in last.items()}
         tests |= {f"test_best_{name}": value for name, value in best.items()}
         return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **tests)
 
-    def _evaluate(self, task: Task, model: nn.Module, run: Progress, split: str, epoch: int) -> dict[str, float]:
+    def _evaluate(
+        self, task: Task, model: nn.Module, run: Progress, split: str, epoch: int
+    ) -> dict[str, float]:
         since = time.perf_counter()
         with self._autocast(task.device):
             metrics = task.evaluate(model, split)
@@ -274,6 +284,10 @@ class _Stop:
         self.__exit__()
 
 
+def _to_channels_last(network: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in args)
+
+
 def find_device(name: str) -> torch.device:
     """The device called ``name``; auto is cuda if there is one, then mps, then cpu.
 
@@ -291,13 +305,6 @@ def find_device(name: str) -> torch.device:
 
 
 def build_network(act_layer: ActLayer, task: Task, seed: int) -> nn.Module:
-    """The task's network with the initial weights of ``seed``, outside the activations the same for all of them.
-
-    Raises:
-        ValueError: ``act_layer`` makes no activation, or the same one twice.
-    """
-    probe = act_layer(8)  # on its own first, so that an error blames the activation and not the task
-    if not isinstance(probe, Activation):
-        raise ValueError(f"activation={type(probe).__qualname__}: must be a subclass of activations.base.Activation")
+    """The task's network with the initial weights of ``seed``, outside the activations the same for all of them."""
     seeding.seed_everything(seed, "network")
     return task.build_network(seeding.isolated(act_layer, seed))

@@ -3,9 +3,13 @@
 import difflib
 from collections.abc import Iterable
 
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+)
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 
 def one_line(error: BaseException) -> str:
@@ -16,23 +20,21 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__  # Hydra says only where; the cause says what
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
-        return f"{group}={name}: no such {group}; {_choices(name, error.options)}"
+        return f"{group}={name}: no such {group}; {choices(name, error.options)}"
     cause = error.__cause__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        key = cause.full_key or str(cause.key)
-        if isinstance(cause.parent_node, DictConfig):
-            return f"{key}: no such name; {_choices(str(cause.key), map(str, cause.parent_node))}"
-        return f"{key}: {cause.msg or cause}".splitlines()[0]
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        return f"{cause.full_key}: no such name; {choices(str(cause.key), map(str, cause.parent_node))}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    expected = isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException)
+    expected = isinstance(error, ValueError | OSError | ImportError | HydraException | OmegaConfBaseException)
     if expected and text:
         return text
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
 
 
-def _choices(wrong: str, legal: Iterable[str]) -> str:
+def choices(wrong: str, legal: Iterable[str]) -> str:
+    """The legal names, and the one that was probably meant."""
     legal = sorted(name for name in legal if not name.startswith("_"))
     near = difflib.get_close_matches(wrong, legal, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

@@ -11,10 +11,13 @@ from pathlib import Path
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None, epilog="example: python scripts/report.py outputs/demo"
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog="example: python scripts/report.py outputs/demo",
     )
     parser.add_argument("study", type=Path, help="the study's folder, outputs/<study>")
-    parser.add_argument("--baseline", default="relu", help="activation that the others are compared with (relu)")
+    parser.add_argument(
+        "--baseline", default="relu", help="activation that the others are compared with (relu)"
+    )
     arguments = parser.parse_args()
 
     from results.report import report

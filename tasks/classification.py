@@ -79,14 +79,14 @@ class Classification(Task):
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Normalised float images and labels; training batches shuffled, augmented and all of one size."""
         index = self.index[split]
-        training = split == "train" and generator is not None
+        training = split == "train"
         if training:
             order = torch.randperm(len(index), generator=generator)
             index = index[order[: self.steps_per_epoch * self.batch_size]]
         for chunk in index.split(self.batch_size if training else EVAL_BATCH):
             images = self.images[chunk]
             if training and self.augment is not None:
-                images = self.augment(images, generator)
+                images = self.augment(images, generator or torch.default_generator)
             images = images.to(self.device, non_blocking=True).float()
             images = images.mul_(self.scale.to(self.device)).add_(self.shift.to(self.device))
             yield images, self.labels[chunk].to(self.device, non_blocking=True)

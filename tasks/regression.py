@@ -49,7 +49,9 @@ class Regression(Task):
         test_points: int,
     ) -> None:
         if len(low) != len(high) or any(a >= b for a, b in zip(low, high, strict=True)):
-            raise ValueError(f"task.low={list(low)}, task.high={list(high)}: low must be below high, number by number")
+            raise ValueError(
+                f"task.low={list(low)}, task.high={list(high)}: low must be below high, number by number"
+            )
         sizes = {"steps_per_epoch": steps_per_epoch, "val_points": val_points, "test_points": test_points}
         for name, size in sizes.items():
             check_whole(f"task.{name}", size, 1)
@@ -96,7 +98,9 @@ class Regression(Task):
         from matplotlib.figure import Figure
 
         size = 161
-        axes = [torch.linspace(a, b, size) for a, b in zip(self.low.tolist(), self.high.tolist(), strict=True)]
+        axes = [
+            torch.linspace(a, b, size) for a, b in zip(self.low.tolist(), self.high.tolist(), strict=True)
+        ]
         x = torch.cartesian_prod(*axes)
         network.eval()
         with torch.inference_mode():
@@ -109,7 +113,12 @@ class Regression(Task):
         panels = (("target", target), ("fit", fit), (f"error, rms {error.square().mean().sqrt():.3f}", error))
         for ax, (title, values) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
             image = ax.imshow(
-                values.view(size, size).T, origin="lower", extent=extent, cmap="RdBu_r", vmin=-limit, vmax=limit
+                values.view(size, size).T,
+                origin="lower",
+                extent=extent,
+                cmap="RdBu_r",
+                vmin=-limit,
+                vmax=limit,
             )
             ax.set(title=title, xlabel="$x_1$")
         figure.axes[0].set_ylabel("$x_2$")

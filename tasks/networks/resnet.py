@@ -31,7 +31,9 @@ class ResNet(nn.Module):
         check_whole("task.network.width", width, 1)
         check_whole("task.network.depth", depth, 8)
         if (depth - 2) % 6:
-            raise ValueError(f"task.network.depth={depth}: 6 n + 2 is needed, such as 8, 14, 20, 32, 44 or 56")
+            raise ValueError(
+                f"task.network.depth={depth}: 6 n + 2 is needed, such as 8, 14, 20, 32, 44 or 56"
+            )
         self.conv = conv(in_channels, width, 3)
         self.norm = nn.BatchNorm2d(width)
         self.act = act_layer(width)

@@ -30,7 +30,11 @@ class SmallCNN(nn.Module):
             raise ValueError(f"task.network.widths={list(widths)}: whole numbers of at least 1 are needed")
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
-            layers += [conv(in_channels, width, 3, stride=1 if i == 0 else 2), nn.BatchNorm2d(width), act_layer(width)]
+            layers += [
+                conv(in_channels, width, 3, stride=1 if i == 0 else 2),
+                nn.BatchNorm2d(width),
+                act_layer(width),
+            ]
             in_channels = width
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(in_channels, num_classes)
