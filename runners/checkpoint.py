@@ -3,6 +3,7 @@
 import io
 import pickle
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,14 @@ class RunState:
         aside = path.with_name(DAMAGED)
         if path.exists():
             try:
+                with zipfile.ZipFile(path) as archive:
+                    bad = archive.testzip()  # torch.load does not look at the checksums
+                if bad is not None:
+                    raise zipfile.BadZipFile(f"wrong checksum of {bad}")
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-                reason = str(error).partition(". ")[0].strip().rstrip(".")
+            except (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
                 path.replace(aside)
-                raise ValueError(_damaged(path, reason)) from None
+                raise ValueError(_damaged(path, str(error).partition(". ")[0])) from None
         elif aside.exists():
             raise ValueError(_damaged(path, "found at an earlier start"))
         else:

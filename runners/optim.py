@@ -49,16 +49,16 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser over all parameters of ``network``, in torch's fused form where the device has it."""
-    # fused=None would choose it on no CPU, where it saves three quarters of a small Adam step
-    fused = {p.device.type for p in network.parameters()} <= {"cpu", "cuda"}
-    common: dict[str, Any] = {"lr": recipe.lr, "fused": fused}
+    """The recipe's optimiser over all parameters of ``network``, in torch's fastest form that is safe."""
     groups = [group for group in parameter_groups(network, recipe.weight_decay) if group["params"]]
     if recipe.optimizer == "sgd":
         nesterov = recipe.nesterov and recipe.momentum > 0
-        return _lean(SGD)(groups, momentum=recipe.momentum, nesterov=nesterov, **common)
+        # not fused: that form fails on a parameter whose first gradient comes later than its neighbours'
+        return _lean(SGD)(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, foreach=True)
     cls = {"adam": Adam, "adamw": AdamW}[recipe.optimizer]
-    return _lean(cls)(groups, betas=tuple(recipe.betas), **common)
+    # torch's own choice is never fused on a CPU, where it saves three quarters of a small step
+    fused = {p.device.type for p in network.parameters()} <= {"cpu", "cuda"}
+    return _lean(cls)(groups, lr=recipe.lr, betas=tuple(recipe.betas), fused=fused)
 
 
 def lr_factor(step: int, total_steps: int, recipe: Recipe) -> float:

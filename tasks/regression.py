@@ -113,7 +113,7 @@ class Regression(Task):
         panels = (("target", target), ("fit", fit), (f"error, rms {error.square().mean().sqrt():.3f}", error))
         for ax, (title, values) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
             image = ax.imshow(
-                values.view(size, size).T,
+                values.view(size, size).T.numpy(),
                 origin="lower",
                 extent=extent,
                 cmap="RdBu_r",

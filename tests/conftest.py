@@ -1,0 +1,84 @@
+"""What all tests share: components composed from conf/ as run.py composes them, and the command line itself."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from runners.cell import Cell
+
+ROOT = Path(__file__).resolve().parent.parent
+ACTIVATIONS = sorted(path.stem for path in (ROOT / "conf" / "activation").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
+
+
+@cache
+def config(*overrides: str) -> DictConfig:
+    """The composed configuration for a command line."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def make_factory(name: str, *overrides: str) -> partial:
+    """An activation's factory, as a task receives it."""
+    factory = instantiate(config(f"activation={name}", *overrides).activation)
+    return partial(factory.func, **factory.keywords)
+
+
+def make_task(name: str, *overrides: str) -> Any:
+    """A task as run.py builds it."""
+    return instantiate(config(f"task={name}", *overrides).task)
+
+
+def make_cell(outputs: Path, *overrides: str, activation: str = "toy", task: str = "digits") -> Cell:
+    """A cell whose outputs go to a temporary folder."""
+    composed = config(f"task={task}", f"outputs={outputs}", *overrides)
+    return Cell(OmegaConf.to_container(composed, resolve=True), activation=activation, task=task)
+
+
+def train(outputs: Path, factory: Callable, *overrides: str, task: str = "digits", **names: str) -> dict[str, Any]:
+    """Train a cell in this process; returns its record."""
+    cell = make_cell(outputs, *overrides, task=task, **names)
+    runner = instantiate(config(f"task={task}", f"outputs={outputs}", *overrides).runner)
+    return cell.attempt(lambda: runner(factory, make_task(task, *overrides), cell))
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """``cli(*overrides)`` runs run.py as a user would, with outputs in ``tmp_path / "outputs"``."""
+
+    def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess:
+        return subprocess.run(command(tmp_path, *arguments), **(PROCESS | {"timeout": 300} | kwargs))
+
+    return run
+
+
+def command(tmp_path: Path, *arguments: str) -> list[str]:
+    """The command line of a run whose outputs go to ``tmp_path / "outputs"``."""
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    rest = [argument for argument in arguments if not argument.startswith("-")]
+    return [sys.executable, "run.py", *flags, f"outputs={tmp_path / 'outputs'}", *rest]
+
+
+PROCESS: dict[str, Any] = {
+    "cwd": ROOT,
+    "env": {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"},
+    "capture_output": True,
+    "text": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_as_before() -> Any:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,136 @@
+"""Grids through the real command line: many cells, failures among them, twice, and at the same time."""
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+from conftest import PROCESS, command
+
+GRID = ("-m", "activation=relu,prelu,swish", "task=digits", "seed=range(2)", "runner=smoke", "study=grid")
+
+
+def records(tmp_path: Path) -> pd.DataFrame:
+    paths = (tmp_path / "outputs").glob("*/*/*/*/record.json")
+    return pd.DataFrame([json.loads(path.read_text()) for path in paths])
+
+
+def modified(tmp_path: Path) -> dict[str, int]:
+    files = (tmp_path / "outputs" / "grid" / "digits").rglob("*")
+    return {str(path): path.stat().st_mtime_ns for path in files if path.is_file() and path.name != ".lock"}
+
+
+def test_a_grid_its_report_and_the_same_again(tmp_path: Path, cli) -> None:
+    first = cli(*GRID)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    found = records(tmp_path)
+    assert len(found) == 6
+    assert set(found["status"]) == {"ok"}
+    for _, record in found.iterrows():
+        folder = f"{tmp_path}/outputs/grid/digits/{record['activation']}/{record['seed']}-{record['cell']}"
+        line = f"{record['activation']} digits seed={record['seed']} top1={record['primary']:.4g} {folder}"
+        assert line in first.stdout.splitlines()
+    report = tmp_path / "outputs" / "grid" / "report"
+    assert first.stdout.splitlines()[-1] == f"leaderboard: {report / 'leaderboard.md'}"
+    table = pd.read_csv(report / "leaderboard.csv")
+    assert sorted(table["activation"]) == ["prelu", "relu", "swish"]
+    assert set(table["n"]) == {2}
+    for kind in ("scores", "learning_curves"):
+        for suffix in ("svg", "png"):
+            assert (report / "figures" / f"{kind}-digits.{suffix}").stat().st_size > 5000
+
+    before = modified(tmp_path)
+    start = time.monotonic()
+    again = cli(*GRID)
+    assert again.returncode == 0
+    assert modified(tmp_path) == before
+    assert again.stdout.count("(finished before)") == 6
+    assert time.monotonic() - start < 60
+
+    forced = cli(*GRID, "force=true", "activation=relu")
+    assert forced.returncode == 0
+    changed = {path for path, when in modified(tmp_path).items() if before.get(path) != when}
+    assert {Path(path).parts[-3] for path in changed} == {"relu"}
+    scores = ["activation", "seed", "primary"]
+    pd.testing.assert_frame_equal(
+        found[scores].sort_values(scores).reset_index(drop=True),
+        records(tmp_path)[scores].sort_values(scores).reset_index(drop=True),
+    )
+
+
+def test_a_finished_cell_is_skipped_without_torch_or_data(tmp_path: Path, cli) -> None:
+    arguments = ("activation=relu", "task=digits", "runner=smoke")
+    assert cli(*arguments).returncode == 0
+    poisoned = tmp_path / "poison"
+    for name in ("torch", "torchvision", "sklearn", "pandas", "matplotlib", "scipy"):
+        (poisoned / name).mkdir(parents=True)
+        (poisoned / name / "__init__.py").write_text(f"raise RuntimeError('{name} was imported')")
+    again = cli(*arguments, env=PROCESS["env"] | {"PYTHONPATH": str(poisoned)})
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.rstrip().endswith("(finished before)")
+
+
+def test_digits_do_not_import_torchvision_or_the_report(tmp_path: Path, cli) -> None:
+    poisoned = tmp_path / "poison"
+    for name in ("torchvision", "pandas", "matplotlib", "scipy"):
+        (poisoned / name).mkdir(parents=True)
+        (poisoned / name / "__init__.py").write_text(f"raise RuntimeError('{name} was imported')")
+    run = cli("runner=smoke", env=PROCESS["env"] | {"PYTHONPATH": str(poisoned)})
+    assert run.returncode == 0, run.stderr
+
+
+def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
+    run = cli("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid")
+    assert run.returncode != 0
+    assert "Traceback" not in run.stderr
+    assert "actbench: prelu digits seed=0 failed: activation=prelu: init=nan: a finite number is needed" in run.stderr
+    found = records(tmp_path).set_index("activation.init")["status"]
+    assert sorted(found) == ["failed", "ok", "ok"]
+    table = pd.read_csv(tmp_path / "outputs" / "grid" / "report" / "leaderboard.csv")
+    assert sorted(table["activation"]) == ["prelu[init=0.1]", "prelu[init=0.3]", "prelu[init=nan]"]
+    assert table.set_index("activation")["failures"]["prelu[init=nan]"] == "1 failed"
+    text = (tmp_path / "outputs" / "grid" / "report" / "leaderboard.md").read_text()
+    assert "a finite number is needed" in text
+
+    again = cli("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid")
+    assert again.returncode != 0
+    assert again.stdout.count("(finished before)") == 2  # the failed cell is tried again
+
+
+def test_a_diverged_cell_is_a_result(tmp_path: Path, cli) -> None:
+    arguments = ("task=sines2d", "task.recipe.lr=1e30", "runner.epochs=2")
+    run = cli(*arguments)
+    assert run.returncode == 0, run.stderr
+    assert "diverged (loss not finite in epoch 0)" in run.stdout
+    assert "(finished before)" in cli(*arguments).stdout
+
+
+def test_two_identical_grids_at_the_same_time(tmp_path: Path) -> None:
+    arguments = command(tmp_path, "-m", "activation=relu,prelu", "seed=range(2)", "runner.epochs=3", "study=grid")
+    settings = {key: PROCESS[key] for key in ("cwd", "env", "text")}
+    pair = [
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    found = records(tmp_path)
+    assert len(found) == 4
+    assert set(found["status"]) == {"ok"}
+    trained = [re.findall(r"^(\w+ digits seed=\d) top1=[^ ]+ [^ ]+$", out, re.MULTILINE) for out, _ in outputs]
+    assert sorted(trained[0] + trained[1]) == sorted(
+        f"{name} digits seed={seed}" for name in ("relu", "prelu") for seed in (0, 1)
+    ), "every cell is trained exactly once"
+    table = pd.read_csv(tmp_path / "outputs" / "grid" / "report" / "leaderboard.csv")
+    assert list(table["n"]) == [2, 2]
+
+
+def test_cells_in_parallel_processes_give_the_same_scores(tmp_path: Path, cli) -> None:
+    grid = ("-m", "activation=relu,prelu", "runner=smoke", "runner.threads=1")
+    one = cli(*grid, "study=one")
+    two = cli(*grid, "study=two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=0")
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    scores = records(tmp_path).pivot(index="activation", columns="study", values="test_loss")
+    assert scores["one"].equals(scores["two"].rename("one"))

@@ -1,0 +1,252 @@
+"""The runner honours the contract of activations and tasks, and trains."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_cell, make_factory, make_task, train
+from toy import Broken, Exploding, Toy
+from torch import nn
+
+from runners.optim import lr_factor, make_optimizer, parameter_groups
+from runners.train import Train, build_network
+from tasks.base import Recipe
+
+
+def load(folder) -> dict:
+    return torch.load(next(folder.glob("**/checkpoint.pt")), weights_only=True)
+
+
+def test_phases_reach_the_activation_once_per_epoch(tmp_path) -> None:
+    train(tmp_path, Toy, "runner.epochs=4", "runner.limit_batches=5")
+    state = load(tmp_path)["network"]
+    calls = [value for name, value in state.items() if name.endswith("epochs_seen")]
+    assert len(calls) == 3
+    for seen in calls:
+        assert seen[:5].tolist() == [0, 5, 10, 15, -1]
+    slopes = [value.item() for name, value in state.items() if name.endswith("slope")]
+    assert all(slope not in (0.0, 0.125) for slope in slopes)  # set in place in epoch 2, then trained
+
+
+def test_regularization_is_in_the_loss_and_in_the_metrics(tmp_path) -> None:
+    train(tmp_path / "off", lambda n, **k: Toy(n, penalty=0.0, **k), "runner=smoke")
+    train(tmp_path / "on", lambda n, **k: Toy(n, penalty=100.0, **k), "runner=smoke")
+    rows = pd.read_csv(next((tmp_path / "on").glob("**/metrics.csv")))
+    assert (rows.loc[rows["split"] == "train", "regularization"] > 0).all()
+    distance = {
+        name: sum((v - 1).square().sum() for k, v in load(tmp_path / name)["network"].items() if k.endswith("gain"))
+        for name in ("off", "on")
+    }
+    assert distance["on"] != distance["off"]
+
+
+def test_parameter_groups_follow_module_types_and_declarations() -> None:
+    network = build_network(Toy, make_task("digits"), 0)
+    decayed, spared = parameter_groups(network, 0.25)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert decayed["weight_decay"] == 0.25
+    assert spared["weight_decay"] == 0
+    assert {names[id(p)] for p in decayed["params"]} == {
+        *(f"features.{i}.weight" for i in (0, 3, 6)),  # convolutions
+        *(f"features.{i}.gain" for i in (2, 5, 8)),
+        "head.weight",
+    }
+    assert {names[id(p)] for p in spared["params"]} == {
+        *(f"features.{i}.{kind}" for i in (1, 4, 7) for kind in ("weight", "bias")),  # norms
+        *(f"features.{i}.slope" for i in (2, 5, 8)),  # declared
+        "head.bias",
+    }
+
+
+def test_prelu_and_swish_beta_are_not_decayed() -> None:
+    for name, parameter in (("prelu", "weight"), ("prelu_shared", "weight"), ("swish_beta", "beta")):
+        network = build_network(make_factory(name), make_task("digits"), 0)
+        decayed = {id(p) for p in parameter_groups(network, 0.1)[0]["params"]}
+        units = [network.features[i] for i in (2, 5, 8)]
+        assert not decayed & {id(getattr(unit, parameter)) for unit in units}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_optimizers_do_what_torch_does(optimizer: str) -> None:
+    torch.manual_seed(0)
+    recipe = Recipe(epochs=1, batch_size=1, lr=0.05, optimizer=optimizer, weight_decay=0.1, momentum=0.8)
+    ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    reference = {
+        "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.8, nesterov=True),
+        "adam": lambda p: torch.optim.Adam(p, 0.05),
+        "adamw": lambda p: torch.optim.AdamW(p, 0.05),
+    }[optimizer]([{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}])
+    mine = make_optimizer(ours, recipe)
+    for _ in range(5):
+        x = torch.randn(4, 5)
+        for network, opt in ((ours, mine), (theirs, reference)):
+            opt.zero_grad()
+            network(x).square().sum().backward()
+            opt.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_schedule_warms_up_linearly_and_ends_near_zero() -> None:
+    recipe = Recipe(epochs=1, batch_size=1, lr=1, warmup=0.1)
+    factors = [lr_factor(step, 100, recipe) for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)  # half-way down the cosine
+    assert 0 < factors[-1] < 0.001
+    constant = Recipe(epochs=1, batch_size=1, lr=1, schedule="constant")
+    assert {lr_factor(step, 100, constant) for step in range(100)} == {1.0}
+
+
+def test_learning_rate_in_the_metrics_is_the_schedules(tmp_path) -> None:
+    train(tmp_path, Toy, "runner.epochs=3", "runner.limit_batches=4")
+    rows = pd.read_csv(next(tmp_path.glob("**/metrics.csv")))
+    recipe = make_task("digits").recipe
+    expected = [recipe.lr * lr_factor(step, 12, recipe) for step in (3, 7, 11)]
+    assert rows.loc[rows["split"] == "train", "lr"].tolist() == pytest.approx(expected)
+
+
+def test_freeze_then_thaw(tmp_path) -> None:
+    states = {}
+    for epochs in (2, 3):
+        # the same cosine would differ by length: compare a constant one
+        train(
+            tmp_path / str(epochs),
+            Toy,
+            f"runner.epochs={epochs}",
+            "runner.limit_batches=3",
+            "runner.activation_only_epochs=2",
+            "task.recipe.schedule=constant",
+            "task.recipe.warmup=0",
+        )
+        states[epochs] = load(tmp_path / str(epochs))["network"]
+    initial = build_network(Toy, make_task("digits"), 0).state_dict()
+    for name, value in initial.items():
+        if value.is_floating_point() and "running" not in name:
+            frozen = not name.endswith(("gain", "slope"))
+            moved = not torch.equal(states[2][name], value)
+            assert moved != frozen or name.endswith("slope"), name  # slopes have no part in the first phase
+            assert not torch.equal(states[3][name], value), name
+
+
+def test_freezing_all_there_is_to_train_is_no_error(tmp_path) -> None:
+    record = train(tmp_path, make_factory("relu"), "runner=smoke", "runner.activation_only_epochs=1")
+    assert record["status"] == "ok"
+    assert record["steps"] == 4
+
+
+def test_a_loss_that_is_not_finite_ends_the_cell(tmp_path) -> None:
+    record = train(tmp_path, Exploding, "runner.epochs=5")
+    assert record["status"] == "diverged"
+    assert record["reason"] == "loss not finite in epoch 0"
+    assert "primary" not in record
+    stored = json.loads(next(tmp_path.glob("**/record.json")).read_text())
+    assert stored["status"] == "diverged"
+    rows = pd.read_csv(next(tmp_path.glob("**/metrics.csv")))
+    assert rows["split"].tolist() == ["train"]
+
+
+def test_an_error_of_the_unit_is_a_failed_cell_and_in_the_log(tmp_path) -> None:
+    cell = make_cell(tmp_path, "runner=smoke")
+    cell.grid = True
+    from runners.cell import CellFailed
+
+    with pytest.raises(CellFailed, match=r"\(N, C\) is needed"):
+        cell.attempt(lambda: Train(epochs=1)(Broken, make_task("digits"), cell))
+    record = json.loads((cell.folder / "record.json").read_text())
+    assert record["status"] == "failed"
+    assert "(N, C) is needed" in record["reason"]
+    assert "Traceback" in (cell.folder / "log.txt").read_text()
+
+
+def test_curves_and_diagnostics_are_written(tmp_path) -> None:
+    train(tmp_path, Toy, "runner=smoke")
+    arrays = np.load(next(tmp_path.glob("**/curves.npz")))
+    assert set(arrays) == {"x"} | {
+        f"{kind}/features.{i}{tail}" for i in (2, 5, 8) for kind, tail in (("curve", ""), ("diagnostic", "/gain"))
+    }
+    assert arrays["curve/features.2"].shape == (16, len(arrays["x"]))
+
+
+def test_same_seed_same_bits_other_seed_others(tmp_path) -> None:
+    weights = []
+    for i, seed in enumerate((0, 0, 1)):
+        train(tmp_path / str(i), Toy, "runner.epochs=2", f"seed={seed}")
+        weights.append(load(tmp_path / str(i))["network"])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not all(torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+def test_digits_are_learnt(tmp_path) -> None:
+    record = train(tmp_path, make_factory("relu"), "runner.epochs=6")
+    assert record["primary"] > 95
+    assert record["parameters"] == 24058
+    assert record["activation_parameters"] == 0
+
+
+def test_sines2d_is_learnt(tmp_path) -> None:
+    record = train(tmp_path, make_factory("relu"), "runner.epochs=20", "runner.pictures=true", task="sines2d")
+    variance = make_task("sines2d").points["test"][1].var(correction=0).item()
+    assert record["primary"] < 0.9 * variance  # predicting the mean scores the variance
+    assert record["test_r2"] == pytest.approx(100 * (1 - record["primary"] / variance), abs=1e-3)
+    assert next(tmp_path.glob("**/pictures/fit.png")).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("option", ["runner.amp=bf16", "runner.amp=fp16", "runner.channels_last=true", "runner.threads=1"])
+def test_options_train_as_well(option: str, tmp_path) -> None:
+    record = train(tmp_path, make_factory("prelu"), "runner.epochs=3", option)
+    assert record["primary"] > 60
+
+
+@pytest.mark.slow
+def test_compiled_training_agrees_with_eager(tmp_path) -> None:
+    eager = train(tmp_path / "eager", make_factory("prelu"), "runner.epochs=2")
+    compiled = train(tmp_path / "compiled", make_factory("prelu"), "runner.epochs=2", "runner.compile=on")
+    assert compiled["test_loss"] == pytest.approx(eager["test_loss"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("epochs_scale", 0),
+        ("epochs_scale", float("inf")),
+        ("limit_batches", 0),
+        ("activation_only_epochs", -1),
+        ("threads", 0),
+        ("amp", "fp8"),
+        ("compile", "maybe"),
+        ("channels_last", "yes"),
+        ("device", "tpu"),
+    ],
+)
+def test_runner_refuses_values_out_of_range(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"runner.{name}="):
+        Train(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr", float("nan")),
+        ("lr", 0),
+        ("momentum", 1),
+        ("weight_decay", -1e-4),
+        ("warmup", 1.0),
+        ("optimizer", "lion"),
+        ("schedule", "linear"),
+        ("clip_norm", 0),
+        ("betas", [0.9]),
+        ("betas", [0.9, 1.0]),
+    ],
+)
+def test_recipe_refuses_values_out_of_range(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"task.recipe.{name}="):
+        Recipe(**{"epochs": 1, "batch_size": 1, "lr": 0.1, name: value})

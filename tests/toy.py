@@ -1,0 +1,76 @@
+"""An activation that uses every part of the contract, so that tests can see the runner honour it."""
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation
+
+
+class Toy(Activation):
+    """y = gain max(x, 0) + slope min(x, 0); ReLU with the slope frozen until ``start``, then trained.
+
+    Counts its calls, and draws random numbers when it is made and when it is used, as a rude unit would.
+    """
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1, start: int = 2, penalty: float = 0.5) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        self.start, self.penalty = start, penalty
+        self.gain = nn.Parameter(1 + 0.01 * torch.rand(num_features))
+        self.slope = nn.Parameter(torch.zeros(1))
+        self.register_buffer("phase", torch.zeros((), dtype=torch.long))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("epochs_seen", torch.full((100,), -1))
+        self.phase: Tensor
+        self.calls: Tensor
+        self.epochs_seen: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            torch.rand(())
+        slope = self.slope * self.phase
+        return self.along_channels(self.gain, x) * x.clamp_min(0) + slope * x.clamp_max(0)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"slope"})
+
+    def regularization(self) -> Tensor:
+        return self.penalty * (self.gain - 1).square().sum()
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.epochs_seen[epoch] = self.calls
+        if epoch == self.start:
+            self.phase.fill_(1)
+            with torch.no_grad():
+                self.slope.fill_(0.125)
+
+    def curves(self, x: Tensor) -> Tensor:
+        return self.gain[:, None] * x.clamp_min(0) + self.slope * self.phase * x.clamp_max(0)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {"gain": self.gain}
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        return 1_000_000
+
+
+class Broken(Activation):
+    """Cannot stand where features have positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"input of shape {tuple(x.shape)}: (N, C) is needed")
+
+
+class Exploding(Activation):
+    """Not finite from the third training step on."""
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.calls: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return x / (self.calls < 3)
