@@ -235,7 +235,7 @@ class Cell:
 class _LogFile(logging.FileHandler):
     """A log that cannot be written is no reason to fail; a full disk is told of by files that matter."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
         pass
 
 

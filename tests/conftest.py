@@ -45,7 +45,9 @@ def make_cell(outputs: Path, *overrides: str, activation: str = "toy", task: str
     return Cell(OmegaConf.to_container(composed, resolve=True), activation=activation, task=task)
 
 
-def train(outputs: Path, factory: Callable, *overrides: str, task: str = "digits", **names: str) -> dict[str, Any]:
+def train(
+    outputs: Path, factory: Callable, *overrides: str, task: str = "digits", **names: str
+) -> dict[str, Any]:
     """Train a cell in this process; returns its record."""
     cell = make_cell(outputs, *overrides, task=task, **names)
     runner = instantiate(config(f"task={task}", f"outputs={outputs}", *overrides).runner)

@@ -162,7 +162,9 @@ def test_a_small_network_learns_with_it(name: str) -> None:
     x = torch.linspace(-2, 2, 64)[:, None]
     y = (2 * x).sin()
     act_layer = make_factory(name)
-    network = nn.Sequential(nn.Linear(1, 32), act_layer(32), nn.Linear(32, 32), act_layer(32), nn.Linear(32, 1))
+    network = nn.Sequential(
+        nn.Linear(1, 32), act_layer(32), nn.Linear(32, 32), act_layer(32), nn.Linear(32, 1)
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     first = nn.functional.mse_loss(network(x), y).item()
     for _ in range(400):
@@ -195,7 +197,9 @@ def test_a_network_shares_no_activation(name: str) -> None:
     network = make_task("digits").build_network(make_factory(name))
     units = [module for module in network.modules() if isinstance(module, Activation)]
     assert len(units) == 3
-    assert len({id(p) for unit in units for p in unit.parameters()}) == sum(len([*u.parameters()]) for u in units)
+    assert len({id(p) for unit in units for p in unit.parameters()}) == sum(
+        len([*u.parameters()]) for u in units
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,5 +246,7 @@ def test_agrees_with_reference_vectors(file: str, dtype: torch.dtype, limit: flo
     found |= {key: p.grad for key, p in zip(gradients, parameters.values(), strict=True)}
     for key, value in found.items():
         reference = torch.tensor(golden[key])
-        error = (value.double().view_as(reference) - reference).abs().max() / reference.abs().max().clamp_min(1)
+        error = (value.double().view_as(reference) - reference).abs().max() / reference.abs().max().clamp_min(
+            1
+        )
         assert error < limit, f"{key}: {error:.2e} ({json.loads(str(golden['meta']))['activation']})"

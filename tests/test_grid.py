@@ -86,7 +86,10 @@ def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
     run = cli("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid")
     assert run.returncode != 0
     assert "Traceback" not in run.stderr
-    assert "actbench: prelu digits seed=0 failed: activation=prelu: init=nan: a finite number is needed" in run.stderr
+    assert (
+        "actbench: prelu digits seed=0 failed: activation=prelu: init=nan: a finite number is needed"
+        in run.stderr
+    )
     found = records(tmp_path).set_index("activation.init")["status"]
     assert sorted(found) == ["failed", "ok", "ok"]
     table = pd.read_csv(tmp_path / "outputs" / "grid" / "report" / "leaderboard.csv")
@@ -109,17 +112,22 @@ def test_a_diverged_cell_is_a_result(tmp_path: Path, cli) -> None:
 
 
 def test_two_identical_grids_at_the_same_time(tmp_path: Path) -> None:
-    arguments = command(tmp_path, "-m", "activation=relu,prelu", "seed=range(2)", "runner.epochs=3", "study=grid")
+    arguments = command(
+        tmp_path, "-m", "activation=relu,prelu", "seed=range(2)", "runner.epochs=3", "study=grid"
+    )
     settings = {key: PROCESS[key] for key in ("cwd", "env", "text")}
     pair = [
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) for _ in range(2)
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+        for _ in range(2)
     ]
     outputs = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     found = records(tmp_path)
     assert len(found) == 4
     assert set(found["status"]) == {"ok"}
-    trained = [re.findall(r"^(\w+ digits seed=\d) top1=[^ ]+ [^ ]+$", out, re.MULTILINE) for out, _ in outputs]
+    trained = [
+        re.findall(r"^(\w+ digits seed=\d) top1=[^ ]+ [^ ]+$", out, re.MULTILINE) for out, _ in outputs
+    ]
     assert sorted(trained[0] + trained[1]) == sorted(
         f"{name} digits seed={seed}" for name in ("relu", "prelu") for seed in (0, 1)
     ), "every cell is trained exactly once"
@@ -130,7 +138,9 @@ def test_two_identical_grids_at_the_same_time(tmp_path: Path) -> None:
 def test_cells_in_parallel_processes_give_the_same_scores(tmp_path: Path, cli) -> None:
     grid = ("-m", "activation=relu,prelu", "runner=smoke", "runner.threads=1")
     one = cli(*grid, "study=one")
-    two = cli(*grid, "study=two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=0")
+    two = cli(
+        *grid, "study=two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=0"
+    )
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     scores = records(tmp_path).pivot(index="activation", columns="study", values="test_loss")
     assert scores["one"].equals(scores["two"].rename("one"))

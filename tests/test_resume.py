@@ -68,7 +68,9 @@ def assert_same_end(one: Path, other: Path) -> None:
         assert torch.equal(value, states[1]["network"][key]), key
     for key, value in states[0]["progress"]["best"]["weights"].items():
         assert torch.equal(value, states[1]["progress"]["best"]["weights"][key]), key
-    tables = [pd.read_csv(path / "metrics.csv").drop(columns=["seconds", "samples_per_s"]) for path in (one, other)]
+    tables = [
+        pd.read_csv(path / "metrics.csv").drop(columns=["seconds", "samples_per_s"]) for path in (one, other)
+    ]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     records = [json.loads((path / "record.json").read_text()) for path in (one, other)]
     for key in ("status", "cell", "primary", "primary_best", "best_epoch", "test_loss", "epochs_trained"):
@@ -77,7 +79,9 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_comes_to_the_same_end(tmp_path: Path, uninterrupted: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_comes_to_the_same_end(
+    tmp_path: Path, uninterrupted: Path, number: signal.Signals
+) -> None:
     status, out, err = stop_in_the_middle(tmp_path, "run", number)
     path = folder(tmp_path, "run")
     record = json.loads((path / "record.json").read_text())
@@ -115,9 +119,8 @@ def test_a_run_killed_again_and_again_comes_to_the_same_end(tmp_path: Path, unin
 def test_replacing_leaves_the_old_file_on_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
+        temporary.write_text("half, then a lone surrogate: \udc00", encoding="utf-8")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 

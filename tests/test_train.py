@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_cell, make_factory, make_task, train
-from toy import Broken, Exploding, Toy
 from torch import nn
+from toy import Broken, Exploding, Toy
 
 from runners.optim import lr_factor, make_optimizer, parameter_groups
 from runners.train import Train, build_network
@@ -36,7 +36,9 @@ def test_regularization_is_in_the_loss_and_in_the_metrics(tmp_path) -> None:
     rows = pd.read_csv(next((tmp_path / "on").glob("**/metrics.csv")))
     assert (rows.loc[rows["split"] == "train", "regularization"] > 0).all()
     distance = {
-        name: sum((v - 1).square().sum() for k, v in load(tmp_path / name)["network"].items() if k.endswith("gain"))
+        name: sum(
+            (v - 1).square().sum() for k, v in load(tmp_path / name)["network"].items() if k.endswith("gain")
+        )
         for name in ("off", "on")
     }
     assert distance["on"] != distance["off"]
@@ -78,7 +80,9 @@ def test_optimizers_do_what_torch_does(optimizer: str) -> None:
         "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.8, nesterov=True),
         "adam": lambda p: torch.optim.Adam(p, 0.05),
         "adamw": lambda p: torch.optim.AdamW(p, 0.05),
-    }[optimizer]([{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}])
+    }[optimizer](
+        [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    )
     mine = make_optimizer(ours, recipe)
     for _ in range(5):
         x = torch.randn(4, 5)
@@ -166,7 +170,9 @@ def test_curves_and_diagnostics_are_written(tmp_path) -> None:
     train(tmp_path, Toy, "runner=smoke")
     arrays = np.load(next(tmp_path.glob("**/curves.npz")))
     assert set(arrays) == {"x"} | {
-        f"{kind}/features.{i}{tail}" for i in (2, 5, 8) for kind, tail in (("curve", ""), ("diagnostic", "/gain"))
+        f"{kind}/features.{i}{tail}"
+        for i in (2, 5, 8)
+        for kind, tail in (("curve", ""), ("diagnostic", "/gain"))
     }
     assert arrays["curve/features.2"].shape == (16, len(arrays["x"]))
 
@@ -195,7 +201,9 @@ def test_sines2d_is_learnt(tmp_path) -> None:
     assert next(tmp_path.glob("**/pictures/fit.png")).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("option", ["runner.amp=bf16", "runner.amp=fp16", "runner.channels_last=true", "runner.threads=1"])
+@pytest.mark.parametrize(
+    "option", ["runner.amp=bf16", "runner.amp=fp16", "runner.channels_last=true", "runner.threads=1"]
+)
 def test_options_train_as_well(option: str, tmp_path) -> None:
     record = train(tmp_path, make_factory("prelu"), "runner.epochs=3", option)
     assert record["primary"] > 60

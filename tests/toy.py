@@ -12,7 +12,9 @@ class Toy(Activation):
     Counts its calls, and draws random numbers when it is made and when it is used, as a rude unit would.
     """
 
-    def __init__(self, num_features: int, *, channel_dim: int = 1, start: int = 2, penalty: float = 0.5) -> None:
+    def __init__(
+        self, num_features: int, *, channel_dim: int = 1, start: int = 2, penalty: float = 0.5
+    ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         self.start, self.penalty = start, penalty
         self.gain = nn.Parameter(1 + 0.01 * torch.rand(num_features))
