@@ -11,6 +11,7 @@ from typing import Any
 CONFIG, METRICS, RECORD, CHECKPOINT = "config.yaml", "metrics.csv", "record.json", "checkpoint.pt"
 DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
+LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
 
 TEMPORARY = ".{name}.{pid}.tmp"
 
@@ -49,10 +50,16 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``rows`` with a column for every name that occurs, in order of appearance; absent values are empty."""
+    """Write ``rows`` with a column for every name that occurs, in order of appearance; absent values are empty.
+
+    What the training took stands last, behind the metrics of all splits.
+    """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        columns = dict.fromkeys(name for row in rows for name in row)
-        writer = csv.DictWriter(file, list(columns))
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = [name for name in names if name not in LAST_COLUMNS] + [
+            c for c in LAST_COLUMNS if c in names
+        ]
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 

@@ -48,12 +48,14 @@ def isolated(act_layer: Callable[..., nn.Module], seed: int) -> Callable[..., nn
 
 def random_states() -> dict[str, Any]:
     """The states of all global generators, in types that a checkpoint may hold."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
-        "random": random.getstate(),
+        # tensors, as hundreds of separate numbers take longer to save than the weights
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "random": (version, torch.tensor(internal), gauss),
     }
 
 
@@ -65,4 +67,4 @@ def set_random_states(states: dict[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, internal, gauss = states["random"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))

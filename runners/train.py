@@ -255,6 +255,7 @@ class Train:
             status,
             epochs_trained=len(seconds),
             train_seconds=sum(seconds),
+            loop_seconds=sum(row["seconds"] for row in run.rows),  # evaluation included
             # the first epoch pays for warming up
             seconds_per_epoch=statistics.median(seconds[1:] or seconds) if seconds else None,
             **facts,

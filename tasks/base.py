@@ -152,8 +152,11 @@ class Means:
         """Count every value ``weight`` times."""
         self.count += weight
         for name, value in values.items():
-            term = value.detach().double() * weight
-            self.sums[name] = self.sums[name].to(term.device).add_(term) if name in self.sums else term
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), dtype=torch.double)
+            if self.sums[name].device != value.device:
+                self.sums[name] = self.sums[name].to(value.device)
+            self.sums[name].add_(value.detach(), alpha=weight)
 
     def result(self) -> dict[str, float]:
         """The means as plain numbers."""

@@ -1,0 +1,254 @@
+"""What the harness costs beside the bare thing: training step, data pipeline, start-up, report.
+
+python scripts/bench_loop.py [step] [data] [start] [report]     # all of them: about five minutes on 2 CPU cores
+
+Times of one machine mean nothing elsewhere, so every row is a ratio of medians whose two sides were measured
+in turns within one run; in brackets the quartiles of the ratio over the rounds.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from activations.torch_nn import ReLU
+from results.files import write_csv, write_json
+from runners import seeding
+from runners.cell import Cell
+from runners.optim import parameter_groups
+from runners.train import Train, build_network
+from tasks.base import Recipe
+from tasks.classification import Classification
+from tasks.data.augment import CropFlip
+from tasks.data.images import ImageSet, digits
+from tasks.networks.resnet import ResNet
+from tasks.networks.small_cnn import SmallCNN
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Measure what is asked for and print a row for each."""
+    parts: dict[str, Callable[[], Iterator[str]]] = {
+        "step": training_step,
+        "data": data_pipeline,
+        "start": start_up,
+        "report": report,
+    }
+    chosen = sys.argv[1:] or list(parts)
+    if unknown := set(chosen) - parts.keys():
+        sys.exit(f"actbench: {', '.join(sorted(unknown))}: legal are {', '.join(parts)}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name in chosen:
+        for row in parts[name]():
+            print(row, flush=True)
+
+
+def training_step() -> Iterator[str]:
+    """The runner's epochs against epochs of a loop written by hand: same network, data and optimiser."""
+    tasks = {
+        "digits": (digit_task(), Train(epochs=100, pictures=False)),
+        "ResNet-20, batch 128": (cifar_task(), Train(epochs=10, limit_batches=4, pictures=False)),
+    }
+    for name, (task, runner) in tasks.items():
+        bare = BareLoop(task, runner.limit_batches or task.steps_per_epoch)
+        evaluate = task.evaluate
+
+        def in_turns(
+            network: nn.Module, split: str, bare: Any = bare, evaluate: Any = evaluate
+        ) -> dict[str, float]:
+            metrics = evaluate(network, split)
+            if split == "val":  # between two epochs of the runner's
+                bare.epoch()
+            return metrics
+
+        task.evaluate = in_turns  # type: ignore[method-assign]
+        with tempfile.TemporaryDirectory() as folder:
+            cell = bench_cell(Path(folder))
+            cell.attempt(lambda runner=runner, task=task, cell=cell: runner(ReLU, task, cell))
+            rows = (cell.folder / "metrics.csv").read_text().splitlines()
+        column = rows[0].split(",").index("seconds")
+        ours = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[1] == "train"]
+        yield ratio(f"training step, {name}: runner / bare loop", ours[1:], bare.seconds[1:], "at most 1.05")
+
+
+class BareLoop:
+    """A training loop as one writes it in five minutes."""
+
+    def __init__(self, task: Classification, steps: int) -> None:
+        self.task, self.steps = task, steps
+        self.network = build_network(ReLU, task, 0)
+        groups = parameter_groups(self.network, task.recipe.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, foreach=True)
+        self.seconds: list[float] = []
+
+    def epoch(self) -> None:
+        """Train for one epoch and note the time."""
+        start = time.perf_counter()
+        self.network.train()
+        data = self.task.batches("train", torch.Generator().manual_seed(0))
+        for (x, y), _ in zip(data, range(self.steps), strict=False):
+            loss = nn.functional.cross_entropy(self.network(x), y)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.seconds.append(time.perf_counter() - start)
+
+
+def data_pipeline() -> Iterator[str]:
+    """CIFAR batches, random crop and flip: ours in memory against torchvision on PIL images with two workers."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    task = cifar_task(size=50_000)
+    arrays = task.images[task.index["train"]].permute(0, 2, 3, 1).contiguous().numpy()
+    labels = task.labels[task.index["train"]]
+
+    class Usual(Dataset):
+        transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.5,) * 3, (0.25,) * 3),
+            ]
+        )
+
+        def __len__(self) -> int:
+            return len(arrays)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return self.transform(Image.fromarray(arrays[index])), int(labels[index])
+
+    loader = DataLoader(Usual(), batch_size=128, shuffle=True, num_workers=2)
+
+    def seconds_per_image(batches: Iterator[Any], count: int) -> float:
+        next(batches)  # workers start, pages are touched
+        start = time.perf_counter()
+        images = sum(len(next(batches)[0]) for _ in range(count))
+        return (time.perf_counter() - start) / images
+
+    ours, theirs = [], []
+    for seed in range(7):
+        theirs.append(seconds_per_image(iter(loader), 60))
+        ours.append(seconds_per_image(task.batches("train", seeding.generator(seed)), 300))
+    rates = f"{1 / statistics.median(ours):,.0f} and {1 / statistics.median(theirs):,.0f} images/s"
+    yield ratio(f"CIFAR batches: ours / torchvision, 2 workers ({rates})", theirs, ours, "at least 10")
+
+
+def start_up() -> Iterator[str]:
+    """A smoke run without its training, against importing torch."""
+    ours, theirs = [], []
+    for _ in range(7):
+        theirs.append(timed([sys.executable, "-c", "import torch"]))
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable,
+                "run.py",
+                "activation=relu",
+                "task=digits",
+                "runner=smoke",
+                f"outputs={folder}",
+            ]
+            seconds = timed(command)
+            record = json.loads(next(Path(folder).glob("**/record.json")).read_text())
+        ours.append(seconds - record["loop_seconds"])
+    yield ratio("start-up: run.py less its training / import torch", ours, theirs, "at most 1.5")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "run.py", f"outputs={folder}", "runner=smoke"]
+        single = [timed(command) for _ in range(4)][1:]
+        grid = [*command[:2], "-m", *command[2:], "seed=range(40)"]
+        timed(grid)
+        skipped = [(timed(grid) - t) / 39 for t in single]
+    yield f"a finished cell of a grid is skipped in {statistics.median(skipped) * 1000:.0f} ms (report included)"
+
+
+def report() -> Iterator[str]:
+    """The report of 1,000 cells of 100 epochs."""
+    with tempfile.TemporaryDirectory() as name:
+        study = Path(name) / "study"
+        rng = np.random.default_rng(0)
+        for i in range(1000):
+            activation, seed = ("relu" if i < 20 else f"unit{i // 20:02}"), i % 20
+            score = 90 + i / 1000 + rng.normal()
+            write_json(
+                study / "digits" / activation / f"{seed}-abc" / "record.json",
+                {"activation": activation, "task": "digits", "seed": seed, "status": "ok", "primary": score}
+                | {"primary_metric": "top1", "higher_is_better": True, "primary_best": score, "parameters": 1}
+                | {"flops": 1, "seconds_per_epoch": 1.0, "task.recipe.lr": 0.1},
+            )
+            write_csv(
+                study / "digits" / activation / f"{seed}-abc" / "metrics.csv",
+                [
+                    {
+                        "epoch": epoch,
+                        "split": split,
+                        "loss": 2 / (epoch + 1),
+                        "top1": score - 9 / (epoch + 1),
+                        "seconds": 1,
+                    }
+                    for epoch in range(100)
+                    for split in ("train", "val")
+                ],
+            )
+        seconds = [timed([sys.executable, "scripts/report.py", str(study)]) for _ in range(3)]
+    yield f"report of 1,000 cells of 100 epochs: {statistics.median(seconds):.1f} s (at most 20)"
+
+
+def timed(command: Sequence[str]) -> float:
+    """Seconds that a command takes."""
+    start = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def ratio(what: str, ours: Sequence[float], theirs: Sequence[float], limit: str) -> str:
+    """One row of the table."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    value = statistics.median(ours) / statistics.median(theirs)
+    return f"{what}: {value:.3f} [{low:.3f}, {high:.3f}] ({limit})"
+
+
+def recipe(batch_size: int) -> Recipe:
+    """The optimiser of both loops."""
+    return Recipe(epochs=1, batch_size=batch_size, lr=0.05, weight_decay=5e-4)
+
+
+def digit_task() -> Classification:
+    """Task digits."""
+    return Classification(recipe=recipe(64), data=digits(), network=SmallCNN)
+
+
+def cifar_task(size: int = 1200) -> Classification:
+    """Task cifar10 on random pixels, which take as long as real ones."""
+    generator = torch.Generator().manual_seed(0)
+    data = ImageSet(
+        images=torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        labels=torch.arange(size) % 10,
+        train=torch.arange(size - 100),
+        test=torch.arange(size - 100, size),
+        classes=tuple("0123456789"),
+        fingerprint="random",
+    )
+    return Classification(recipe=recipe(128), data=data, network=ResNet, augment=CropFlip())
+
+
+def bench_cell(folder: Path) -> Cell:
+    """A cell that belongs to no study."""
+    config = {"activation": {}, "task": {}, "runner": {}, "seed": 0, "study": "bench", "force": False}
+    return Cell(config | {"outputs": str(folder)}, activation="relu", task="bench")
+
+
+if __name__ == "__main__":
+    main()

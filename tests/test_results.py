@@ -1,0 +1,213 @@
+"""Records to leaderboard: the numbers against scipy, the tables and figures against made-up studies."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from results.collect import add_labels, read_records
+from results.files import read_json, write_csv, write_json
+from results.leaderboard import leaderboard
+from results.report import write_report
+from results.statistics import estimate, paired, rank_with_ties
+
+
+def make_study(
+    folder: Path,
+    scores: dict[str, list[float | None]],
+    task: str = "digits",
+    epochs: int = 3,
+    **facts: object,
+) -> Path:
+    """A study in the files' format; None is a cell that diverged."""
+    for activation, values in scores.items():
+        for seed, score in enumerate(values):
+            cell = folder / task / activation / f"{seed}-abc"
+            record = {
+                "activation": activation.partition("+")[0],
+                "task": task,
+                "seed": seed,
+                "status": "diverged" if score is None else "ok",
+                "reason": "loss not finite in epoch 1" if score is None else None,
+                "primary_metric": "top1",
+                "higher_is_better": True,
+                "parameters": 1000 + len(activation),
+                "flops": 10,
+                "seconds_per_epoch": 0.5,
+                "activation.init": 0.5 if "+" in activation else 0.25,
+                "task.recipe.lr": 0.1,
+            }
+            if score is not None:
+                record |= {"primary": score, "primary_best": score - 0.1}
+            write_json(cell / "record.json", record | facts)
+            rows = [
+                {
+                    "epoch": e,
+                    "split": split,
+                    "loss": 2.0 / (e + 1),
+                    "top1": (score or 10) - 5 + e,
+                    "seconds": 1.0,
+                }
+                for e in range(epochs)
+                for split in ("train", "val")
+            ]
+            write_csv(cell / "metrics.csv", rows)
+            (cell / "config.yaml").write_text("seed: 0\n")
+    return folder
+
+
+def test_estimates_agree_with_scipy() -> None:
+    x = np.random.default_rng(0).normal(3, 2, 7)
+    mine = estimate(x)
+    theirs = stats.ttest_1samp(x, 0)
+    interval = theirs.confidence_interval(0.95)
+    assert (mine.n, mine.mean, mine.std) == (7, pytest.approx(x.mean()), pytest.approx(x.std(ddof=1)))
+    assert (mine.low, mine.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert mine.p == pytest.approx(theirs.pvalue)
+
+
+def test_paired_differences_agree_with_scipy_and_pair_by_seed() -> None:
+    rng = np.random.default_rng(1)
+    a = {seed: float(rng.normal()) for seed in (3, 1, 2, 7)}
+    b = {seed: float(rng.normal()) for seed in (9, 7, 2, 1)}
+    mine = paired(a, b)
+    theirs = stats.ttest_rel([a[s] for s in (1, 2, 7)], [b[s] for s in (1, 2, 7)])
+    assert mine.n == 3
+    assert mine.p == pytest.approx(theirs.pvalue)
+    assert (mine.low, mine.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+
+
+def test_estimates_of_few_or_equal_values() -> None:
+    assert math.isnan(estimate([]).mean)
+    one = estimate([5.0])
+    assert one.mean == 5
+    assert math.isnan(one.std)
+    assert math.isnan(one.low)
+    assert not one.differs_from_zero
+    equal = estimate([2.0, 2.0, 2.0])
+    assert (equal.low, equal.high, equal.p) == (2, 2, 0)
+    assert equal.differs_from_zero
+    zero = estimate([0.0, 0.0])
+    assert zero.p == 1
+    assert not zero.differs_from_zero
+
+
+def seeds(*values: float) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+def test_ranks_show_ties_as_ties() -> None:
+    best, close, far = seeds(90, 91, 92), seeds(89.5, 91.5, 91.0), seeds(80, 81, 82.1)
+    assert rank_with_ties([far, best, close], higher_is_better=True) == [3, 1, 1]
+    assert rank_with_ties([far, best, close], higher_is_better=False) == [1, 2, 2]
+    assert rank_with_ties([{}, far, seeds(50, 51, 52)], higher_is_better=True) == [3, 1, 2]
+    assert rank_with_ties([seeds(1), seeds(2)], higher_is_better=True) == [1, 1]  # one seed tells nothing
+    assert rank_with_ties([], higher_is_better=True) == []
+
+
+def test_pairing_finds_what_means_hide() -> None:
+    """Seeds differ by 10, activations by 1: unpaired nobody could tell, paired it is certain."""
+    base = seeds(60, 70, 80)
+    assert rank_with_ties([base, seeds(61.0, 71.1, 80.9)], higher_is_better=True) == [2, 1]
+
+
+def test_leaderboard_numbers(tmp_path: Path) -> None:
+    scores = {"relu": [90.0, 91.0, 92.5], "prelu": [91.0, 92.5, 93.0], "tanh": [80.0, None, 81.0]}
+    table = leaderboard(add_labels(read_records(make_study(tmp_path / "s", scores)))).set_index("activation")
+    assert list(table.index) == ["prelu", "relu", "tanh"]
+    row = table.loc["prelu"]
+    difference = np.array([1.0, 1.5, 0.5])
+    test = stats.ttest_1samp(difference, 0)
+    assert (row["n"], row["delta_n"]) == (3, 3)
+    assert row["mean"] == pytest.approx(np.mean(scores["prelu"]))
+    assert row["mean_best_val"] == pytest.approx(np.mean(scores["prelu"]) - 0.1)
+    assert row["delta"] == pytest.approx(1.0)
+    assert row["delta_p"] == pytest.approx(test.pvalue)
+    assert (row["delta_low"], row["delta_high"]) == pytest.approx(tuple(test.confidence_interval()))
+    assert table["verdict"].to_dict() == {"prelu": "tie", "relu": "baseline", "tanh": "worse"}
+    assert table.loc["tanh", "failures"] == "1 diverged"
+    assert (table.loc["tanh", "n"], table.loc["tanh", "delta_n"]) == (2, 2)
+
+
+def test_lower_is_better(tmp_path: Path) -> None:
+    scores = {"relu": [0.5, 0.6, 0.7], "tanh": [0.1, 0.2, 0.31]}
+    study = make_study(tmp_path / "s", scores, primary_metric="mse", higher_is_better=False)
+    table = leaderboard(add_labels(read_records(study)))
+    assert list(table["activation"]) == ["tanh", "relu"]
+    assert list(table["rank"]) == [1, 2]
+    assert table["verdict"].iloc[0] == "better"
+
+
+def test_other_settings_are_other_rows(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"prelu": [90.0, 91.0], "prelu+": [92.0, 93.0], "relu": [90.0, 90.5]})
+    table = leaderboard(add_labels(read_records(study)))
+    assert sorted(table["activation"]) == ["prelu[init=0.25]", "prelu[init=0.5]", "relu"]
+    assert set(table["n"]) == {2}
+
+
+def test_other_recipes_are_other_tasks(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0]})
+    record = study / "digits" / "relu" / "0-abc" / "record.json"
+    other = study / "digits" / "relu" / "0-def" / "record.json"
+    write_json(other, json.loads(record.read_text()) | {"task.recipe.lr": 0.2})
+    assert set(leaderboard(add_labels(read_records(study)))["task"]) == {
+        "digits[recipe.lr=0.1]",
+        "digits[recipe.lr=0.2]",
+    }
+
+
+def test_missing_and_damaged_records_are_rows(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0, 92.0]})
+    (study / "digits" / "relu" / "0-abc" / "record.json").unlink()
+    (study / "digits" / "relu" / "1-abc" / "record.json").write_text("{")
+    records = read_records(study).set_index("seed")
+    assert records["status"].to_dict() == {0: "failed", 1: "failed", 2: "ok"}
+    assert "damaged" in records.loc[1, "reason"]
+    table = leaderboard(add_labels(read_records(study)))
+    assert list(table["failures"]) == ["2 failed"]
+
+
+def test_report_of_a_study(tmp_path: Path) -> None:
+    scores = {f"act{i}": [80.0 + i + s / 3 for s in range(3)] for i in range(12)} | {
+        "relu": [84.0, 84.5, 85.5]
+    }
+    study = make_study(tmp_path / "s", scores)
+    make_study(study, {"relu": [None, None]}, task="broken")
+    path, table = write_report(study)
+    text = path.read_text()
+    assert "## digits" in text
+    assert "No cell ended ok." in text
+    assert "- relu broken seed=1: diverged: loss not finite in epoch 1" in text
+    written = pd.read_csv(path.with_name("leaderboard.csv"))
+    assert len(written) == len(table) == 14
+    figures = sorted(file.name for file in (path.parent / "figures").iterdir())
+    assert figures == [f"{n}-digits.{s}" for n in ("learning_curves", "scores") for s in ("png", "svg")]
+    for figure in figures:
+        assert f"figures/{figure}" in text or figure.endswith("svg")
+    before = {file: file.read_bytes() for file in (path.parent / "figures").glob("*.svg")}
+    write_report(study)
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_report_without_the_baseline_or_any_score(tmp_path: Path) -> None:
+    _, table = write_report(make_study(tmp_path / "a", {"tanh": [1.0, 2.0]}))
+    assert table["delta"].isna().all()
+    path, _ = write_report(make_study(tmp_path / "b", {"tanh": [None]}))
+    assert "No cell ended ok." in path.read_text()
+
+
+def test_mixed_provenance_is_said(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0]}, torch="2.13", machine="a")
+    make_study(study, {"tanh": [91.0]}, torch="2.14", machine="a")
+    path, _ = write_report(study)
+    assert "**digits: cells differ in torch**: 2.13, 2.14" in path.read_text()
+    assert "- machine: a" in path.read_text()
+
+
+def test_numbers_that_are_not_finite_survive_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "r.json", {"a": math.nan, "b": math.inf, "c": 1.5})
+    assert read_json(tmp_path / "r.json") == {"a": None, "b": None, "c": 1.5}
