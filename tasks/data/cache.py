@@ -1,0 +1,72 @@
+"""A disk cache of arrays under a key that changes when the files they come from change."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def key_of_files(kind: str, root: Path, paths: Sequence[Path]) -> str:
+    """Hash of ``kind`` and of every file's name below ``root``, size and times.
+
+    The change time is part of it: copying an older file of the same size over another changes it, too.
+    """
+    digest = hashlib.sha256(kind.encode())
+    for path in paths:
+        status = os.stat(path)
+        name = os.path.relpath(path, root)
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def cached(folder: Path, key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that ``build`` makes, from ``folder/key`` if they are there, else made and stored.
+
+    Stored arrays are mapped, not read: processes share them, and pages are loaded as they are used. They may be
+    written to, which changes the copy in memory only.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+    place = folder / key
+    try:
+        return _mapped(place)
+    except ValueError:  # the disk's fault, as entries appear whole
+        shutil.rmtree(place, ignore_errors=True)
+    except FileNotFoundError:
+        pass
+    _store(place, build())
+    return _mapped(place)
+
+
+def _store(place: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an entry under a temporary name and rename it: readers see all of it or nothing."""
+    folder = place.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{place.name}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array)
+            try:
+                temporary.rename(place)
+            except OSError:
+                if not place.is_dir():  # otherwise another process was faster with the same arrays
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise ValueError(
+            f"task.data.cache={folder}: cannot store decoded data there ({error.strerror})"
+        ) from error
+
+
+def _mapped(place: Path) -> dict[str, np.ndarray]:
+    if not place.is_dir():
+        raise FileNotFoundError(place)
+    return {path.stem: np.load(path, mmap_mode="c") for path in sorted(place.glob("*.npy"))}

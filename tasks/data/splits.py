@@ -1,0 +1,33 @@
+"""Splits by a fixed rule: which sample is held out depends on the labels alone, never on a run's seed."""
+
+import torch
+from torch import Tensor
+
+RULE_SEED = 20_260_101  # part of the rule; changing it changes every published split
+
+
+def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Split positions into (rest, chosen), each class in proportion; both are sorted.
+
+    Every class is put in a fixed random order, and the orders are merged evenly: the i-th of n members of a
+    class stands at (i + 1/2) / n. The chosen are the first ``size``, so a smaller choice is part of a larger one.
+
+    Args:
+        labels: (N,) whole numbers.
+        size: how many to choose.
+
+    Raises:
+        ValueError: ``size`` outside 1 .. N - 1.
+    """
+    if not 0 < size < len(labels):
+        raise ValueError(f"cannot choose {size} of {len(labels)} samples: 1 to {len(labels) - 1} are possible")
+    place = torch.empty(len(labels), dtype=torch.double)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        generator = torch.Generator().manual_seed(RULE_SEED + label)
+        order = torch.randperm(len(members), generator=generator)
+        place[members[order]] = (torch.arange(len(members), dtype=torch.double) + 0.5) / len(members)
+    chosen = place.argsort(stable=True)[:size]
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[chosen] = False
+    return rest.nonzero().squeeze(1), chosen.sort().values
