@@ -72,6 +72,13 @@ class Activation(nn.Module):
         return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
 
 
+def check_bool(**values: object) -> None:
+    """Raise ValueError for the first hyper-parameter that is not true or false; ``no`` arrives as a word."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: legal values are true, false")
+
+
 def check_finite(**values: object) -> None:
     """Raise ValueError for the first hyper-parameter that is not a finite number."""
     for name, value in values.items():

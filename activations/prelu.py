@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, check_finite
+from activations.base import Activation, check_bool, check_finite
 
 
 class PReLU(Activation):
@@ -26,6 +26,7 @@ class PReLU(Activation):
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_finite(init=init)
+        check_bool(shared=shared)
         self.weight = nn.Parameter(torch.full((1 if shared else num_features,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, check_finite
+from activations.base import Activation, check_bool, check_finite
 
 
 class Swish(Activation):
@@ -36,6 +36,7 @@ class Swish(Activation):
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_finite(beta=beta)
+        check_bool(trainable=trainable, per_channel=per_channel)
         if per_channel and not trainable:
             raise ValueError("per_channel=True: a beta per channel must be trainable (trainable=True)")
         initial = torch.full((num_features if per_channel else 1,), float(beta))

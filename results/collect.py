@@ -7,7 +7,9 @@ import pandas as pd
 
 from results.files import CONFIG, METRICS, RECORD, read_json
 
-UNINFORMATIVE = ("_partial_",)
+ABSENT = "null"
+# where and how a cell was computed: said in the report, but seeds may differ in it
+INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
 
 
 def read_records(study: Path) -> pd.DataFrame:
@@ -47,7 +49,10 @@ def read_metrics(folders: Iterable[str]) -> pd.DataFrame:
     for folder in folders:
         path = Path(folder) / METRICS
         if path.exists():
-            frame = pd.read_csv(path)
+            try:
+                frame = pd.read_csv(path)
+            except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path}: damaged ({error})") from None
             frame.insert(0, "folder", folder)
             frames.append(frame)
     return (
@@ -62,29 +67,41 @@ def add_labels(records: pd.DataFrame) -> pd.DataFrame:
     settings gets those that vary behind its name, as in ``prelu[init=0.1]``; so does a task, to which all
     settings of task and runner belong.
     """
-    records = records.copy()
-    records["activation_label"] = _labels(records, "activation", ("activation.",))
-    records["task_label"] = _labels(records, "task", ("task.", "runner."))
-    return records
+    for incidental in (False, True):
+        labelled = records.assign(
+            activation_label=_labels(records, "activation", ("activation.",), incidental),
+            task_label=_labels(records, "task", ("task.", "runner."), incidental),
+        )
+        if not labelled.duplicated(["task_label", "activation_label", "seed"]).any():
+            break  # else the same seed was run in several ways: then these matter, too
+    return labelled
 
 
-def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...]) -> pd.Series:
+def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], incidental: bool) -> pd.Series:
     columns = [
         column
         for column in records.columns
-        if column.startswith(prefixes) and column.rpartition(".")[2] not in UNINFORMATIVE
+        if column.startswith(prefixes)
+        and column.rpartition(".")[2] != "_partial_"
+        and (incidental or column not in INCIDENTAL)
     ]
-    labels = records[name].astype(str)
-    for _, group in records.groupby(name):
-        # a cell without settings failed before it had any; it tells nothing of what varies
-        known = group[group[columns].notna().any(axis=1)] if columns else group.iloc[:0]
-        varying = [column for column in columns if known[column].astype(str).nunique() > 1]
-        for index, row in known.iterrows():
-            settings = " ".join(f"{c.partition('.')[2]}={_shown(row[c])}" for c in varying)
-            if settings:
-                labels[index] = f"{row[name]}[{settings}]"
-    return labels
+    shown = {column: [_shown(value) for value in records[column]] for column in columns}
+    settings = pd.DataFrame(shown, index=records.index, dtype=object)
+    labels = {}
+    for value, group in settings.groupby(records[name].astype(str)):
+        # a cell without any settings failed before it had them; it tells nothing of what varies
+        known = group[(group != ABSENT).any(axis=1)]
+        varying = [column for column in columns if known[column].nunique() > 1]
+        for index, row in group.iterrows():
+            given = [
+                f"{column.partition('.')[2]}={row[column]}" for column in varying if index in known.index
+            ]
+            labels[index] = f"{value}[{' '.join(given)}]" if given else str(value)
+    return pd.Series(labels, dtype=object)
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A setting's value in full: two that differ must not look the same, and none is a value as well."""
+    if value is None or value != value:
+        return ABSENT
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -89,6 +89,8 @@ def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFra
     rows = rows[rows["n"] > 0]
     colors = _colors(rows)
     metric = str(rows["metric"].iloc[0])
+    if not {"split", "epoch", "loss", metric} <= set(metrics.columns):
+        metrics = pd.DataFrame(columns=["folder", "epoch", "split", "loss", metric])  # the cells' were lost
     curves = metrics.merge(cells[["folder", "activation_label"]], on="folder")
     for ax, split, column in ((left, "val", metric), (right, "train", "loss")):
         part = curves[curves["split"] == split]

@@ -66,9 +66,7 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
                 "failures": _failures(cells),
             }
         )
-    table = pd.DataFrame(rows)
-    order = table["mean"] * (-1 if higher else 1)
-    return table.iloc[order.argsort(kind="stable")]
+    return pd.DataFrame(rows).sort_values("mean", ascending=not higher, kind="stable", na_position="last")
 
 
 def _unique(records: pd.DataFrame) -> list[str]:
@@ -126,8 +124,10 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             row["n"],
             _number(row["mean"], scale),
             _number(row["std"], scale),
-            f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}" if row["n"] > 1 else "",
-            delta if row["delta_n"] > 1 else _number(row["delta"], scale, sign="+"),
+            ""
+            if math.isnan(row["ci95_low"])
+            else f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}",
+            _number(row["delta"], scale, sign="+") if math.isnan(row["delta_low"]) else delta,
             row["verdict"],
             _number(row["parameters"], 0),
             _number(row["seconds_per_epoch"], 3),

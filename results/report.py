@@ -18,14 +18,20 @@ Intervals are for one comparison each; with many activations some exclude 0 by c
 SHOULD_AGREE = ("git_commit", "machine", "cpu", "torch", "device", "num_threads", "data_fingerprint")
 
 
-def write_report(study: Path, baseline: str = BASELINE) -> tuple[Path, pd.DataFrame]:
+def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.DataFrame]:
     """Write ``report/leaderboard.csv``, ``leaderboard.md`` and ``figures/``; returns the .md and the table.
 
+    Args:
+        baseline: the activation that others are compared with; None for relu, where there is one.
+
     Raises:
-        ValueError: no study in this folder.
+        ValueError: no study in this folder, or no such activation in it.
     """
     records = add_labels(read_records(study))
-    table = leaderboard(records, baseline)
+    labels = sorted(records["activation_label"].unique())
+    if baseline is not None and baseline not in labels:
+        raise ValueError(f"baseline {baseline}: no such activation in {study}; legal: {', '.join(labels)}")
+    table = leaderboard(records, baseline or BASELINE)
     folder = study / REPORT
     with replacing(folder / "leaderboard.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -50,7 +56,7 @@ def write_report(study: Path, baseline: str = BASELINE) -> tuple[Path, pd.DataFr
     return path, table
 
 
-def report(study: Path, baseline: str = BASELINE) -> None:
+def report(study: Path, baseline: str | None = None) -> None:
     """Write the report and print the table and, last, where it is."""
     path, table = write_report(study, baseline)
     columns = [
@@ -89,6 +95,9 @@ def _provenance(records: pd.DataFrame) -> list[str]:
             lines.append(
                 f"- {column}: {', '.join(sorted({value for values in by_task for value in values}))}"
             )
+    if "activation_code" in records:
+        versions = records.groupby("activation_label")["activation_code"].nunique()
+        lines += [f"- **{label}: its code changed between cells**" for label in versions[versions > 1].index]
     return ["## Where the numbers come from", "\n".join(lines)] if lines else []
 
 
@@ -97,7 +106,7 @@ def _failures(records: pd.DataFrame) -> list[str]:
     if failed.empty:
         return []
     lines = [
-        f"- {row.activation_label} {row.task_label} seed={row.seed}: {row.status}: {row.reason} ({row.folder})"
+        f"- {row.activation_label} {row.task_label} seed={row.seed}: {row.status}: {row.reason or 'killed'} ({row.folder})"
         for row in failed.itertuples()
     ]
     return ["## Cells without a score", "\n".join(lines)]

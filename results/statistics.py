@@ -9,14 +9,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its two-sided 95 % t interval; ``low`` and ``high`` are nan below two values.
+    """A mean with its two-sided 95 % t interval.
+
+    Interval and p-value are nan below two values, and for values that are all equal: a score moves in steps
+    (one test image), so equal values say that the spread is below a step, not that it is nothing.
 
     Attributes:
         n: number of values.
         mean: their mean; nan if there are none.
         std: sample standard deviation (n - 1); nan below two values.
         low, high: mean -+ t(0.975; n - 1) std / sqrt(n).
-        p: two-sided p-value of Student's t test that the expectation is 0; nan below two values.
+        p: two-sided p-value of Student's t test that the expectation is 0.
     """
 
     n: int
@@ -42,11 +45,11 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n < 2:
         return Estimate(n, mean, math.nan, math.nan, math.nan, math.nan)
     std = float(x.std(ddof=1))
+    if std <= 1e-12 * np.abs(x).max():
+        return Estimate(n, mean, 0.0, math.nan, math.nan, math.nan)
     error = std / math.sqrt(n)
     half = float(stdtrit(n - 1, 0.975)) * error
-    t = abs(mean) / error if error > 0 else (math.inf if mean else 0.0)
-    p = 2 * float(stdtr(n - 1, -t))
-    return Estimate(n, mean, std, mean - half, mean + half, p)
+    return Estimate(n, mean, std, mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean) / error)))
 
 
 def paired(values: dict[int, float], baseline: dict[int, float]) -> Estimate:

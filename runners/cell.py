@@ -3,12 +3,12 @@
 import hashlib
 import json
 import logging
+import math
 import re
 import shlex
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,6 @@ from results.files import (
     METRICS,
     PICTURES,
     RECORD,
-    REPORT,
     TEMPORARY,
     read_json,
     write_json,
@@ -35,14 +34,11 @@ from results.files import (
 from runners.words import one_line
 
 DETERMINING = ("activation", "task", "runner", "seed")
-NOT_DETERMINING = ("task.data.cache", "task.data.download")  # where bytes are kept changes no result
+NOT_DETERMINING = ("task.data.cache", "task.data.download", "runner.pictures")  # these change no result
 FINISHED = ("ok", "diverged")
+LOCK = ".lock"
 
 log = logging.getLogger("actbench")
-
-
-class CellFailed(Exception):
-    """A cell of a grid failed; said and recorded already, so all that is left is the exit status."""
 
 
 class Cell:
@@ -63,10 +59,10 @@ class Cell:
     def __init__(self, config: dict[str, Any], *, activation: str, task: str, grid: bool = False) -> None:
         self.config = config
         self.activation, self.task, self.grid = activation, task, grid
-        self.seed, self.study, self.force = config["seed"], str(config["study"]), config["force"]
+        self.seed, self.study, self.force = config["seed"], config["study"], config["force"]
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed={self.seed}: a whole number of at least 0 is needed")
-        if not re.fullmatch(r"\w[\w.+-]*", self.study) or self.study == REPORT:
+        if not isinstance(self.study, str) or not re.fullmatch(r"\w[\w.+-]*", self.study):
             raise ValueError(f"study={self.study}: letters, digits and . + - _ are legal in a folder's name")
         if not isinstance(self.force, bool):
             raise ValueError(f"force={self.force}: legal values are true, false")
@@ -102,31 +98,34 @@ class Cell:
         """
         new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
+        lock = FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise Busy(f"{self}: another process is training it in {self.folder}") from None
         try:
             self._check_same_config()
-            if self.force:
-                self._set_aside()
             for leftover in self.folder.glob(TEMPORARY.format(name="*", pid="*")):
                 leftover.unlink()
             with self._logging():
                 yield
         finally:
+            untouched = new and not self._record  # stopped before it began: leave no trace
+            if untouched:
+                (self.folder / LOG).unlink(missing_ok=True)
             lock.release()
-            if new and not self._record:  # stopped before it began: leave no trace
-                shutil.rmtree(self.folder, ignore_errors=True)
+            if untouched:
+                (self.folder / LOCK).unlink(missing_ok=True)
                 with suppress(OSError):  # not empty: others have moved in
-                    for folder in new[1:]:
+                    for folder in new:
                         folder.rmdir()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""
         import yaml
 
+        if self.force:
+            self._set_aside()
         write_text(self.folder / CONFIG, yaml.safe_dump(self.config, sort_keys=False))
         self.write_record("interrupted", **facts)
 
@@ -146,37 +145,23 @@ class Cell:
         write_json(self.folder / RECORD, self._record | self.facts)
         return self._record
 
-    def attempt(self, work: Any) -> dict[str, Any]:
-        """``work()``, which trains and returns the record; a failure becomes a row and, in a grid, stops no other cell.
+    def attempt(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """``work()``, which trains and returns the record; what it raises becomes the record's reason.
 
-        Before training has begun, a single run that cannot be is only told so: it leaves nothing behind.
-
-        Raises:
-            CellFailed: in a grid, after the failure has been said and recorded.
+        Before training has begun, a single run that cannot be is only told so and leaves nothing behind. In a
+        grid it is a row like any other, unless that row holds the result of an earlier run.
         """
-        start = time.perf_counter()
-        try:
-            with self.opened():
-                try:
-                    return work()
-                except Exception as error:
-                    if self._record or self.grid:
-                        log.debug("traceback", exc_info=True)
-                        self.write_record(
-                            "failed", reason=one_line(error), seconds=time.perf_counter() - start
-                        )
-                    raise
-        except Busy:
-            raise
-        except Exception as error:
-            if not self.grid:
+        with self.opened():
+            if record := self.finished():
+                return record  # by another process, since we looked
+            try:
+                return work()
+            except Exception as error:
+                log.debug("traceback", exc_info=True)
+                earlier = read_json(self.folder / RECORD) or {}
+                if self._record or (self.grid and earlier.get("status") not in FINISHED):
+                    self.write_record("failed", reason=one_line(error))
                 raise
-            print(
-                f"actbench: {self} failed: {one_line(error)} ({self.folder / LOG})",
-                file=sys.stderr,
-                flush=True,
-            )
-            raise CellFailed(f"{self}: {one_line(error)}") from None
 
     def line(self, record: Mapping[str, Any], note: str = "") -> str:
         """One line that says what came out and where it is."""
@@ -211,7 +196,7 @@ class Cell:
 
     def _set_aside(self) -> None:
         """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CURVES, LOG):
+        for name in (RECORD, CHECKPOINT, METRICS, CURVES):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)
@@ -235,22 +220,32 @@ class Cell:
 class _LogFile(logging.FileHandler):
     """A log that cannot be written is no reason to fail; a full disk is told of by files that matter."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # of opening it
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass  # of writing to it
 
 
 class Busy(Exception):
     """Another process is training the same cell."""
 
 
+class CellFailed(Exception):
+    """A cell of a grid failed; said and recorded already, so all that is left is the exit status."""
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one with dotted names; lists become their JSON text, so that every value is a scalar."""
+    """Nested dicts as one with dotted names; lists, and numbers that JSON lacks, become text."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
+            flat[prefix + name] = json.dumps(value)
         else:
-            flat[prefix + name] = json.dumps(value) if isinstance(value, list) else value
+            flat[prefix + name] = value
     return flat
 
 

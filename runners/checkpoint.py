@@ -61,7 +61,7 @@ class RunState:
     network: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    fingerprint: str
+    fingerprint: str  # of the data and the activation's code
     progress: Progress = field(default_factory=Progress)
 
     def save(self, path: Path) -> None:
@@ -104,7 +104,10 @@ class RunState:
         else:
             return False
         if state["fingerprint"] != self.fingerprint:
-            raise ValueError(f"{path}: the task's data have changed since; force=true trains this cell again")
+            raise ValueError(
+                f"{path}: the task's data or the activation's code have changed since; "
+                "force=true trains this cell from the start"
+            )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,9 +1,15 @@
-"""Make sure that an activation's factory works before anything is built on it."""
+"""Make sure that an activation works before anything is trained with it."""
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from activations.base import Activation
+from runners.optim import activation_modules
 from tasks.base import ActLayer
 
 
@@ -15,6 +21,8 @@ def checked(act_layer: partial[Activation], name: str) -> ActLayer:
     Raises:
         ValueError: hyper-parameters that the activation does not take or accept, or no activation at all.
     """
+    if not isinstance(act_layer, partial):
+        raise ValueError(f"activation={name}: its configuration needs _target_ and _partial_: true")
     cls, hyper = act_layer.func, act_layer.keywords
     try:
         unit = cls(8, **hyper)
@@ -23,6 +31,7 @@ def checked(act_layer: partial[Activation], name: str) -> ActLayer:
     except TypeError as error:
         known = inspect.signature(cls).parameters.values()
         legal = [p.name for p in known if p.kind is p.KEYWORD_ONLY and p.name != "channel_dim"]
+        legal += [name for name in hyper if name not in legal and f"'{name}'" not in str(error)]
         raise ValueError(
             f"activation={name}: {error}; hyper-parameters: {', '.join(legal) or 'none'}"
         ) from error
@@ -32,3 +41,51 @@ def checked(act_layer: partial[Activation], name: str) -> ActLayer:
             "activations.base.Activation"
         )
     return partial(cls, **hyper)
+
+
+def check_sites(network: nn.Module, input_shape: Sequence[int]) -> None:
+    """Send two samples through ``network`` and compare what goes in and comes out at every activation.
+
+    A unit that changes the shape can otherwise train to a wrong score by way of broadcasting.
+
+    Raises:
+        ValueError: an activation that fails, or whose output is not like its input; names site and class.
+    """
+    under_way: list[str] = []
+    handles = []
+
+    def enter(site: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        under_way.append(site)
+
+    def leave(site: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        under_way.pop()
+        if not isinstance(output, Tensor) or output.shape != args[0].shape or output.dtype != args[0].dtype:
+            came = (
+                f"{tuple(output.shape)} {output.dtype}"
+                if isinstance(output, Tensor)
+                else type(output).__name__
+            )
+            raise ValueError(
+                f"{type(module).__name__} at {site}: {tuple(args[0].shape)} {args[0].dtype} goes in and {came} comes "
+                "out; shape and dtype must be kept"
+            )
+
+    sites = activation_modules(network)
+    if not sites:
+        raise ValueError("the network never called act_layer: there is nothing to compare")
+    for site, module in sites.items():
+        handles.append(module.register_forward_pre_hook(partial(enter, site)))
+        handles.append(module.register_forward_hook(partial(leave, site)))
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if not under_way:
+            raise
+        raise ValueError(f"{type(sites[under_way[-1]]).__name__} at {under_way[-1]}: {error}") from error
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()

@@ -15,7 +15,6 @@ NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
-    nn.LocalResponseNorm,
 )
 
 

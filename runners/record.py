@@ -1,5 +1,7 @@
 """What a record says of where its numbers come from, and the learnt shapes beside it."""
 
+import hashlib
+import inspect
 import platform
 import subprocess
 import sys
@@ -56,6 +58,14 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def source_hash(cls: type) -> str | None:
+    """Hash of the file that a class comes from; None where there is none."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return None
 
 
 def write_curves(path: Path, sites: Mapping[str, Activation]) -> None:

@@ -20,9 +20,10 @@ from results.files import CHECKPOINT, CURVES, METRICS, PICTURES, replacing, writ
 from runners import cost, seeding
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState
+from runners.factory import check_sites
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer
-from runners.record import provenance, write_curves
-from tasks.base import ActLayer, Means, Task, check_choice, check_range, check_whole
+from runners.record import provenance, source_hash, write_curves
+from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_EVERY = (
@@ -38,11 +39,11 @@ class Train:
 
     Args:
         epochs: instead of the recipe's, at least 1; None for the recipe's.
-        epochs_scale: factor on the number of epochs, above 0; at least one epoch is trained.
+        epochs_scale: factor on the recipe's epochs, above 0; at least one epoch is trained.
         limit_batches: at most so many batches per pass, or None.
         activation_only_epochs: for so many epochs at the beginning only the activations' parameters are
             trained ("freeze, then thaw"). Norms keep updating their running statistics meanwhile.
-        device: auto (cuda, then mps, then cpu), or a torch device.
+        device: auto (cuda, then cpu), or a torch device.
         threads: of torch on the CPU; None for torch's choice.
         channels_last: memory format of image batches and networks.
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
@@ -73,22 +74,31 @@ class Train:
         check_choice("runner.amp", self.amp, tuple(AMP))
         check_choice("runner.compile", self.compile, ("off", "on"))
         for name in ("channels_last", "pictures"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"runner.{name}={getattr(self, name)}: legal values are true, false")
+            check_bool(f"runner.{name}", getattr(self, name))
         find_device(self.device)
 
     def __call__(self, act_layer: ActLayer, task: Task, cell: Cell) -> dict[str, Any]:
         """Train ``cell``, or go on with it where it was stopped; returns its record.
 
+        After SIGINT or SIGTERM the run is saved, and the returned record has the number as ``signal``.
+
         Raises:
-            SystemExit: after SIGINT or SIGTERM, once the run has been saved.
-            ValueError: a damaged checkpoint, or one of other data.
+            ValueError: a damaged checkpoint, one of other data or code, or an activation that does not fit.
         """
+        threads = torch.get_num_threads()
+        try:
+            with _Stop() as stop:
+                record = self._train(act_layer, task, cell, stop)
+            return record | ({"signal": int(stop.received)} if stop.received else {})
+        finally:
+            torch.set_num_threads(threads)  # the next cell of a grid may have other wishes
+
+    def _train(self, act_layer: ActLayer, task: Task, cell: Cell, stop: "_Stop") -> dict[str, Any]:
         # set-up: everything random comes from streams of the seed (see seeding), none of them the activation's
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         task.device, task.limit_batches = find_device(self.device), self.limit_batches
-        epochs = max(1, round((self.epochs or task.recipe.epochs) * self.epochs_scale))
+        epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
         steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
         network = build_network(act_layer, task, cell.seed)
         network.to(task.device)
@@ -96,18 +106,20 @@ class Train:
             network.to(memory_format=torch.channels_last)
             network.register_forward_pre_hook(_to_channels_last)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
+        check_sites(network, task.input_shape)
         sites, own = activation_modules(network), activation_parameters(network)
-        facts = self._facts(network, task, epochs, steps)
+        code = source_hash(type(next(iter(sites.values()))))
+        facts = self._facts(network, task, epochs, steps) | {"activation_code": code}
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
 
         # resume: the checkpoint holds all that determines the rest of the run
         checkpoint, metrics = cell.folder / CHECKPOINT, cell.folder / METRICS
         seeding.seed_everything(cell.seed, "training")
-        state = RunState(network, optimizer, scaler, task.fingerprint)
+        state = RunState(network, optimizer, scaler, f"{task.fingerprint} {code}")
+        cell.begin(facts)
         resumed = state.resume(checkpoint)
         run = state.progress
-        cell.begin(facts)
         log.info(
             "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
         )
@@ -120,7 +132,7 @@ class Train:
             disable=None,  # none where nobody watches
         )
 
-        with bar, _Stop() as stop:
+        with bar:
             while run.epoch < epochs:
                 # an epoch: its data depend on the seed and its number alone
                 frozen = run.epoch < self.activation_only_epochs
@@ -245,8 +257,9 @@ class Train:
         )
 
     def _interrupted(self, cell: Cell, run: Progress, by: signal.Signals) -> dict[str, Any]:
-        reason = f"{by.name} in epoch {run.epoch}, step {run.step}; the same command goes on"
-        return self._finish(cell, run, "interrupted", reason=reason, signal=int(by))
+        how = "the same command without force=true" if cell.force else "the same command"
+        reason = f"{by.name} in epoch {run.epoch}, step {run.step}; {how} goes on"
+        return self._finish(cell, run, "interrupted", reason=reason)
 
     def _finish(self, cell: Cell, run: Progress, status: str, **facts: Any) -> dict[str, Any]:
         """Write the record of a run that has come to an end, whatever the end."""
@@ -290,7 +303,7 @@ def _to_channels_last(network: nn.Module, args: tuple[Tensor, ...]) -> tuple[Ten
 
 
 def find_device(name: str) -> torch.device:
-    """The device called ``name``; auto is cuda if there is one, then mps, then cpu.
+    """The device called ``name``; auto is cuda if there is one, else cpu. (mps lacks the float64 of the means.)
 
     Raises:
         ValueError: no such device on this machine.
@@ -298,8 +311,6 @@ def find_device(name: str) -> torch.device:
     legal = ["cpu"]
     if torch.cuda.is_available():
         legal = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *legal]
-    if torch.backends.mps.is_available():
-        legal = ["mps", *legal]
     if name != "auto" and name not in legal:
         raise ValueError(f"runner.device={name}: this machine has auto, {', '.join(legal)}")
     return torch.device(legal[0] if name == "auto" else name)

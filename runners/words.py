@@ -25,7 +25,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         return f"{cause.full_key}: no such name; {choices(str(cause.key), map(str, cause.parent_node))}"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror or type(error).__name__}"
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     expected = isinstance(error, ValueError | OSError | ImportError | HydraException | OmegaConfBaseException)
     if expected and text:

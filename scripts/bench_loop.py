@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def training_step() -> Iterator[str]:
         task.evaluate = in_turns  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as folder:
             cell = bench_cell(Path(folder))
-            cell.attempt(lambda runner=runner, task=task, cell=cell: runner(ReLU, task, cell))
+            cell.attempt(partial(runner, ReLU, task, cell))
             rows = (cell.folder / "metrics.csv").read_text().splitlines()
         column = rows[0].split(",").index("seconds")
         ours = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[1] == "train"]

@@ -15,9 +15,7 @@ def main() -> None:
         epilog="example: python scripts/report.py outputs/demo",
     )
     parser.add_argument("study", type=Path, help="the study's folder, outputs/<study>")
-    parser.add_argument(
-        "--baseline", default="relu", help="activation that the others are compared with (relu)"
-    )
+    parser.add_argument("--baseline", help="activation that the others are compared with (relu if there)")
     arguments = parser.parse_args()
 
     from results.report import report

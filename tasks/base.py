@@ -32,7 +32,7 @@ class Recipe:
         momentum, nesterov: of sgd. Momentum in [0, 1).
         betas: of adam and adamw, both in [0, 1).
         weight_decay: at least 0; not applied to biases, normalisation layers and ``Activation.no_decay``.
-        schedule: constant, or cosine down to 0 at the last step.
+        schedule: constant, or cosine, which would reach 0 one step after the last.
         warmup: share of all steps during which lr rises linearly from 0, in [0, 1).
         clip_norm: largest norm of the whole gradient, above 0, or None.
         label_smoothing: in [0, 1); classification only.
@@ -56,6 +56,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         at = "task.recipe."
+        check_bool(at + "nesterov", self.nesterov)
         check_whole(at + "epochs", self.epochs, 1)
         check_whole(at + "batch_size", self.batch_size, 1)
         check_choice(at + "optimizer", self.optimizer, OPTIMIZERS)
@@ -64,10 +65,7 @@ class Recipe:
         check_range(at + "weight_decay", self.weight_decay, "at least 0", lambda v: v >= 0)
         for name in ("momentum", "warmup", "label_smoothing"):
             check_range(at + name, getattr(self, name), "in [0, 1)", lambda v: 0 <= v < 1)
-        if len(self.betas) != 2:
-            raise ValueError(f"{at}betas={list(self.betas)}: two numbers in [0, 1) are needed")
-        for beta in self.betas:
-            check_range(at + "betas", beta, "in [0, 1)", lambda v: 0 <= v < 1)
+        check_list(at + "betas", self.betas, "in [0, 1)", lambda v: 0 <= v < 1, length=2)
         if self.clip_norm is not None:
             check_range(at + "clip_norm", self.clip_norm, "above 0, or null", lambda v: v > 0)
 
@@ -83,6 +81,24 @@ def check_range(name: str, value: Any, legal: str, accepts: Callable[[float], bo
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not accepts(value):
         raise ValueError(f"{name}={value}: a number {legal} is needed")
+
+
+def check_list(
+    name: str, value: Any, legal: str, accepts: Callable[[Any], bool], length: int | None = None
+) -> None:
+    """Raise ValueError unless ``value`` is a list, not empty and of ``length`` if given, of such numbers."""
+    numbers = isinstance(value, Sequence) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and accepts(v)
+        for v in value
+    )
+    if not numbers or len(value) == 0 or len(value) != (length or len(value)):
+        raise ValueError(f"{name}={value}: a list of {length or 'one or more'} numbers {legal} is needed")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is true or false; no and off arrive as words, which are true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value}: legal values are true, false")
 
 
 def check_choice(name: str, value: object, legal: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import ActLayer, Batch, Recipe, Task, check_whole
+from tasks.base import ActLayer, Batch, Recipe, Task, check_list, check_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,9 @@ class Regression(Task):
         val_points: int,
         test_points: int,
     ) -> None:
-        if len(low) != len(high) or any(a >= b for a, b in zip(low, high, strict=True)):
+        check_list("task.low", low, "(one per variable)", lambda v: True)
+        check_list("task.high", high, "(one per variable)", lambda v: True, len(low))
+        if any(a >= b for a, b in zip(low, high, strict=True)):
             raise ValueError(
                 f"task.low={list(low)}, task.high={list(high)}: low must be below high, number by number"
             )

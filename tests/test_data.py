@@ -104,13 +104,14 @@ def test_a_cache_entry_appears_as_a_whole(tmp_path: Path) -> None:
     made = cached(tmp_path / "cache", "key", lambda: {"a": np.arange(5), "name": np.array("text")})
     assert made["a"].tolist() == [0, 1, 2, 3, 4]
     assert str(made["name"]) == "text"
-    assert os.listdir(tmp_path / "cache") == ["key"]
+    assert sorted(os.listdir(tmp_path / "cache")) == [".key.lock", "key"]
 
 
-def test_a_damaged_cache_entry_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [0, 500])
+def test_a_damaged_cache_entry_is_made_again(tmp_path: Path, length: int) -> None:
     build = lambda: {"a": np.arange(1000)}  # noqa: E731
     cached(tmp_path, "key", build)
-    (tmp_path / "key" / "a.npy").write_bytes((tmp_path / "key" / "a.npy").read_bytes()[:500])
+    (tmp_path / "key" / "a.npy").write_bytes((tmp_path / "key" / "a.npy").read_bytes()[:length])
     assert cached(tmp_path, "key", build)["a"].sum() == 499500
 
 

@@ -89,11 +89,10 @@ def test_estimates_of_few_or_equal_values() -> None:
     assert math.isnan(one.low)
     assert not one.differs_from_zero
     equal = estimate([2.0, 2.0, 2.0])
-    assert (equal.low, equal.high, equal.p) == (2, 2, 0)
-    assert equal.differs_from_zero
-    zero = estimate([0.0, 0.0])
-    assert zero.p == 1
-    assert not zero.differs_from_zero
+    assert equal.std == 0
+    assert math.isnan(equal.p)
+    assert not equal.differs_from_zero  # scores move in steps: equal differences are no certainty
+    assert not estimate([90.2 - 90, 91.2 - 91, 92.2 - 92]).differs_from_zero
 
 
 def seeds(*values: float) -> dict[int, float]:
@@ -147,6 +146,57 @@ def test_other_settings_are_other_rows(tmp_path: Path) -> None:
     table = leaderboard(add_labels(read_records(study)))
     assert sorted(table["activation"]) == ["prelu[init=0.25]", "prelu[init=0.5]", "relu"]
     assert set(table["n"]) == {2}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "labels"),
+    [
+        ("activation.init", (0.33333333, 0.33333334), ("relu[init=0.33333333]", "relu[init=0.33333334]")),
+        ("activation.alpha", (None, 0.3), ("relu[alpha=null]", "relu[alpha=0.3]")),
+        ("activation.extra", ("missing", 2), ("relu[extra=null]", "relu[extra=2]")),
+        ("activation._target_", ("a.Unit", "b.Unit"), ("relu[_target_=a.Unit]", "relu[_target_=b.Unit]")),
+        ("runner.limit_batches", (None, 4), ("relu", "relu")),
+        ("task.augment", (None, "missing"), ("relu", "relu")),
+    ],
+)
+def test_cells_with_other_settings_are_never_pooled(
+    tmp_path: Path, name: str, values: tuple, labels: tuple
+) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0, 92.0, 93.0]})
+    for seed in range(4):
+        path = study / "digits" / "relu" / f"{seed}-abc" / "record.json"
+        record = json.loads(path.read_text())
+        if values[seed // 2] != "missing":
+            record[name] = values[seed // 2]
+        if name == "task.augment" and seed >= 2:
+            record |= {"task.augment.flip": True}
+        write_json(path, record)
+    table = leaderboard(add_labels(read_records(study)))
+    assert list(table["n"]) == [2, 2]
+    assert set(table["activation"]) == set(labels)
+
+
+def test_where_a_cell_was_computed_does_not_split_seeds(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0]})
+    path = study / "digits" / "relu" / "1-abc" / "record.json"
+    write_json(path, json.loads(path.read_text()) | {"runner.threads": 1})
+    assert list(leaderboard(add_labels(read_records(study)))["n"]) == [2]
+    again = study / "digits" / "relu" / "1-def" / "record.json"  # unless the same seed was run in both ways
+    write_json(again, json.loads(path.read_text()) | {"runner.threads": 2})
+    assert sorted(leaderboard(add_labels(read_records(study)))["n"]) == [1, 1, 1]
+
+
+def test_an_unknown_baseline_is_refused(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0]})
+    with pytest.raises(ValueError, match=r"baseline reluu: no such activation in .*; legal: relu"):
+        write_report(study, "reluu")
+
+
+def test_changed_code_is_said(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0]}, activation_code="a")
+    path = study / "digits" / "relu" / "1-abc" / "record.json"
+    write_json(path, json.loads(path.read_text()) | {"activation_code": "b"})
+    assert "**relu: its code changed between cells**" in write_report(study)[0].read_text()
 
 
 def test_other_recipes_are_other_tasks(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     states = [torch.load(path / "checkpoint.pt", weights_only=True) for path in (one, other)]
     for key, value in states[0]["network"].items():
         assert torch.equal(value, states[1]["network"][key]), key
+    assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
     for key, value in states[0]["progress"]["best"]["weights"].items():
         assert torch.equal(value, states[1]["progress"]["best"]["weights"][key]), key
     tables = [
@@ -178,7 +179,7 @@ def test_every_kind_of_damage_is_found(tmp_path: Path, damage: str) -> None:
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 2)
     state_of(network).save(tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="data have changed"):
+    with pytest.raises(ValueError, match="have changed since; force=true"):
         state_of(network, "others").resume(tmp_path / "c.pt")
 
 
@@ -211,4 +212,4 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
     state = torch.load(next(tmp_path.glob("**/checkpoint.pt")), weights_only=True)
     assert set(state) == {"network", "optimizer", "scaler", "fingerprint", "progress", "random"}
     assert checkpoint.Progress(**state["progress"]).epoch == 1
-    assert make_task("digits").fingerprint == state["fingerprint"]
+    assert state["fingerprint"].startswith(make_task("digits").fingerprint)

@@ -1,6 +1,7 @@
 """The runner honours the contract of activations and tasks, and trains."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,10 @@ import pytest
 import torch
 from conftest import make_cell, make_factory, make_task, train
 from torch import nn
-from toy import Broken, Exploding, Toy
+from toy import Broken, Exploding, Late, Pooling, Toy, Witness
 
+from activations.swish import Swish
+from runners import cost
 from runners.optim import lr_factor, make_optimizer, parameter_groups
 from runners.train import Train, build_network
 from tasks.base import Recipe
@@ -31,8 +34,8 @@ def test_phases_reach_the_activation_once_per_epoch(tmp_path) -> None:
 
 
 def test_regularization_is_in_the_loss_and_in_the_metrics(tmp_path) -> None:
-    train(tmp_path / "off", lambda n, **k: Toy(n, penalty=0.0, **k), "runner=smoke")
-    train(tmp_path / "on", lambda n, **k: Toy(n, penalty=100.0, **k), "runner=smoke")
+    for name, penalty in (("off", 0.0), ("on", 5.0)):
+        train(tmp_path / name, partial(Toy, penalty=penalty), "runner.epochs=2")
     rows = pd.read_csv(next((tmp_path / "on").glob("**/metrics.csv")))
     assert (rows.loc[rows["split"] == "train", "regularization"] > 0).all()
     distance = {
@@ -41,7 +44,7 @@ def test_regularization_is_in_the_loss_and_in_the_metrics(tmp_path) -> None:
         )
         for name in ("off", "on")
     }
-    assert distance["on"] != distance["off"]
+    assert distance["on"] < 0.5 * distance["off"]
 
 
 def test_parameter_groups_follow_module_types_and_declarations() -> None:
@@ -153,17 +156,108 @@ def test_a_loss_that_is_not_finite_ends_the_cell(tmp_path) -> None:
     assert rows["split"].tolist() == ["train"]
 
 
-def test_an_error_of_the_unit_is_a_failed_cell_and_in_the_log(tmp_path) -> None:
-    cell = make_cell(tmp_path, "runner=smoke")
-    cell.grid = True
-    from runners.cell import CellFailed
-
-    with pytest.raises(CellFailed, match=r"\(N, C\) is needed"):
-        cell.attempt(lambda: Train(epochs=1)(Broken, make_task("digits"), cell))
+def test_an_error_in_training_is_a_failed_cell_and_in_the_log(tmp_path) -> None:
+    cell = make_cell(tmp_path)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        cell.attempt(lambda: Train(epochs=1)(Late, make_task("digits"), cell))
     record = json.loads((cell.folder / "record.json").read_text())
     assert record["status"] == "failed"
-    assert "(N, C) is needed" in record["reason"]
+    assert "out of luck" in record["reason"]
     assert "Traceback" in (cell.folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_a_unit_that_does_not_fit_is_said_before_training(tmp_path, grid: bool) -> None:
+    cell = make_cell(tmp_path / "outputs")
+    cell.grid = grid
+    with pytest.raises(ValueError, match=r"Broken at features\.2: input of shape .*: \(N, C\) is needed"):
+        cell.attempt(lambda: Train(epochs=1)(Broken, make_task("digits"), cell))
+    assert (tmp_path / "outputs").exists() == grid  # a row of the grid, but nothing of a single run
+    with pytest.raises(
+        ValueError, match=r"Pooling at layers\.1: \(2, 50\) .* goes in and \(1, 50\) .* comes out"
+    ):
+        cell.attempt(lambda: Train(epochs=1)(Pooling, make_task("sines2d"), cell))
+
+
+def test_a_failed_repetition_by_force_keeps_the_result(tmp_path) -> None:
+    first = train(tmp_path, Toy, "runner=smoke")
+    files = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".txt"
+    }
+    with pytest.raises(ValueError, match="Broken at"):
+        train(tmp_path, Broken, "runner=smoke", "force=true")
+    assert all(path.read_bytes() == content for path, content in files.items())
+    assert train(tmp_path, Toy, "runner=smoke")["written"] == first["written"]
+
+
+def test_a_cell_finished_by_another_process_meanwhile_is_left_alone(tmp_path) -> None:
+    cell = make_cell(tmp_path, "runner=smoke")
+    assert cell.finished() is None
+    other = train(tmp_path, Toy, "runner=smoke")
+    record = cell.attempt(lambda: pytest.fail("trained again"))
+    assert record["written"] == other["written"]
+
+
+def test_threads_are_one_cells_affair(tmp_path) -> None:
+    before = torch.get_num_threads()
+    assert train(tmp_path, Toy, "runner=smoke", "runner.threads=1")["num_threads"] == 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "dtype", "channels_last"),
+    [
+        ("runner.amp=off", torch.float32, False),
+        ("runner.amp=bf16", torch.bfloat16, False),
+        ("runner.amp=fp16", torch.float16, False),
+        ("runner.channels_last=true", torch.float32, True),
+    ],
+)
+def test_options_reach_the_activation(option: str, dtype: torch.dtype, channels_last: bool, tmp_path) -> None:
+    Witness.seen.clear()
+    train(tmp_path, Witness, "runner=smoke", option)
+    assert set(Witness.seen) == {(dtype, channels_last)}
+
+
+def test_gradients_are_clipped(tmp_path, monkeypatch) -> None:
+    norms = []
+    original = nn.utils.clip_grad_norm_
+
+    def clip(parameters, limit):
+        parameters = list(parameters)
+        before = original(parameters, limit)
+        norms.append((before.item(), torch.cat([p.grad.flatten() for p in parameters]).norm().item()))
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clip)
+    train(tmp_path, make_factory("relu"), "runner=smoke", "task.recipe.clip_norm=0.01")
+    assert len(norms) == 4
+    assert all(before > 0.01 and after == pytest.approx(0.01, rel=1e-3) for before, after in norms)
+
+
+def test_operations_are_counted() -> None:
+    """Linear(2, 50), activation, Linear(50, 1): two per multiply-add, one per element of each element-wise step."""
+    task = make_task("sines2d")
+    linear = 2 * 2 * 50 + 2 * 50 * 1
+    for factory, activation in (
+        (make_factory("relu"), 50),
+        (partial(Swish, trainable=True), 150),  # beta x, sigmoid, product
+        (make_factory("prelu"), 50),
+        (Toy, 1_000_000),  # as it declares
+    ):
+        counted = cost.flops(build_network(factory, task, 0), task.input_shape)
+        assert counted == {"flops": linear + activation, "activation_flops": activation}
+
+
+def test_operations_of_the_network_are_torchs_count() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    task = make_task("digits")
+    network = build_network(make_factory("relu"), task, 0).eval()
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, 8, 8))
+    counted = cost.flops(network, task.input_shape)
+    assert counted["activation_flops"] == 16 * 64 + 32 * 16 + 64 * 4
+    assert counted["flops"] == counter.get_total_flops() + counted["activation_flops"]
 
 
 def test_curves_and_diagnostics_are_written(tmp_path) -> None:

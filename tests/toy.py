@@ -1,5 +1,7 @@
 """An activation that uses every part of the contract, so that tests can see the runner honour it."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from activations.base import Activation
 class Toy(Activation):
     """y = gain max(x, 0) + slope min(x, 0); ReLU with the slope frozen until ``start``, then trained.
 
-    Counts its calls, and draws random numbers when it is made and when it is used, as a rude unit would.
+    Counts its calls, and draws random numbers when it is made and when it is used: a little noise in training.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class Toy(Activation):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.calls += 1
-            torch.rand(())
+            x = x * (1 + 0.01 * torch.rand(()))
         slope = self.slope * self.phase
         return self.along_channels(self.gain, x) * x.clamp_min(0) + slope * x.clamp_max(0)
 
@@ -62,6 +64,38 @@ class Broken(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError(f"input of shape {tuple(x.shape)}: (N, C) is needed")
+
+
+class Pooling(Activation):
+    """Does not keep the shape, which broadcasting may hide."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().mean(0, keepdim=True)
+
+
+class Late(Activation):
+    """Fails in the third training step."""
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        if self.calls == 3:
+            raise RuntimeError("out of luck")
+        return x.relu()
+
+
+class Witness(Activation):
+    """ReLU that notes how its training input came."""
+
+    seen: ClassVar[list[tuple[torch.dtype, bool]]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append((x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+        return x.relu()
 
 
 class Exploding(Activation):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tasks.base import check_whole
+from tasks.base import check_bool, check_whole
 
 
 class CropFlip:
@@ -22,6 +22,7 @@ class CropFlip:
 
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
         check_whole("task.augment.padding", padding, 0)
+        check_bool("task.augment.flip", flip)
         self.padding = padding
         self.flip = flip
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 
 def key_of_files(kind: str, root: Path, paths: Sequence[Path]) -> str:
@@ -32,13 +33,20 @@ def cached(folder: Path, key: str, build: Callable[[], dict[str, np.ndarray]]) -
         ValueError: the folder cannot be written to.
     """
     place = folder / key
+    if place.is_dir():
+        try:
+            return _mapped(place)
+        except (ValueError, EOFError, OSError):  # the disk's fault, as entries appear whole
+            shutil.rmtree(place, ignore_errors=True)
     try:
-        return _mapped(place)
-    except ValueError:  # the disk's fault, as entries appear whole
-        shutil.rmtree(place, ignore_errors=True)
-    except FileNotFoundError:
-        pass
-    _store(place, build())
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{key}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    with lock:  # the cells of a grid wait for the first of them
+        if not place.is_dir():
+            _store(place, build())
     return _mapped(place)
 
 
@@ -46,27 +54,22 @@ def _store(place: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an entry under a temporary name and rename it: readers see all of it or nothing."""
     folder = place.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{place.name}.{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array)
-            try:
-                temporary.rename(place)
-            except OSError:
-                if not place.is_dir():  # otherwise another process was faster with the same arrays
-                    raise
+            temporary.rename(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise ValueError(
-            f"task.data.cache={folder}: cannot store decoded data there ({error.strerror})"
-        ) from error
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"task.data.cache={folder}: cannot store decoded data there ({error.strerror})")
 
 
 def _mapped(place: Path) -> dict[str, np.ndarray]:
-    if not place.is_dir():
-        raise FileNotFoundError(place)
     return {path.stem: np.load(path, mmap_mode="c") for path in sorted(place.glob("*.npy"))}

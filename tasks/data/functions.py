@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-SINES2D_FREQUENCIES = torch.tensor([[9, -7], [-9, 11], [3, 13], [9, 9], [13, 5], [3, 19]], dtype=torch.float32)
+SINES2D_FREQUENCIES = torch.tensor(
+    [[9, -7], [-9, 11], [3, 13], [9, 9], [13, 5], [3, 19]], dtype=torch.float32
+)
 SINES2D_WEIGHTS = torch.tensor([0.4, 0.1, 0.15, 0.15, 0.1, 0.1])
 
 

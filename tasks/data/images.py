@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
+from tasks.base import check_bool
 from tasks.data.cache import cached, key_of_files
 
 Arrays = dict[str, np.ndarray]
@@ -70,6 +72,7 @@ def cifar10(root: str, *, download: bool = False, cache: str) -> ImageSet:
     Raises:
         ValueError: nothing usable in ``root``, not ten classes, or images of another size than 32 x 32.
     """
+    check_bool("task.data.download", download)
     folder = Path(root).expanduser()
     image_set = (
         image_folder(root, cache=cache)
@@ -111,7 +114,9 @@ def image_folder(root: str, *, cache: str) -> ImageSet:
                 f"task.data.root={root}: no images in {split}/<class>/ ({', '.join(EXTENSIONS)} are looked for)"
             )
     if classes["train"] != classes["test"]:
-        only = {s: sorted(set(classes[s]) - set(classes[o])) for s, o in (("train", "test"), ("test", "train"))}
+        only = {
+            s: sorted(set(classes[s]) - set(classes[o])) for s, o in (("train", "test"), ("test", "train"))
+        }
         raise ValueError(
             f"task.data.root={root}: classes differ: only in train: {', '.join(only['train']) or 'none'}; "
             f"only in test: {', '.join(only['test']) or 'none'}"
@@ -149,7 +154,9 @@ def _decode(paths: list[Path]) -> np.ndarray:
             decoded = tqdm(pool.map(read, paths), total=len(paths), desc="decoding", unit="img", disable=None)
             for i, (path, image) in enumerate(zip(paths, decoded, strict=True)):
                 if image.shape != first.shape:
-                    sizes = f"{image.shape[1]} x {image.shape[0]}, {paths[0]} {first.shape[1]} x {first.shape[0]}"
+                    sizes = (
+                        f"{image.shape[1]} x {image.shape[0]}, {paths[0]} {first.shape[1]} x {first.shape[0]}"
+                    )
                     raise ValueError(f"{path}: images of one size are needed, this one is {sizes}")
                 images[i] = image.transpose(2, 0, 1)
         except BaseException:
@@ -168,7 +175,7 @@ def _torchvision_cifar10(folder: Path, download: bool, cache: str) -> ImageSet:
             "which task.data.download=true fetches (170 MB)"
         )
 
-    def load(train: bool) -> Any:
+    def load(*, train: bool) -> Any:
         from torchvision.datasets import CIFAR10  # takes seconds to import, so only where it is needed
 
         try:
@@ -184,8 +191,10 @@ def _torchvision_cifar10(folder: Path, download: bool, cache: str) -> ImageSet:
         labels = np.array(train.targets + test.targets, dtype=np.int64)
         return _arrays(np.ascontiguousarray(images), labels, len(train.data), train.classes)
 
-    if not batches.is_dir():
-        load(train=True)  # downloads, or unpacks the archive
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".actbench.lock"):  # the cells of a grid must not download side by side
+        if not batches.is_dir():
+            load(train=True)  # downloads, or unpacks the archive
     paths = sorted(path for path in batches.iterdir() if path.is_file())
     return _image_set(cached(Path(cache).expanduser(), key_of_files("cifar10-1", folder, paths), build))
 

@@ -20,7 +20,9 @@ def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
         ValueError: ``size`` outside 1 .. N - 1.
     """
     if not 0 < size < len(labels):
-        raise ValueError(f"cannot choose {size} of {len(labels)} samples: 1 to {len(labels) - 1} are possible")
+        raise ValueError(
+            f"cannot choose {size} of {len(labels)} samples: 1 to {len(labels) - 1} are possible"
+        )
     place = torch.empty(len(labels), dtype=torch.double)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from tasks.base import ActLayer
+from tasks.base import ActLayer, check_list
 
 
 class MLP(nn.Module):
@@ -26,8 +26,7 @@ class MLP(nn.Module):
         self, act_layer: ActLayer, in_features: int, out_features: int, *, hidden: Sequence[int] = (50,)
     ) -> None:
         super().__init__()
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"task.network.hidden={list(hidden)}: whole numbers of at least 1 are needed")
+        check_list("task.network.hidden", hidden, "whole and at least 1", lambda v: v >= 1 and v == int(v))
         layers: list[nn.Module] = []
         for before, width in pairwise((in_features, *hidden)):
             layers += [nn.Linear(before, width), act_layer(width)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tasks.base import ActLayer
+from tasks.base import ActLayer, check_list
 from tasks.networks.layers import conv
 
 
@@ -26,8 +26,7 @@ class SmallCNN(nn.Module):
         self, act_layer: ActLayer, in_channels: int, num_classes: int, *, widths: Sequence[int] = (16, 32, 64)
     ) -> None:
         super().__init__()
-        if not widths or min(widths) < 1:
-            raise ValueError(f"task.network.widths={list(widths)}: whole numbers of at least 1 are needed")
+        check_list("task.network.widths", widths, "whole and at least 1", lambda v: v >= 1 and v == int(v))
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             layers += [
