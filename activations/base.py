@@ -47,7 +47,8 @@ class Activation(nn.Module):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called once before the first step of each epoch; ``epoch`` counts from 0 to ``epochs - 1``.
 
-        Parameters are changed **in place** here: the optimiser already holds them.
+        Parameters are changed **in place** here: the optimiser already holds them. Those that a phase does not
+        train may be given ``requires_grad_(False)``; the runner leaves that alone, and a checkpoint remembers it.
         """
 
     def curves(self, x: Tensor) -> Tensor | None:

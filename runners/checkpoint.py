@@ -23,7 +23,7 @@ class Progress:
     Attributes:
         epoch, step: the next step to take.
         rows: of metrics.csv.
-        best: epoch, value and weights of the best validation so far.
+        best: epoch, value (larger is better) and weights of the best validation so far.
         means, seconds: of the epoch under way, if it has been interrupted.
     """
 
@@ -41,11 +41,10 @@ class Progress:
         return seconds
 
     def keep_best(self, network: nn.Module, metric: str, higher_is_better: bool) -> None:
-        """Keep the weights if the last row is the best so far; of equals the first."""
-        value = self.rows[-1][metric]
-        if self.best is None or (
-            value > self.best["value"] if higher_is_better else value < self.best["value"]
-        ):
+        """Keep the weights if the last row is the best so far; of equals the one with the lower loss."""
+        row = self.rows[-1]
+        value = [row[metric] if higher_is_better else -row[metric], -row["loss"]]
+        if self.best is None or value > self.best["value"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
             self.best = {"epoch": self.epoch, "value": value, "weights": weights}
 
@@ -68,6 +67,7 @@ class RunState:
         """Write a checkpoint; a killed process leaves the old one or the new one."""
         state = {
             "network": self.network.state_dict(),
+            "frozen": [name for name, p in self.network.named_parameters() if not p.requires_grad],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "fingerprint": self.fingerprint,
@@ -109,6 +109,8 @@ class RunState:
                 "force=true trains this cell from the start"
             )
         self.network.load_state_dict(state["network"])
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name not in state["frozen"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])

@@ -108,6 +108,7 @@ class Train:
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
         check_sites(network, task.input_shape)
         sites, own = activation_modules(network), activation_parameters(network)
+        outside = [p for p in network.parameters() if p.requires_grad and p not in own]
         code = source_hash(type(next(iter(sites.values()))))
         facts = self._facts(network, task, epochs, steps) | {"activation_code": code}
         optimizer = make_optimizer(network, task.recipe)
@@ -135,9 +136,8 @@ class Train:
         with bar:
             while run.epoch < epochs:
                 # an epoch: its data depend on the seed and its number alone
-                frozen = run.epoch < self.activation_only_epochs
-                for parameter in network.parameters():
-                    parameter.requires_grad_(parameter in own or not frozen)
+                for parameter in outside:
+                    parameter.requires_grad_(run.epoch >= self.activation_only_epochs)
                 if run.step == 0:  # an interrupted epoch has been started already
                     for site in sites.values():
                         site.start_epoch(run.epoch, epochs)

@@ -2,8 +2,8 @@
 
 python scripts/bench_loop.py [step] [data] [start] [report]     # all of them: about five minutes on 2 CPU cores
 
-Times of one machine mean nothing elsewhere, so every row is a ratio of medians whose two sides were measured
-in turns within one run; in brackets the quartiles of the ratio over the rounds.
+Times of one machine mean nothing elsewhere, so every row is a ratio whose two sides were measured in turns
+within one run: the median over the rounds, in brackets the quartiles.
 """
 
 import json
@@ -216,9 +216,8 @@ def timed(command: Sequence[str]) -> float:
 def ratio(what: str, ours: Sequence[float], theirs: Sequence[float], limit: str) -> str:
     """One row of the table."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    value = statistics.median(ours) / statistics.median(theirs)
-    return f"{what}: {value:.3f} [{low:.3f}, {high:.3f}] ({limit})"
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{what}: {middle:.3f} [{low:.3f}, {high:.3f}] ({limit})"
 
 
 def recipe(batch_size: int) -> Recipe:

@@ -210,6 +210,6 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
     """weights_only: a checkpoint from somebody else must not run anything."""
     train(tmp_path, Toy, "runner=smoke")
     state = torch.load(next(tmp_path.glob("**/checkpoint.pt")), weights_only=True)
-    assert set(state) == {"network", "optimizer", "scaler", "fingerprint", "progress", "random"}
+    assert set(state) == {"network", "frozen", "optimizer", "scaler", "fingerprint", "progress", "random"}
     assert checkpoint.Progress(**state["progress"]).epoch == 1
     assert state["fingerprint"].startswith(make_task("digits").fingerprint)

@@ -43,7 +43,8 @@ class Toy(Activation):
         return self.penalty * (self.gain - 1).square().sum()
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        self.epochs_seen[epoch] = self.calls
+        self.epochs_seen[epoch] = self.calls.item()
+        self.slope.requires_grad_(epoch >= self.start)
         if epoch == self.start:
             self.phase.fill_(1)
             with torch.no_grad():
