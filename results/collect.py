@@ -93,9 +93,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         known = group[(group != ABSENT).any(axis=1)]
         varying = [column for column in columns if known[column].nunique() > 1]
         for index, row in group.iterrows():
-            given = [
-                f"{column.partition('.')[2]}={row[column]}" for column in varying if index in known.index
-            ]
+            telling = varying if index in known.index else []
+            given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]
             labels[index] = f"{value}[{' '.join(given)}]" if given else str(value)
     return pd.Series(labels, dtype=object)
 

@@ -36,9 +36,8 @@ def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.Dat
     with replacing(folder / "leaderboard.csv") as temporary:
         table.to_csv(temporary, index=False)
 
-    from results.figures import (
-        write_figures,  # matplotlib takes a second; an error above should not wait for it
-    )
+    # matplotlib takes a second to import, and an error above should not wait for it
+    from results.figures import write_figures
 
     ok = records[records["status"] == "ok"]
     pictures = write_figures(folder / "figures", table, records, read_metrics(ok["folder"]))

@@ -11,10 +11,8 @@ from torch.utils.flop_counter import flop_registry
 from activations.base import Activation
 from runners.optim import activation_modules, activation_parameters
 
-UNTAGGED = (
-    torch.ops.aten._prelu_kernel,
-    torch.ops.aten.hardswish,
-)  # element-wise, though torch does not tag them
+# element-wise, though torch does not tag them
+UNTAGGED = (torch.ops.aten._prelu_kernel, torch.ops.aten.hardswish)
 
 
 def parameters(network: nn.Module) -> dict[str, int]:

@@ -26,9 +26,8 @@ from runners.record import provenance, source_hash, write_curves
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-CHECK_EVERY = (
-    50  # steps between looks at whether the loss is finite; on an accelerator each look waits for it
-)
+# steps between looks at whether the loss is finite; on an accelerator each look waits for it
+CHECK_EVERY = 50
 
 log = logging.getLogger("actbench")
 

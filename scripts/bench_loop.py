@@ -116,6 +116,8 @@ def data_pipeline() -> Iterator[str]:
     labels = task.labels[task.index["train"]]
 
     class Usual(Dataset):
+        """The data set of torchvision's tutorials: one PIL image at a time."""
+
         transform = transforms.Compose(
             [
                 transforms.RandomCrop(32, padding=4),
