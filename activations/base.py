@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -55,8 +56,11 @@ class Activation(nn.Module):
         """Responses (units, points) at the points ``x`` (points,), or None if the unit is no scalar function."""
         return None
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        """Named tensors worth a picture, such as gate parameters."""
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        """Named tensors worth a picture, such as gate parameters.
+
+        ``x`` is a batch of this site's inputs, for what depends on them; None leaves that out.
+        """
         return {}
 
     def flops(self, shape: Sequence[int]) -> int | None:
@@ -69,8 +73,18 @@ class Activation(nn.Module):
         shape[self.channel_dim] = -1
         return parameter.to(x.dtype).view(shape)
 
+    def positions(self, x: Tensor) -> tuple[int, ...]:
+        """The dimensions of ``x`` that are neither batch nor channels; none for (N, C)."""
+        channels = self.channel_dim % x.ndim
+        return tuple(dim for dim in range(1, x.ndim) if dim != channels)
+
     def extra_repr(self) -> str:
         return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
+
+
+def upcast(x: Tensor) -> Tensor:
+    """``x`` in float32 if it has less: for sums, powers and table positions, which half precision spoils."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def check_bool(**values: object) -> None:
@@ -85,3 +99,25 @@ def check_finite(**values: object) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name}={value!r}: a finite number is needed")
+
+
+def check_whole(minimum: int, **values: object) -> None:
+    """Raise ValueError for the first hyper-parameter that is not a whole number of at least ``minimum``."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name}={value!r}: a whole number of at least {minimum} is needed")
+
+
+def check_positive(**values: object) -> None:
+    """Raise ValueError for the first hyper-parameter that is not a finite number above 0."""
+    check_finite(**values)
+    for name, value in values.items():
+        if not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{name}={value!r}: a number above 0 is needed")
+
+
+def check_choice(legal: Sequence[str], **values: object) -> None:
+    """Raise ValueError for the first hyper-parameter that is not one of ``legal``."""
+    for name, value in values.items():
+        if value not in legal:
+            raise ValueError(f"{name}={value!r}: legal values are {', '.join(legal)}")

@@ -30,10 +30,9 @@ class PReLU(Activation):
         self.weight = nn.Parameter(torch.full((1 if shared else num_features,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.numel() == 1:
-            return F.prelu(x, self.weight)
         # torch's PReLU knows channels in dimension 1 only; the views cost nothing and keep the strides
-        return F.prelu(x.movedim(self.channel_dim, 1), self.weight).movedim(1, self.channel_dim)
+        y = F.prelu(x.movedim(self.channel_dim, 1), self.weight).movedim(1, self.channel_dim)
+        return y.to(x.dtype)  # autocast lets prelu lower the precision
 
     @property
     def no_decay(self) -> frozenset[str]:
@@ -42,5 +41,5 @@ class PReLU(Activation):
     def curves(self, x: Tensor) -> Tensor:
         return torch.where(x >= 0, x, self.weight[:, None] * x)
 
-    def diagnostics(self) -> dict[str, Tensor]:
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"slope": self.weight}

@@ -58,5 +58,5 @@ class Swish(Activation):
     def curves(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.beta[:, None] * x)
 
-    def diagnostics(self) -> dict[str, Tensor]:
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"beta": self.beta} if isinstance(self.beta, nn.Parameter) else {}

@@ -23,6 +23,13 @@ def activation_modules(network: nn.Module) -> dict[str, Activation]:
     return {name: module for name, module in network.named_modules() if isinstance(module, Activation)}
 
 
+def sites(network: nn.Module) -> dict[str, Activation]:
+    """The activations that stand in the network itself, not inside another one."""
+    modules = activation_modules(network)
+    inner = {name for name in modules for other in modules if name.startswith(f"{other}.")}
+    return {name: module for name, module in modules.items() if name not in inner}
+
+
 def activation_parameters(network: nn.Module) -> set[nn.Parameter]:
     """All parameters that belong to an activation."""
     return {p for module in activation_modules(network).values() for p in module.parameters()}

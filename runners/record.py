@@ -5,16 +5,17 @@ import inspect
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from activations.base import Activation
 from results.files import replacing
+from runners.optim import activation_modules
 
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,21 +69,42 @@ def source_hash(cls: type) -> str | None:
         return None
 
 
-def write_curves(path: Path, sites: Mapping[str, Activation]) -> None:
-    """Write the response curves and diagnostics of every site.
+def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
+    """Write what the activations have learnt, and what reaches them when ``network`` evaluates ``samples``.
 
-    Arrays: ``x`` (points,), ``curve/<site>`` (units, points) where the unit is a scalar function, and
-    ``diagnostic/<site>/<name>``.
+    Arrays: ``x`` (points,); for each site ``inputs/<site>`` (points + 1,), the share of its inputs that lie below the
+    first point, between neighbours, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
+    function; and ``diagnostic/<site>/<name>``.
     """
-    arrays = {"x": np.linspace(*CURVE_POINTS, dtype=np.float32)}
+    grid = np.linspace(*CURVE_POINTS, dtype=np.float32)
+    arrays = {"x": grid}
     with torch.no_grad():
-        for site, unit in sites.items():
-            # curves take x where the unit's numbers are
-            device = next((tensor.device for tensor in [*unit.parameters(), *unit.buffers()]), None)
-            curves = unit.curves(torch.from_numpy(arrays["x"]).to(device))
+        for site, (unit, inputs) in _inputs(network, samples).items():
+            values = inputs[inputs.isfinite()].float().cpu().numpy()
+            counts = np.bincount(np.searchsorted(grid, values), minlength=len(grid) + 1)
+            arrays[f"inputs/{site}"] = (counts / max(1, counts.sum())).astype(np.float32)
+            curves = unit.curves(torch.from_numpy(grid).to(inputs.device))
             if curves is not None:
                 arrays[f"curve/{site}"] = curves.float().cpu().numpy()
-            for name, value in unit.diagnostics().items():
-                arrays[f"diagnostic/{site}/{name}"] = value.detach().float().cpu().numpy()
+            for name, value in unit.diagnostics(inputs).items():
+                arrays[f"diagnostic/{site}/{name}"] = value.float().cpu().numpy()
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options
+
+
+def _inputs(network: nn.Module, samples: Tensor) -> dict[str, tuple[Activation, Tensor]]:
+    """Each activation and its input, by site."""
+    seen: dict[str, tuple[Activation, Tensor]] = {}
+
+    def note(site: str, unit: Activation, args: tuple[Tensor, ...]) -> None:
+        seen[site] = unit, args[0]
+
+    units = activation_modules(network)
+    handles = [unit.register_forward_pre_hook(partial(note, site)) for site, unit in units.items()]
+    network.eval()
+    try:
+        network(samples)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

@@ -21,13 +21,15 @@ from runners import cost, seeding
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState
 from runners.factory import check_sites
-from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer
+from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, source_hash, write_curves
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # steps between looks at whether the loss is finite; on an accelerator each look waits for it
 CHECK_EVERY = 50
+# of the validation split, to show what reaches the activations
+CURVE_SAMPLES = 128
 
 log = logging.getLogger("actbench")
 
@@ -106,9 +108,9 @@ class Train:
             network.register_forward_pre_hook(_to_channels_last)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
         check_sites(network, task.input_shape)
-        sites, own = activation_modules(network), activation_parameters(network)
+        units, own = activation_modules(network).values(), activation_parameters(network)
         outside = [p for p in network.parameters() if p.requires_grad and p not in own]
-        code = source_hash(type(next(iter(sites.values()))))
+        code = source_hash(type(next(iter(units))))
         facts = self._facts(network, task, epochs, steps) | {"activation_code": code}
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
@@ -138,8 +140,8 @@ class Train:
                 for parameter in outside:
                     parameter.requires_grad_(run.epoch >= self.activation_only_epochs)
                 if run.step == 0:  # an interrupted epoch has been started already
-                    for site in sites.values():
-                        site.start_epoch(run.epoch, epochs)
+                    for unit in units:
+                        unit.start_epoch(run.epoch, epochs)
                 data = task.batches("train", seeding.generator(cell.seed, "data", run.epoch))
                 means = Means(run.means)
                 since = time.perf_counter() - run.seconds
@@ -154,7 +156,7 @@ class Train:
                         output = model(input)
                     output = output.float()
                     loss = task.loss(output, target)
-                    penalty = sum(site.regularization() for site in sites.values())
+                    penalty = sum(unit.regularization() for unit in units)
                     total = loss + penalty if isinstance(penalty, Tensor) else loss
                     if total.requires_grad:  # not if all is frozen and the activation has no parameters
                         optimizer.zero_grad(set_to_none=True)
@@ -202,7 +204,9 @@ class Train:
         """The one look at the test split: with the last weights, and with those best in validation."""
         val = run.rows[-1][task.primary_metric]
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
-        write_curves(cell.folder / CURVES, activation_modules(network))
+        samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
+        with self._autocast(task.device):
+            write_curves(cell.folder / CURVES, network, samples)
         if self.pictures:
             for name, figure in task.pictures(network).items():
                 with replacing(cell.folder / PICTURES / f"{name}.png") as temporary:
@@ -251,7 +255,7 @@ class Train:
                 "data_fingerprint": task.fingerprint,
                 "epochs": epochs,
                 "steps": epochs * steps,
-                "sites": len(activation_modules(network)),
+                "sites": len(sites(network)),
             }
         )
 

@@ -14,6 +14,7 @@ from toy import Broken, Exploding, Late, Pooling, Toy, Witness
 from activations.swish import Swish
 from runners import cost
 from runners.optim import lr_factor, make_optimizer, parameter_groups
+from runners.record import write_curves
 from runners.train import Train, build_network
 from tasks.base import Recipe
 
@@ -266,9 +267,22 @@ def test_curves_and_diagnostics_are_written(tmp_path) -> None:
     assert set(arrays) == {"x"} | {
         f"{kind}/features.{i}{tail}"
         for i in (2, 5, 8)
-        for kind, tail in (("curve", ""), ("diagnostic", "/gain"))
+        for kind, tail in (("curve", ""), ("diagnostic", "/gain"), ("inputs", ""))
     }
     assert arrays["curve/features.2"].shape == (16, len(arrays["x"]))
+
+
+def test_the_inputs_of_every_site_are_counted(tmp_path) -> None:
+    network = nn.Sequential(nn.Identity(), Toy(2), nn.Flatten())
+    samples = torch.tensor([[-7.0, 0.01], [0.02, float("nan")], [6.5, -float("inf")]])
+    write_curves(tmp_path / "curves.npz", network, samples)
+    arrays = np.load(tmp_path / "curves.npz")
+    shares = arrays["inputs/1"]
+    assert shares.sum() == pytest.approx(1)
+    assert shares[0] == shares[-1] == 0.25  # beyond the points; what is not finite does not count
+    inside = np.flatnonzero(shares[1:-1])
+    assert shares[1:-1][inside].tolist() == [0.5]
+    assert arrays["x"][inside[0]] <= 0.01 <= 0.02 <= arrays["x"][inside[0] + 1]
 
 
 def test_same_seed_same_bits_other_seed_others(tmp_path) -> None:

@@ -53,7 +53,7 @@ class Toy(Activation):
     def curves(self, x: Tensor) -> Tensor:
         return self.gain[:, None] * x.clamp_min(0) + self.slope * self.phase * x.clamp_max(0)
 
-    def diagnostics(self) -> dict[str, Tensor]:
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"gain": self.gain}
 
     def flops(self, shape: tuple[int, ...]) -> int:

@@ -1,0 +1,91 @@
+"""ACON-C and MetaACON. Ma, Zhang, Liu, Sun: Activate or Not: Learning Customized Activation, CVPR 2021,
+arXiv 2009.04759, equations 7 to 10.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation, check_whole
+
+
+class ACONC(Activation):
+    r"""y = (p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x, all three learnt per channel.
+
+    beta switches between the mean of p1 x and p2 x (beta = 0) and their maximum (beta -> infinity).
+
+    Parameters ``p1``, ``p2``, ``beta`` (num_features,), any real values; initially N(0, 1), N(0, 1) and 1, as in the
+    authors' code. Not decayed (the paper is silent; ours: 0 is no simpler activation, but the zero function).
+    """
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        self.p1 = nn.Parameter(torch.randn(num_features))
+        self.p2 = nn.Parameter(torch.randn(num_features))
+        self.beta = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p1, p2, beta = (self.along_channels(p, x) for p in (self.p1, self.p2, self.beta))
+        return _acon(x, p1, p2, beta)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"p1", "p2", "beta"})
+
+    def curves(self, x: Tensor) -> Tensor:
+        return _acon(x, self.p1[:, None], self.p2[:, None], self.beta[:, None])
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return {"p1": self.p1, "p2": self.p2, "beta": self.beta}
+
+
+class MetaACON(Activation):
+    r"""ACON-C whose beta_c = sigmoid(fc2(fc1(mean of x over positions)))_c depends on the input.
+
+    The paper's equation; the authors' code has batch norms between the two layers, which fail on a batch of one.
+    (N, C) input has no positions: it is its own mean.
+
+    Args:
+        reduction: fc1 has max(num_features // reduction, min_hidden) units; the paper's is 16.
+        min_hidden: at least 1; the authors' is 16.
+
+    Parameters ``p1``, ``p2`` (num_features,) initially N(0, 1), not decayed; those of ``fc1`` (C -> hidden) and ``fc2``
+    (hidden -> C).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self, num_features: int, *, channel_dim: int = 1, reduction: int = 16, min_hidden: int = 16
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_whole(1, reduction=reduction, min_hidden=min_hidden)
+        hidden = max(num_features // reduction, min_hidden)
+        self.p1 = nn.Parameter(torch.randn(num_features))
+        self.p2 = nn.Parameter(torch.randn(num_features))
+        self.fc1 = nn.Linear(num_features, hidden)
+        self.fc2 = nn.Linear(hidden, num_features)
+
+    def switch(self, x: Tensor) -> Tensor:
+        """(N, C) beta in (0, 1)."""
+        context = x.mean(self.positions(x)) if x.ndim > 2 else x
+        return self.fc2(self.fc1(context)).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = [x.shape[0], *[1] * (x.ndim - 1)]
+        shape[self.channel_dim] = self.num_features
+        beta = self.switch(x).view(shape).to(x.dtype)
+        return _acon(x, self.along_channels(self.p1, x), self.along_channels(self.p2, x), beta)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"p1", "p2"})
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        seen = {} if x is None else {"beta": self.switch(x)}
+        return {"p1": self.p1, "p2": self.p2} | seen
+
+
+def _acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+    difference = (p1 - p2) * x
+    return difference * (beta * difference).sigmoid() + p2 * x

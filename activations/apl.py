@@ -1,0 +1,55 @@
+"""APL. Agostinelli, Hoffman, Sadowski, Baldi: Learning Activation Functions to Improve Deep Neural Networks,
+ICLR workshop 2015, arXiv 1412.6830, equation 1.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation, check_finite, check_whole
+
+
+class APL(Activation):
+    r"""y = max(0, x) + sum_s a_s max(0, -x + b_s), s = 1..S, learnt per channel.
+
+    Args:
+        hinges: S, at least 1; the paper's is 5 on CIFAR-10 and 2 on CIFAR-100.
+        l2: weight >= 0 of the penalty on all a^2 + b^2, which the paper adds to keep them bounded; it takes the place of
+            weight decay.
+
+    Parameters ``a``, ``b`` (S, num_features), any real values: a = 0, so that the unit starts as ReLU, and b ~ N(0, 1), so
+    that no two hinges are alike (ours; the paper leaves both open). Not decayed.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self, num_features: int, *, channel_dim: int = 1, hinges: int = 5, l2: float = 0.001
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_whole(1, hinges=hinges)
+        check_finite(l2=l2)
+        if l2 < 0:
+            raise ValueError(f"l2={l2}: a number of at least 0 is needed")
+        self.l2 = l2
+        self.a = nn.Parameter(torch.zeros(hinges, num_features))
+        self.b = nn.Parameter(torch.randn(hinges, num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.relu()
+        for a, b in zip(self.a, self.b, strict=True):
+            y = y + self.along_channels(a, x) * (self.along_channels(b, x) - x).relu()
+        return y
+
+    def regularization(self) -> Tensor | float:
+        return self.l2 * (self.a.square().sum() + self.b.square().sum()) if self.l2 else 0.0
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"a", "b"})
+
+    def curves(self, x: Tensor) -> Tensor:
+        return x.relu() + (self.a[..., None] * (self.b[..., None] - x).relu()).sum(0)
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return {"a": self.a, "b": self.b}

@@ -1,0 +1,240 @@
+"""DiTAC. Chelly, Finder, Ifergane, Freifeld: Trainable Highly-expressive Activation Functions, ECCV 2024,
+arXiv 2407.07564, section 4.
+
+Differs from the authors' code where that departs from the mathematics or cannot be trusted: the data gradient of theta
+is not multiplied by its dimension, the regulariser is part of the loss and its gradient that of the stated form,
+the table is interpolated and made anew in every forward (it cannot be stale), and intervals need not contain 0.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from activations.base import (
+    Activation,
+    check_bool,
+    check_choice,
+    check_finite,
+    check_positive,
+    check_whole,
+    upcast,
+)
+from activations.cpab import cell_pairs, knot_basis, transform
+from activations.kernels.lookup import piecewise_linear, take
+
+FORMS = ("gelu", "ge", "leaky", "inf")
+
+
+class DiTAC(Activation):
+    r"""Activations from a learnt diffeomorphism T of the line, the flow of a CPAB velocity field on [a, b].
+
+        gelu:   z Phi(x),  z = T(x) on [a, b], x outside;  Phi the normal cdf (the paper's DiTAC)
+        ge:     GELU(x) for x < a;  T(x) on [a, b];  x above b.  a = 0 in the paper (GE-DiTAC)
+        leaky:  T(x) on [a, b];  LeakyReLU(x) outside (Leaky-DiTAC).  Continuous at a for a >= 0 only
+        inf:    T(x) everywhere: beyond [a, b] the end cells' affine velocity goes on (inf-DiTAC)
+
+    theta (d,), one per site, are the coordinates of the velocity field on ``cells`` equal cells of [a, b] in an
+    orthonormal basis (see ``cpab.knot_basis``). T is evaluated at ``table_size`` equally spaced points and
+    interpolated; gradients reach theta through the table.
+
+    The released code has the gelu form alone; ge, leaky and inf are reconstructed from descriptions of the paper.
+
+    Args:
+        form: one of the above.
+        a, b: ends of the interval, a < b; it need not contain 0.
+        cells: number of cells, at least 2; the paper's is 10.
+        zero_boundary: v(a) = v(b) = 0, so that T maps [a, b] to itself (d = cells - 1). false, in the inf form alone,
+            frees the ends (d = cells + 1).
+        table_size: points of the table, at least 2 (2048 in the authors' code); null: T at every element, exactly.
+        interpolation: ``linear``, error O(step^2); ``nearest``, the authors': value and slope of T at the nearest
+            point, error O(step).
+        gelu_of: ``x``: the cdf's argument in the gelu form is the original x (the authors' code); ``z``: GELU(z).
+        negative_slope: of the leaky form outside [a, b].
+        init: ``prior``: theta ~ N(0, Sigma) with the authors' covariance, exp(-|d| / (2 init_smooth^2)) init_var^2
+            between cell centres on [0, 1], for slopes and intercepts alike; ``identity``: theta = 0.
+        lambda_reg: weight >= 0 of the regulariser theta^T P theta, once per site. P is the precision of theta under
+            the authors' second prior, exp(-2 |d| / lambda_smooth) (2 cells lambda_var)^2 over 2 cells points on
+            [-1, 1] that stand for s_0, c_0, s_1, ...
+        lambda_smooth, lambda_var, init_smooth, init_var: above 0.
+
+    Parameter ``theta`` (d,), any real values, not decayed (the regulariser takes that place). It means the same
+    wherever a checkpoint goes, as the basis comes from no library's null space; so ``basis`` (cells + 1, d), knot
+    velocities on [0, 1] by theta, and ``precision`` (d, d), P, are buffers outside the state_dict.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_dim: int = 1,
+        form: str = "gelu",
+        a: float = -0.5,
+        b: float = 2.0,
+        cells: int = 10,
+        zero_boundary: bool = True,
+        table_size: int | None = 2048,
+        interpolation: str = "linear",
+        gelu_of: str = "x",
+        negative_slope: float = 0.01,
+        init: str = "prior",
+        lambda_reg: float = 0.1,
+        lambda_smooth: float = 5.0,
+        lambda_var: float = 2.0,
+        init_smooth: float = 5.0,
+        init_var: float = 2.0,
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_choice(FORMS, form=form)
+        check_choice(("linear", "nearest"), interpolation=interpolation)
+        check_choice(("x", "z"), gelu_of=gelu_of)
+        check_choice(("prior", "identity"), init=init)
+        check_bool(zero_boundary=zero_boundary)
+        check_finite(a=a, b=b, negative_slope=negative_slope)
+        check_whole(2, cells=cells)
+        check_positive(
+            lambda_smooth=lambda_smooth, lambda_var=lambda_var, init_smooth=init_smooth, init_var=init_var
+        )
+        if a >= b:
+            raise ValueError(f"a={a}, b={b}: a must be below b")
+        check_finite(lambda_reg=lambda_reg)
+        if lambda_reg < 0:
+            raise ValueError(f"lambda_reg={lambda_reg}: a number of at least 0 is needed")
+        if table_size is not None:
+            check_whole(2, table_size=table_size)
+        if not zero_boundary and form != "inf":
+            raise ValueError(
+                f"zero_boundary=False: the {form} form would jump at a and b; legal in the inf form"
+            )
+        if interpolation == "nearest" and form == "inf":
+            raise ValueError(
+                "interpolation=nearest: a table of points has no tails; the inf form needs linear"
+            )
+        self.form, self.a, self.b, self.gelu_of, self.zero_boundary = (
+            form,
+            float(a),
+            float(b),
+            gelu_of,
+            zero_boundary,
+        )
+        self.table_size, self.interpolation = table_size, interpolation
+        self.negative_slope, self.lambda_reg = negative_slope, lambda_reg
+
+        basis = knot_basis(cells, zero_boundary)
+        self.basis: Tensor
+        self.precision: Tensor
+        self.register_buffer("basis", basis.float(), persistent=False)
+        precision = prior_precision(basis, lambda_smooth, lambda_var)
+        self.register_buffer("precision", precision.float(), persistent=False)
+        theta = torch.zeros(basis.shape[1], dtype=torch.float64)
+        if init == "prior":
+            root = torch.linalg.cholesky(init_covariance(basis, init_smooth, init_var))
+            theta = root @ torch.randn(len(theta), dtype=torch.float64)
+        self.theta = nn.Parameter(theta.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = upcast(x)
+        if self.form == "inf":
+            return self._warp(wide).to(x.dtype)
+        inside = (wide >= self.a) & (wide <= self.b)
+        warped = self._warp(torch.where(inside, wide, self.a))  # no overflow out there for autograd to meet
+        if self.form == "gelu":
+            z = torch.where(inside, warped, wide)
+            y = F.gelu(z) if self.gelu_of == "z" else z * torch.special.ndtr(wide)
+        elif self.form == "ge":
+            y = torch.where(inside, warped, torch.where(wide < self.a, F.gelu(wide), wide))
+        else:
+            y = torch.where(inside, warped, F.leaky_relu(wide, self.negative_slope))
+        return y.to(x.dtype)
+
+    def _warp(self, x: Tensor) -> Tensor:
+        """T(x)."""
+        velocity = (self.basis.to(x.dtype) * self.theta.to(x.dtype)).sum(
+            1
+        )  # a matrix product autocast would spoil
+        if self.table_size is None:
+            return self._exact(x, velocity)
+        left, right = self._table_ends(velocity)
+        points = torch.lerp(
+            left, right, torch.linspace(0, 1, self.table_size, dtype=x.dtype, device=x.device)
+        )
+        if self.interpolation == "nearest":
+            return self._nearest(x, velocity, points)
+        heights = self._exact(points, velocity)
+        cells = len(velocity) - 1  # of [0, 1]
+        tails = (
+            (cells * (velocity[1:2] - velocity[:1])).exp(),
+            (cells * (velocity[-1:] - velocity[-2:-1])).exp(),
+        )
+        return piecewise_linear(x, left, right, heights[None], *tails, channel_dim=self.channel_dim)
+
+    def _exact(self, x: Tensor, velocity: Tensor) -> Tensor:
+        length = self.b - self.a
+        return self.a + length * transform((x - self.a) / length, velocity)
+
+    def _table_ends(self, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """(1,) each: T is affine beyond them, its slope there exp(slope of the end cell's velocity).
+
+        [a, b], unless an end cell carries points into it: then from where they just reach the first inner knot.
+        """
+        ends = velocity.new_tensor([[0.0], [1.0]])
+        if not self.zero_boundary:
+            cells = len(velocity) - 1
+            slope = cells * torch.stack([velocity[1] - velocity[0], velocity[-1] - velocity[-2]])
+            # back in time from the inner knot in the end cell's flow, by v (1 - e^-s) / s
+            steep = slope.abs() > 1e-4
+            back = torch.where(steep, -torch.expm1(-slope) / slope.where(steep, 1), 1 - slope / 2)
+            first, last = (1 / cells - velocity[1] * back[0]), (1 - 1 / cells - velocity[-2] * back[1])
+            ends = torch.stack([first.clamp_max(0), last.clamp_min(1)])[:, None]
+        left, right = self.a + (self.b - self.a) * ends
+        return left, right
+
+    def _nearest(self, x: Tensor, velocity: Tensor, points: Tensor) -> Tensor:
+        """T and dT/dx at the nearest point of the table; dT/dx is that of the exact T there."""
+        at = points.detach().requires_grad_()
+        with torch.enable_grad():
+            (slopes,) = torch.autograd.grad(self._exact(at, velocity.detach()).sum(), at)
+        last = len(points) - 1
+        index = ((x.detach() - points[0]) / (points[-1] - points[0]) * last).round().clamp(0, last)
+        heights = self._exact(points, velocity)[None]
+        height, slope = take(index.nan_to_num(0.0), heights, slopes[None], channel_dim=self.channel_dim)
+        return height + slope * (x - x.detach())
+
+    def regularization(self) -> Tensor | float:
+        if self.lambda_reg == 0:
+            return 0.0
+        return self.lambda_reg * (self.theta @ self.precision @ self.theta)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"theta"})
+
+    def curves(self, x: Tensor) -> Tensor:
+        return self(x[:, None]).T
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return {"theta": self.theta, "velocity": (self.b - self.a) * (self.basis @ self.theta)}
+
+
+def prior_precision(basis: Tensor, smooth: float, var: float) -> Tensor:
+    """(d, d) P of the regulariser."""
+    pairs = cell_pairs(basis)
+    points = torch.linspace(-1, 1, len(pairs), dtype=basis.dtype)
+    covariance = _exponential(points, smooth / 2) * (var * len(pairs)) ** 2
+    jitter = torch.finfo(torch.float32).eps * torch.eye(pairs.shape[1], dtype=basis.dtype)  # as the authors
+    return torch.linalg.inv(pairs.T @ covariance @ pairs + jitter)
+
+
+def init_covariance(basis: Tensor, smooth: float, var: float) -> Tensor:
+    """(d, d) covariance of the initial theta."""
+    pairs = cell_pairs(basis)
+    cells = len(pairs) // 2
+    centres = (torch.arange(cells, dtype=basis.dtype) + 0.5) / cells
+    covariance = torch.kron(_exponential(centres, 2 * smooth**2), torch.eye(2, dtype=basis.dtype))
+    return var**2 * (pairs.T @ covariance @ pairs)
+
+
+def _exponential(points: Tensor, length: float) -> Tensor:
+    return (-(points[:, None] - points).abs() / length).exp()

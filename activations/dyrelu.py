@@ -1,0 +1,119 @@
+"""DyReLU. Chen, Dai, Liu, Chen, Yuan, Liu: Dynamic ReLU, ECCV 2020, arXiv 2003.10027, equations 1 to 5.
+
+No authors' code of the unit itself is public; the coefficient rule is the paper's, as in common ports.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation, check_bool, check_choice, check_finite, check_positive, check_whole
+
+
+class DyReLU(Activation):
+    r"""y_c = max_k (a_c^k x_c + b_c^k), with coefficients that a small network computes from the whole input.
+
+        theta = 2 sigmoid(fc2(relu(fc1(mean of x over positions)))) - 1
+        a^k = init_a^k + lambda_a theta_a^k,  b^k = init_b^k + lambda_b theta_b^k
+
+    Form A has one set of K slopes and K intercepts per sample, B one per sample and channel, and C multiplies those
+    of B by a map over positions, pi = min(P / 3 softmax_positions(conv1x1(x) / temperature), 1) with P positions. As
+    pi > 0, that is pi times the output of B. (N, C) input has no positions: it is its own mean, and C is B.
+
+    Args:
+        form: A, B (the paper's for classification) or C (for keypoints).
+        pieces: K, at least 1; the paper's is 2.
+        reduction: fc1 has max(num_features // reduction, min_hidden) units; the paper's is 8.
+        min_hidden: at least 1. Plain C // R is 0 for narrow layers, and the unit would no longer see its input.
+        lambda_a, lambda_b: ranges of the residuals, finite; the paper's are 1 and 0.5.
+        init_a, init_b: K numbers each, or null for the paper's (1, 0, ..., 0) and zeros, which is ReLU.
+        temperature: of form C, above 0; the paper's is 10.
+        zero_init: start with zero residuals, exactly at init_a and init_b; else fc2 starts at random like any
+            linear layer, which leaves residuals of about 0.07.
+
+    Parameters: those of ``fc1`` (C -> hidden) and ``fc2`` (hidden -> 2 K or 2 K C, for each channel K slopes, then K
+    intercepts), ``attention`` (C,) in form C: the 1x1 convolution, whose bias the softmax would cancel. Biases are
+    not decayed.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_dim: int = 1,
+        form: str = "B",
+        pieces: int = 2,
+        reduction: int = 8,
+        min_hidden: int = 4,
+        lambda_a: float = 1.0,
+        lambda_b: float = 0.5,
+        init_a: Sequence[float] | None = None,
+        init_b: Sequence[float] | None = None,
+        temperature: float = 10.0,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_choice(("A", "B", "C"), form=form)
+        check_whole(1, pieces=pieces, reduction=reduction, min_hidden=min_hidden)
+        check_finite(lambda_a=lambda_a, lambda_b=lambda_b)
+        check_positive(temperature=temperature)
+        check_bool(zero_init=zero_init)
+        init_a = [1.0] + [0.0] * (pieces - 1) if init_a is None else list(init_a)
+        init_b = [0.0] * pieces if init_b is None else list(init_b)
+        for name, values in (("init_a", init_a), ("init_b", init_b)):
+            if len(values) != pieces:
+                raise ValueError(f"{name}={values}: {pieces} numbers are needed, one per piece")
+            check_finite(**{name: value for value in values})
+        self.form, self.pieces, self.temperature = form, pieces, temperature
+        hidden = max(num_features // reduction, min_hidden)
+        self.fc1 = nn.Linear(num_features, hidden)
+        self.fc2 = nn.Linear(hidden, 2 * pieces * (1 if form == "A" else num_features))
+        if zero_init:
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.zeros_(self.fc2.bias)
+        if form == "C":
+            self.attention = nn.Parameter(torch.empty(num_features))
+            nn.init.uniform_(
+                self.attention, -(num_features**-0.5), num_features**-0.5
+            )  # as torch's convolution
+        self.initial: Tensor
+        self.scale: Tensor
+        scale = [lambda_a] * pieces + [lambda_b] * pieces
+        self.register_buffer("initial", torch.tensor([*init_a, *init_b]), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32), persistent=False)
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""
+        context = x.mean(self.positions(x)) if x.ndim > 2 else x
+        theta = 2 * self.fc2(self.fc1(context).relu()).sigmoid() - 1
+        theta = theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
+        return self.initial.to(x.dtype) + self.scale.to(x.dtype) * theta.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = [x.shape[0], *[1] * (x.ndim - 1)]
+        shape[self.channel_dim] = 1 if self.form == "A" else self.num_features
+        terms = [term.view(shape) for term in self.coefficients(x).unbind(-1)]
+        slopes, intercepts = terms[: self.pieces], terms[self.pieces :]
+        y = torch.addcmul(intercepts[0], slopes[0], x)
+        for slope, intercept in zip(slopes[1:], intercepts[1:], strict=True):
+            y = torch.maximum(y, torch.addcmul(intercept, slope, x))
+        if self.form == "C" and x.ndim > 2:
+            y = y * self.spatial(x)
+        return y
+
+    def spatial(self, x: Tensor) -> Tensor:
+        """The map pi, of x's shape with one channel; form C."""
+        z = (x * self.along_channels(self.attention, x)).sum(self.channel_dim, keepdim=True)
+        places = z.flatten(1)
+        share = (places.float() if places.dtype.itemsize < 4 else places).div(self.temperature).softmax(1)
+        return (share * (share.shape[1] / 3)).clamp_max(1).to(x.dtype).view(z.shape)
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return {} if x is None else {"coefficients": self.coefficients(x)}
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, form={self.form}, pieces={self.pieces}"

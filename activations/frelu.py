@@ -1,0 +1,126 @@
+"""FReLU. Ma, Zhang, Sun: Funnel Activation for Visual Recognition, ECCV 2020, arXiv 2007.11824, equations 2 and 3.
+
+Not Flexible ReLU, which shares the acronym. The authors advise replacing one activation per block at first, and keep
+ReLU in the stem and the last stage of a ResNet.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from activations.base import Activation, check_bool, check_finite, check_whole
+
+
+class FReLU(Activation):
+    r"""y = max(x, T(x)) with a learnt window T per channel.
+
+        T = BN(depthwise convolution), with bias as in the authors' code (BN makes it idle in training)
+        light:  T = BN1(depthwise 1 x k, no bias) + BN2(depthwise k x 1, no bias)
+
+    Args:
+        kernel_size: k of the window, odd; the paper's is 3.
+        light: the two crossed windows that the authors use in lightweight networks; for images alone.
+        dims: 2 for (N, C, H, W) input, 1 for (N, C, L).
+        gamma: initial weight of BN, finite; 1 in the authors' code. BN cancels their small initial convolution (std
+            0.01), so that T starts with unit variance; gamma = 0 starts at ReLU.
+
+    Parameters: those of the convolutions and norms, names ``conv``, ``norm`` or, light, ``conv1``, ``norm1``,
+    ``conv2``, ``norm2``. Weights of convolutions are decayed, biases and norms not. A batch whose statistics are not
+    finite does not enter the running ones.
+
+    Shape:
+        (N, C, H, W) or, with dims = 1, (N, C, L).
+
+    Raises:
+        ValueError: a value outside its range, or input without the positions that a window needs.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_dim: int = 1,
+        kernel_size: int = 3,
+        light: bool = False,
+        dims: int = 2,
+        gamma: float = 1.0,
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_whole(1, kernel_size=kernel_size, dims=dims)
+        check_bool(light=light)
+        check_finite(gamma=gamma)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size}: an odd number is needed")
+        if dims not in (1, 2) or (light and dims == 1):
+            raise ValueError(f"dims={dims}: legal values are 1, 2, in the light form 2 alone")
+        self.dims, self.light = dims, light
+        if light:
+            self.conv1, self.norm1 = _window(num_features, (1, kernel_size), gamma, bias=False)
+            self.conv2, self.norm2 = _window(num_features, (kernel_size, 1), gamma, bias=False)
+        else:
+            self.conv, self.norm = _window(num_features, (kernel_size,) * dims, gamma, bias=True)
+
+    def window(self, x: Tensor) -> Tensor:
+        """T(x) for channels in dimension 1."""
+        if self.light:
+            return self.norm1(self.conv1(x)) + self.norm2(self.conv2(x))
+        return self.norm(self.conv(x))
+
+    def combine(self, x: Tensor, window: Tensor) -> Tensor:
+        """What becomes of input and window."""
+        return torch.maximum(x, window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != self.dims + 2:
+            needed = "(N, C, H, W); dims=1 is the form for (N, C, L)" if self.dims == 2 else "(N, C, L)"
+            raise ValueError(f"input of shape {tuple(x.shape)}: a window over positions needs {needed}")
+        x = x.movedim(self.channel_dim, 1)
+        return self.combine(x, self.window(x).to(x.dtype)).movedim(1, self.channel_dim)
+
+
+class DwConvReLU(FReLU):
+    """y = max(0, T(x)), T the window of FReLU: a depthwise convolution and ReLU, at the same cost.
+
+    The control that tells what in FReLU is the convolution and what is the maximum with the input.
+    """
+
+    def combine(self, x: Tensor, window: Tensor) -> Tensor:
+        return window.relu()
+
+
+def _window(
+    channels: int, kernel_size: tuple[int, ...], gamma: float, bias: bool
+) -> tuple[nn.Module, nn.Module]:
+    cls, norm = (nn.Conv2d, BatchNorm2d) if len(kernel_size) == 2 else (nn.Conv1d, BatchNorm1d)
+    padding = tuple(k // 2 for k in kernel_size)
+    window = cls(channels, channels, kernel_size, padding=padding, groups=channels, bias=bias)  # type: ignore[arg-type]
+    nn.init.normal_(window.weight, std=0.01)  # the authors'
+    if window.bias is not None:
+        nn.init.zeros_(window.bias)
+    bn = norm(channels)
+    nn.init.constant_(bn.weight, gamma)
+    return window, bn
+
+
+class _SkipsBadBatches(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose running statistics one batch with a NaN does not spoil for ever."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if not self.training:
+            return super().forward(x)
+        new = self.running_mean.clone(), self.running_var.clone()
+        y = F.batch_norm(x, *new, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
+        with torch.no_grad():
+            for running, updated in zip((self.running_mean, self.running_var), new, strict=True):
+                running.copy_(torch.where(updated.isfinite(), updated, running))
+        return y
+
+
+class BatchNorm1d(_SkipsBadBatches, nn.BatchNorm1d):
+    """For (N, C, L)."""
+
+
+class BatchNorm2d(_SkipsBadBatches, nn.BatchNorm2d):
+    """For (N, C, H, W)."""

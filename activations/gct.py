@@ -1,0 +1,99 @@
+"""GCT. Yang, Zhu, Wu, Yang: Gated Channel Transformation for Visual Recognition, CVPR 2020, arXiv 1909.11519,
+equations 2 to 6, with the placement of eps as in the authors' code (C times larger than the paper's).
+
+Not Gaussian Context Transformer, which shares the acronym.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation, check_bool, check_choice, check_positive, upcast
+
+
+class GCT(Activation):
+    r"""A gate per channel from the norms of all channels, after or before a base activation.
+
+        l2:  s_c = alpha_c (sum_positions x_c^2 + eps)^(1/2),  sh_c = gamma_c s_c / (mean_c s^2 + eps)^(1/2)
+        l1:  s_c = alpha_c sum_positions |x_c|,                sh_c = gamma_c s_c / (mean_c |s| + eps)
+        y_c = x_c (1 + tanh(sh_c + beta_c))
+
+    Norms are computed in float32 at least: sums of squares overflow half precision.
+
+    Args:
+        mode: l2 (the paper's) or l1.
+        after_relu: in l1, the input is known not to be negative, and |x| is left out.
+        eps: above 0; the authors' is 1e-5.
+        base: factory of the base activation; null for the gate alone, which is no non-linearity.
+        position: of the gate, ``after`` the base activation, where it feeds the next convolution as in the paper,
+            or ``before`` it.
+
+    Parameters ``alpha``, ``gamma``, ``beta`` (num_features,), any real values, initially 1, 0, 0: the identity. While
+    gamma = 0, alpha gets no gradient. beta is not decayed (section 4.1 of the paper), alpha and gamma are.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_dim: int = 1,
+        mode: str = "l2",
+        after_relu: bool = False,
+        eps: float = 1e-5,
+        base: Callable[..., Activation] | None = None,
+        position: str = "after",
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_choice(("l2", "l1"), mode=mode)
+        check_choice(("after", "before"), position=position)
+        check_bool(after_relu=after_relu)
+        check_positive(eps=eps)
+        if after_relu and mode != "l1":
+            raise ValueError("after_relu=True: legal in mode=l1")
+        if base is not None and not callable(base):
+            raise ValueError(
+                f"base={base!r}: an activation with _target_ and _partial_: true is needed, or null"
+            )
+        self.mode, self.after_relu, self.eps, self.position = mode, after_relu, eps, position
+        self.base = nn.Identity() if base is None else base(num_features, channel_dim=channel_dim)
+        self.alpha = nn.Parameter(torch.ones(num_features))
+        self.gamma = nn.Parameter(torch.zeros(num_features))
+        self.beta = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.position == "after":
+            x = self.base(x)
+            return x * self.gate(x)
+        return self.base(x * self.gate(x))
+
+    def gate(self, x: Tensor) -> Tensor:
+        """1 + tanh(...), of x's shape with one position."""
+        wide = upcast(x)
+        positions = self.positions(x)
+        alpha, gamma, beta = (self.along_channels(p, wide) for p in (self.alpha, self.gamma, self.beta))
+        if self.mode == "l2":
+            norm = _sum(wide.square(), positions)
+            s = alpha * (norm + self.eps).sqrt()
+            scale = (s.square().mean(self.channel_dim, keepdim=True) + self.eps).rsqrt()
+        else:
+            s = alpha * _sum(wide if self.after_relu else wide.abs(), positions)
+            scale = (s.abs().mean(self.channel_dim, keepdim=True) + self.eps).reciprocal()
+        return (1 + (gamma * s * scale + beta).tanh()).to(x.dtype)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"beta"})
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return {"alpha": self.alpha, "gamma": self.gamma, "beta": self.beta}
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mode={self.mode}, position={self.position}"
+
+
+def _sum(x: Tensor, positions: tuple[int, ...]) -> Tensor:
+    return x.sum(positions, keepdim=True) if positions else x

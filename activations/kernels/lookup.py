@@ -1,0 +1,73 @@
+"""Piecewise-linear functions given by a table of heights: PWLU's own form, and DiTAC's tabulated flow."""
+
+import torch
+from torch import Tensor
+
+
+def piecewise_linear(
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    heights: Tensor,
+    slope_left: Tensor,
+    slope_right: Tensor,
+    *,
+    channel_dim: int,
+) -> Tensor:
+    """The function through ``heights`` at equally spaced knots, with straight tails; one for all channels or one each.
+
+    With d = (right - left) / n, knots B_i = left + i d and heights Y_i (PWLU, arXiv 2104.03693, equation 1):
+
+        x < left           Y_0 + (x - left) slope_left
+        left <= x < right  Y_i + (x - B_i) (Y_{i+1} - Y_i) / d,  i = floor((x - left) / d)
+        right <= x         Y_n + (x - right) slope_right
+
+    Each piece is anchored at a knot: a sum of hinges or an intercept at 0 would lose digits far outside. At a knot
+    derivatives are those of the piece to the right. NaN gives NaN.
+
+    Args:
+        left, right, slope_left, slope_right: (units,), units being 1 or the number of channels; left < right.
+        heights: (units, n + 1), n at least 1.
+
+    Shape:
+        that of ``x``, dtype and memory format too.
+    """
+    width, steps = (right - left)[:, None] / (heights.shape[1] - 1), heights.diff(dim=1)
+    knots = left[:, None] + width * torch.arange(steps.shape[1], device=x.device)
+    anchors = torch.cat([left[:, None], knots, right[:, None]], 1)  # (units, n + 2)
+    values = torch.cat([heights[:, :1], heights], 1)
+    slopes = torch.cat([slope_left[:, None], steps / width, slope_right[:, None]], 1)
+    piece = _piece(x, left, right, steps.shape[1], channel_dim)
+    anchor, value, slope = take(piece, anchors, values, slopes, channel_dim=channel_dim)
+    return value + slope * (x - anchor)
+
+
+def take(index: Tensor, *tables: Tensor, channel_dim: int) -> tuple[Tensor, ...]:
+    """The entries of (units, n) tables at ``index``, which has the shape of an input; whole numbers in any dtype."""
+    if index.ndim == 4 and index.stride(1) == 1:
+        # channels_last: flat indices go through memory in its own order, and the output keeps it
+        order = (0, 2, 3, 1)
+        taken = take(index.permute(order), *tables, channel_dim=order.index(channel_dim % 4))
+        return tuple(entry.permute(0, 3, 1, 2) for entry in taken)
+    units, n = tables[0].shape
+    flat = index.long()
+    if units > 1:
+        flat = flat + along(torch.arange(units, device=index.device) * n, index, channel_dim)
+    flat = flat.flatten()
+    # of all gathers this one has the fastest backward
+    return tuple(table.flatten().index_select(0, flat).view(index.shape) for table in tables)
+
+
+def _piece(x: Tensor, left: Tensor, right: Tensor, n: int, channel_dim: int) -> Tensor:
+    """The piece of each element of ``x``, in float: 0 left of ``left``, n + 1 from ``right`` on; 1 for NaN."""
+    x, left, right = x.detach(), along(left.detach(), x, channel_dim), along(right.detach(), x, channel_dim)
+    inside = ((x - left) * (n / (right - left))).floor().clamp(0, n - 1).nan_to_num(0.0) + 1
+    # where, as masked_fill forgets the memory format
+    return torch.where(x < left, 0.0, torch.where(x >= right, n + 1.0, inside))
+
+
+def along(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+    """``parameter`` (units,) shaped to broadcast along x's channels."""
+    shape = [1] * x.ndim
+    shape[channel_dim] = -1
+    return parameter.view(shape)

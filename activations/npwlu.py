@@ -1,0 +1,88 @@
+"""N-PWLU. Zhu, Dong: Non-uniform Piecewise Linear Activation Functions in Deep Neural Networks, ICPR 2022,
+doi 10.1109/ICPR56361.2022.9956345.
+
+Known to us from its abstract alone: intervals of unequal, learnt width, and a cumulative definition, by which the
+parameters of all intervals hang together and no realignment is needed. The form below is ours and has these
+properties; it may differ from the authors' in detail, so do not cite scores of it as theirs.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation, check_bool, check_positive, check_whole, upcast
+from activations.kernels.lookup import along, take
+
+
+class NPWLU(Activation):
+    r"""A continuous piecewise-linear function with N intervals of learnt width, summed up from the left.
+
+        B_0 = left,  B_i = B_{i-1} + exp(log_widths_i)
+        Y_0 = height,  Y_i = Y_{i-1} + slopes_i (B_i - B_{i-1})
+        y = Y_i + slope (x - B_i) on the piece of x; slopes_0 left of B_0, slopes_{N+1} right of B_N
+
+    A change of one slope or width shifts all that is to the right of it, the learnt tail included.
+
+    Args:
+        intervals: N, at least 1; the abstract's is 4.
+        per_channel: one function for each channel instead of one for the site.
+        reach: B_0 = -reach and B_N = reach at the start, with equal widths; above 0.
+
+    Parameters, units being 1 or num_features, any real values, not decayed (ours): ``left``, ``height`` (units,),
+    ``log_widths`` (units, N), ``slopes`` (units, N + 2). They start as ReLU, for odd N with one corner cut. At a knot
+    derivatives are those of the piece to the right.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_dim: int = 1,
+        intervals: int = 4,
+        per_channel: bool = False,
+        reach: float = 3.0,
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_whole(1, intervals=intervals)
+        check_bool(per_channel=per_channel)
+        check_positive(reach=reach)
+        units = num_features if per_channel else 1
+        knots = torch.linspace(-reach, reach, intervals + 1)
+        slopes = torch.cat([torch.zeros(1), knots.relu().diff() / knots.diff(), torch.ones(1)])
+        self.left = nn.Parameter(torch.full((units,), -float(reach)))
+        self.height = nn.Parameter(torch.zeros(units))
+        self.log_widths = nn.Parameter(torch.full((units, intervals), math.log(2 * reach / intervals)))
+        self.slopes = nn.Parameter(slopes.repeat(units, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(x, self.channel_dim)
+
+    def _function(self, x: Tensor, channel_dim: int) -> Tensor:
+        wide = upcast(x)
+        slopes, left, height = (p.to(wide.dtype) for p in (self.slopes, self.left, self.height))
+        widths = self.log_widths.to(wide.dtype).exp()
+        knots = torch.cat([left[:, None], left[:, None] + widths.cumsum(1)], 1)  # (units, N + 1)
+        heights = height[:, None] + (slopes[:, 1:-1] * widths).cumsum(1)
+        anchors = torch.cat([knots[:, :1], knots], 1)  # (units, N + 2), one for each piece
+        values = torch.cat([height[:, None], height[:, None], heights], 1)
+        piece = sum(
+            (wide.detach() >= along(knot, wide, channel_dim)).to(wide.dtype)
+            for knot in knots.detach().unbind(1)
+        )
+        assert isinstance(piece, Tensor)
+        anchor, value, slope = take(piece, anchors, values, slopes, channel_dim=channel_dim)
+        return (value + slope * (wide - anchor)).to(x.dtype)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset(dict(self.named_parameters()))
+
+    def curves(self, x: Tensor) -> Tensor:
+        return self._function(x[:, None].expand(-1, len(self.left)), 1).T
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return dict(self.named_parameters())

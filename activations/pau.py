@@ -1,0 +1,54 @@
+"""PAU. Molina, Schramowski, Kersting: Pade Activation Units, ICLR 2020, arXiv 1907.06732, equation 2 ("safe" form)."""
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation, check_finite, upcast
+
+# (c_0 + c_2 x^2 + c_4 x^4) / (1 + q_2 x^2 + q_4 x^4), the least-squares fit to |x| on [-3, 3] (tests/test_zoo.py repeats it)
+ABSOLUTE = (0.06755026, 3.34468516, 1.88695571)
+DENOMINATOR = (3.98803079, 0.30257435)
+
+
+class PAU(Activation):
+    r"""y = (p_0 + p_1 x + ... + p_5 x^5) / (1 + |q_1 x + ... + q_4 x^4|), one learnt function per site.
+
+    Starts near leaky ReLU on [-3, 3] (within 0.034), as the paper does; the coefficients are a fit of our own. Computed
+    in float32 at least, as x^5 overflows half precision.
+
+    Args:
+        slope: of that leaky ReLU below 0, finite.
+
+    Parameters ``numerator`` (6,), ``denominator`` (4,), any real values: the absolute value keeps the denominator
+    from 0. Not decayed (ours; the paper is silent: 0 is no simpler activation, but the zero function).
+
+    Raises:
+        ValueError: ``slope`` not finite.
+    """
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1, slope: float = 0.01) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_finite(slope=slope)
+        # leaky ReLU is (1 + slope) / 2 x + (1 - slope) / 2 |x|
+        (c0, c2, c4), (q2, q4) = ABSOLUTE, DENOMINATOR
+        odd, even = (1 + slope) / 2, (1 - slope) / 2
+        numerator = [even * c0, odd, even * c2, odd * q2, even * c4, odd * q4]
+        self.numerator = nn.Parameter(torch.tensor(numerator))
+        self.denominator = nn.Parameter(torch.tensor([0.0, q2, 0.0, q4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = upcast(x)
+        p, q = self.numerator.to(wide.dtype).unbind(), self.denominator.to(wide.dtype).unbind()
+        top = ((((p[5] * wide + p[4]) * wide + p[3]) * wide + p[2]) * wide + p[1]) * wide + p[0]
+        bottom = (((q[3] * wide + q[2]) * wide + q[1]) * wide + q[0]) * wide
+        return (top / (1 + bottom.abs())).to(x.dtype)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset({"numerator", "denominator"})
+
+    def curves(self, x: Tensor) -> Tensor:
+        return self(x).unsqueeze(0)
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return {"numerator": self.numerator, "denominator": self.denominator}

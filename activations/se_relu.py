@@ -1,0 +1,48 @@
+"""SE-ReLU. Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, arXiv 1709.01507, equations 2 to 4.
+
+The block after a ReLU, the order of MobileNetV3 (arXiv 1905.02244): what DyReLU's paper compares itself with.
+"""
+
+from torch import Tensor, nn
+
+from activations.base import Activation, check_whole
+
+
+class SEReLU(Activation):
+    r"""y_c = r_c sigmoid(fc2(relu(fc1(mean of r over positions))))_c with r = relu(x).
+
+    (N, C) input has no positions: it is its own mean.
+
+    Args:
+        reduction: fc1 has max(num_features // reduction, min_hidden) units; the paper's is 16.
+        min_hidden: at least 1.
+
+    Parameters: those of ``fc1`` (C -> hidden) and ``fc2`` (hidden -> C), torch's default initialisation. Biases are
+    not decayed.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self, num_features: int, *, channel_dim: int = 1, reduction: int = 16, min_hidden: int = 4
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_whole(1, reduction=reduction, min_hidden=min_hidden)
+        hidden = max(num_features // reduction, min_hidden)
+        self.fc1 = nn.Linear(num_features, hidden)
+        self.fc2 = nn.Linear(hidden, num_features)
+
+    def gate(self, r: Tensor) -> Tensor:
+        """(N, C) in (0, 1), from the rectified input."""
+        context = r.mean(self.positions(r)) if r.ndim > 2 else r
+        return self.fc2(self.fc1(context).relu()).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = x.relu()
+        shape = [x.shape[0], *[1] * (x.ndim - 1)]
+        shape[self.channel_dim] = self.num_features
+        return r * self.gate(r).view(shape).to(x.dtype)
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return {} if x is None else {"gate": self.gate(x.relu())}

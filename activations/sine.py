@@ -1,0 +1,30 @@
+"""Sine, as in SIREN. Sitzmann, Martel, Bergman, Lindell, Wetzstein: Implicit Neural Representations with Periodic
+Activation Functions, NeurIPS 2020, arXiv 2006.09661, section 3.2.
+"""
+
+from torch import Tensor
+
+from activations.base import Activation, check_positive, upcast
+
+
+class Sine(Activation):
+    """y = sin(omega x).
+
+    Args:
+        omega: above 0; the paper's is 30, together with an initialisation of the weights that belongs to it. Networks
+            here are initialised alike for all activations, so that this unit stands without it.
+
+    Raises:
+        ValueError: ``omega`` not above 0.
+    """
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1, omega: float = 30.0) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_positive(omega=omega)
+        self.omega = omega
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.omega * upcast(x)).sin().to(x.dtype)  # half precision would lose the phase
+
+    def curves(self, x: Tensor) -> Tensor:
+        return self(x).unsqueeze(0)

@@ -1,0 +1,62 @@
+"""Snake. Ziyin, Hartwig, Ueda: Neural Networks Fail to Learn Periodic Functions and How to Fix It, NeurIPS 2020,
+arXiv 2006.08195, equation 3.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from activations.base import Activation, check_bool, check_finite, upcast
+
+
+class Snake(Activation):
+    r"""y = x + sin^2(a x) / a.
+
+    Args:
+        a: the frequency, or its initial value; not 0. The paper uses 1 (its default) and larger values, 5 to 50, where
+            the period is known to be short.
+        trainable: learn a by gradient descent.
+        per_channel: one learnt a per channel instead of one per site.
+
+    Parameter ``a`` (trainable form only): (1,) or (num_features,). Not decayed (ours: a = 0 is the identity).
+
+    Raises:
+        ValueError: a value outside its range, or ``per_channel`` without ``trainable``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_dim: int = 1,
+        a: float = 1.0,
+        trainable: bool = True,
+        per_channel: bool = False,
+    ) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        check_finite(a=a)
+        check_bool(trainable=trainable, per_channel=per_channel)
+        if a == 0:
+            raise ValueError("a=0: the frequency must not be 0")
+        if per_channel and not trainable:
+            raise ValueError("per_channel=True: an a per channel must be trainable (trainable=True)")
+        initial = torch.full((num_features if per_channel else 1,), float(a))
+        if trainable:
+            self.a = nn.Parameter(initial)
+        else:
+            self.register_buffer("a", initial, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = upcast(x)  # half precision would lose the phase
+        a = self.along_channels(self.a, wide)
+        return (wide + (a * wide).sin().square() / a).to(x.dtype)
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        return frozenset(dict(self.named_parameters()))
+
+    def curves(self, x: Tensor) -> Tensor:
+        a = self.a[:, None]
+        return x + (a * x).sin().square() / a
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
