@@ -52,6 +52,11 @@ class Activation(nn.Module):
         train may be given ``requires_grad_(False)``; the runner leaves that alone, and a checkpoint remembers it.
         """
 
+    @property
+    def phase(self) -> str:
+        """Name of the training phase that the unit is in, for the log and metrics.csv; empty if it has none."""
+        return ""
+
     def curves(self, x: Tensor) -> Tensor | None:
         """Responses (units, points) at the points ``x`` (points,), or None if the unit is no scalar function."""
         return None

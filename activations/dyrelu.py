@@ -67,7 +67,8 @@ class DyReLU(Activation):
         for name, values in (("init_a", init_a), ("init_b", init_b)):
             if len(values) != pieces:
                 raise ValueError(f"{name}={values}: {pieces} numbers are needed, one per piece")
-            check_finite(**{name: value for value in values})
+            for value in values:
+                check_finite(**{name: value})
         self.form, self.pieces, self.temperature = form, pieces, temperature
         hidden = max(num_features // reduction, min_hidden)
         self.fc1 = nn.Linear(num_features, hidden)

@@ -106,6 +106,10 @@ class PWLU(Activation):
             self._set_phase(collecting=False)
             self.realign()
 
+    @property
+    def phase(self) -> str:
+        return "statistics" if self.is_collecting else "learning" if self.statistics_epochs else ""
+
     def realign(self) -> None:
         """Put the interval where the inputs were, mean -+ 3 std, and start there as ReLU; units that saw none stay."""
         seen = self.batches > 0

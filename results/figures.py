@@ -45,13 +45,18 @@ def write_figures(
             }
             for name, figure in figures.items():
                 stem = f"{name}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', str(task)).strip('_')}"
-                for suffix in ("svg", "png"):
-                    path = folder / f"{stem}.{suffix}"
-                    with replacing(path) as temporary:
-                        metadata = {"Date": None} if suffix == "svg" else None
-                        figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
-                paths.append(path)
+                paths.append(save(figure, folder, stem))
     return paths
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Write ``figure`` as ``name.svg`` and ``name.png``; returns the PNG."""
+    for suffix in ("svg", "png"):
+        path = folder / f"{name}.{suffix}"
+        with replacing(path) as temporary:
+            metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file
+            figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
+    return path
 
 
 def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:

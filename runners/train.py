@@ -6,6 +6,7 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from activations.base import Activation
 from results.files import CHECKPOINT, CURVES, METRICS, PICTURES, replacing, write_csv
 from runners import cost, seeding
 from runners.cell import Cell
@@ -142,6 +144,7 @@ class Train:
                 if run.step == 0:  # an interrupted epoch has been started already
                     for unit in units:
                         unit.start_epoch(run.epoch, epochs)
+                phase = self._phase(units, run)
                 data = task.batches("train", seeding.generator(cell.seed, "data", run.epoch))
                 means = Means(run.means)
                 since = time.perf_counter() - run.seconds
@@ -183,7 +186,7 @@ class Train:
 
                 # the end of an epoch: validate, keep the best weights, save
                 seconds = run.add_row("train", means.result(), epoch=run.epoch, since=since)
-                run.rows[-1] |= {"lr": lr, "samples_per_s": means.count / seconds}
+                run.rows[-1] |= {"lr": lr, "samples_per_s": means.count / seconds} | phase
                 if means.finite():
                     self._evaluate(task, model, run, "val", epoch=run.epoch)
                 if not math.isfinite(run.rows[-1]["loss"]):
@@ -235,6 +238,14 @@ class Train:
             metrics = task.evaluate(model, split)
         run.add_row(split, metrics, epoch=epoch, since=since)
         return metrics
+
+    def _phase(self, units: Iterable[Activation], run: Progress) -> dict[str, str]:
+        """What a row of metrics.csv says of the activations' phase; a new one is logged."""
+        phase = " ".join(sorted({unit.phase for unit in units} - {""}))
+        before = next((row["phase"] for row in reversed(run.rows) if "phase" in row), "")
+        if phase != before:
+            log.info("epoch %d: the activations' phase is now %s", run.epoch, phase or "over")
+        return {"phase": phase} if phase else {}
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         dtype = AMP[self.amp]

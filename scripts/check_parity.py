@@ -12,6 +12,7 @@ import argparse
 import inspect
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,11 @@ Meta = Mapping[str, Any]
 # what is compared: name, ours, reference
 Pairs = Iterator[tuple[str, Tensor, np.ndarray]]
 
+TORCH_NN = torch_nn.TorchActivation.__subclasses__()
 # units whose parameters have the names of the files', and whose constructors take hyper-parameters by meta's names
 PLAIN: dict[str, type[Activation]] = {
     cls.__name__.lower(): cls
-    for cls in (ACONC, APL, PAU, PELU, PReLU, SReLU, Sine, Snake, Swish, TanhExp)
-    + tuple(torch_nn.TorchActivation.__subclasses__())
+    for cls in (ACONC, APL, PAU, PELU, PReLU, SReLU, Sine, Snake, Swish, TanhExp, *TORCH_NN)
 }
 
 
@@ -73,9 +74,9 @@ def _plain(cls: type[Activation], arrays: Arrays, meta: Meta, dtype: torch.dtype
     layer = getattr(cls, "layer", None)
     if layer is not None:
         known = inspect.signature(layer).parameters
-    for key, value in meta.items():
-        if key in known and key not in ("num_features", "channel_dim", "inplace"):
-            hyper[key] = value
+    hyper |= {
+        key: meta[key] for key in known.keys() & meta.keys() - {"num_features", "channel_dim", "inplace"}
+    }
     if cls is torch_nn.GELU:
         hyper["approximate"] = "tanh" if meta.get("variant") == "tanh" else "none"
     trained = {key: arrays[key] for key in arrays if key.startswith("param__")}
@@ -328,7 +329,7 @@ def check_file(path: Path) -> tuple[bool, str]:
             good &= all(error <= limit for error in errors.values())  # a NaN is no pass
             shown = " ".join(f"{name.removeprefix('grad__')} {error:.0e}" for name, error in errors.items())
             parts.append(f"{str(dtype).removeprefix('torch.')}: {shown}")
-    except (ValueError, KeyError, RuntimeError, TypeError, OSError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError, OSError, zipfile.BadZipFile) as error:
         return False, f"{type(error).__name__}: {error}"
     return good, " | ".join(parts)
 

@@ -30,6 +30,12 @@ def test_phases_reach_the_activation_once_per_epoch(tmp_path) -> None:
     assert len(calls) == 3
     for seen in calls:
         assert seen[:5].tolist() == [0, 5, 10, 15, -1]
+    rows = pd.read_csv(next(tmp_path.glob("**/metrics.csv")))
+    assert rows.loc[rows["split"] == "train", "phase"].tolist() == ["frozen", "frozen", "trained", "trained"]
+    log = next(tmp_path.glob("**/log.txt")).read_text()
+    assert [line for line in log.splitlines() if "phase is now" in line] == [
+        line for line in log.splitlines() if "epoch 0: " in line or "epoch 2: " in line
+    ]
     slopes = [value.item() for name, value in state.items() if name.endswith("slope")]
     assert all(slope not in (0.0, 0.125) for slope in slopes)  # set in place in epoch 2, then trained
 

@@ -21,10 +21,10 @@ class Toy(Activation):
         self.start, self.penalty = start, penalty
         self.gain = nn.Parameter(1 + 0.01 * torch.rand(num_features))
         self.slope = nn.Parameter(torch.zeros(1))
-        self.register_buffer("phase", torch.zeros((), dtype=torch.long))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.long))
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.register_buffer("epochs_seen", torch.full((100,), -1))
-        self.phase: Tensor
+        self.begun: Tensor
         self.calls: Tensor
         self.epochs_seen: Tensor
 
@@ -32,7 +32,7 @@ class Toy(Activation):
         if self.training:
             self.calls += 1
             x = x * (1 + 0.01 * torch.rand(()))
-        slope = self.slope * self.phase
+        slope = self.slope * self.begun
         return self.along_channels(self.gain, x) * x.clamp_min(0) + slope * x.clamp_max(0)
 
     @property
@@ -46,12 +46,16 @@ class Toy(Activation):
         self.epochs_seen[epoch] = self.calls.item()
         self.slope.requires_grad_(epoch >= self.start)
         if epoch == self.start:
-            self.phase.fill_(1)
+            self.begun.fill_(1)
             with torch.no_grad():
                 self.slope.fill_(0.125)
 
+    @property
+    def phase(self) -> str:
+        return "trained" if self.begun else "frozen"
+
     def curves(self, x: Tensor) -> Tensor:
-        return self.gain[:, None] * x.clamp_min(0) + self.slope * self.phase * x.clamp_max(0)
+        return self.gain[:, None] * x.clamp_min(0) + self.slope * self.begun * x.clamp_max(0)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"gain": self.gain}

@@ -1,0 +1,372 @@
+"""Figures of what a finished cell's activations learnt, from its ``curves.npz`` alone."""
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from results.figures import COLORS, GREY, STYLE, save
+from results.files import CURVES, PICTURES
+
+WIDTH = 9.6  # inches
+TAIL = 0.001  # share of the inputs at either end that a panel may leave out
+NEARBY = 1.0  # a panel reaches at least this far to both sides of 0, where activations bend
+DOTS = 100  # per strip: quantiles stand for more values than that
+GATE = ("alpha", "gamma", "beta")
+INTERVAL = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a cell's ``curves.npz`` holds; sites stand in the network's order, which is depth.
+
+    name: task/activation/seed-id.
+    x: (points,).
+    curves: (units, points) by site, where the unit is a scalar function.
+    inputs: (points + 1,) by site: share of inputs below x[0], in each interval, above x[-1].
+    diagnostics: arrays of any shape by site and name.
+    """
+
+    name: str
+    x: np.ndarray
+    curves: dict[str, np.ndarray]
+    inputs: dict[str, np.ndarray]
+    diagnostics: dict[str, dict[str, np.ndarray]]
+
+
+def write_cell_figures(folder: Path) -> list[Path]:
+    """Write what can be drawn of the cell in ``folder`` to its ``pictures/``, as SVG and PNG; returns the PNGs.
+
+    Raises:
+        ValueError: the cell is not finished, or its ``curves.npz`` is damaged or empty.
+    """
+    learnt = read_learnt(folder)
+    with rc_context(STYLE):
+        drawn = {
+            function.__name__: function(learnt) for function in (curves, gates, coefficients, parameters)
+        }
+        paths = [
+            save(figure, folder / PICTURES, name) for name, figure in drawn.items() if figure is not None
+        ]
+    if not paths:
+        raise ValueError(f"{folder / CURVES}: no curves, inputs or parameters in it, so nothing to draw")
+    return paths
+
+
+def read_learnt(folder: Path) -> Learnt:
+    """The arrays of ``folder / curves.npz``.
+
+    Raises:
+        ValueError: there is no such file, or it is not what a runner writes.
+    """
+    path = folder / CURVES
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return _sorted("/".join(folder.resolve().parts[-3:]), dict(arrays))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{folder}: no {CURVES} there, so this is no finished cell; run its command again to finish it"
+        ) from None
+    except (ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged ({error}); train the cell again with force=true") from None
+
+
+def _sorted(name: str, arrays: Mapping[str, np.ndarray]) -> Learnt:
+    """The arrays by kind and site, after a look at their shapes."""
+    if "x" not in arrays or arrays["x"].ndim != 1 or len(arrays["x"]) < 2:
+        raise ValueError("no points x")
+    learnt = Learnt(name, arrays["x"], {}, {}, {})
+    points = len(learnt.x)
+    for key, array in arrays.items():
+        kind, _, site = key.partition("/")
+        fits = array.dtype.kind in "biuf"
+        if kind == "curve":
+            learnt.curves[site] = array
+            fits &= array.ndim == 2 and array.shape[1] == points
+        elif kind == "inputs":
+            learnt.inputs[site] = array
+            fits &= array.shape == (points + 1,)
+        elif kind == "diagnostic":
+            site, _, diagnostic = site.rpartition("/")
+            learnt.diagnostics.setdefault(site, {})[diagnostic] = array
+        if not fits:
+            raise ValueError(f"{key} is {array.dtype}{list(array.shape)}, and x has {points} points")
+    return learnt
+
+
+def curves(learnt: Learnt) -> Figure | None:
+    """A panel per site: its curves over the distribution of its inputs.
+
+    Sites without a curve are left out, unless none has one: then the inputs stand alone.
+    """
+    sites = list(learnt.curves or learnt.inputs)
+    if not sites:
+        return None
+    figure, axes = _grid(len(sites))
+    for ax, site in zip(axes, sites, strict=True):
+        _draw_site(ax, learnt, site)
+        ax.set_title(_shortened(site), size=8)
+    # the same label in many panels is one entry
+    shown = {text: mark for ax in axes for mark, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    legend = figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=5)
+    for handle in filter(None, legend.legend_handles):
+        handle.set_alpha(max(handle.get_alpha() or 1, 0.5))  # one channel of many is faint
+    _title(figure, learnt, "response curves by depth" if learnt.curves else "inputs by depth")
+    return figure
+
+
+def _draw_site(ax: Axes, learnt: Learnt, site: str) -> None:
+    x, lines, inputs = learnt.x, learnt.curves.get(site), learnt.inputs.get(site)
+    relu = np.maximum(x, 0)
+    low, high = input_range(x, inputs)
+    if inputs is not None and inputs[1:-1].any():
+        _draw_inputs(ax, x, inputs)
+    ax.plot(x, relu, ":", lw=1.0, color="black", zorder=3, label="ReLU")
+    if lines is not None:
+        _draw_lines(ax, x, lines)
+        if _has_interval(learnt, site):
+            ends = np.ravel([learnt.diagnostics[site][end] for end in INTERVAL])
+            low, high = _draw_interval(ax, ends, low, high)
+            low, high = max(low, x[0]), min(high, x[-1])
+    inside = (x >= low) & (x <= high)
+    ax.set(xlim=(low, high), ylim=_limits((relu[None] if lines is None else lines)[:, inside]))
+    ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.tick_params(labelsize=7)
+
+
+def input_range(x: np.ndarray, inputs: np.ndarray | None) -> tuple[float, float]:
+    """Where all but ``TAIL`` of the inputs at either end are, with a margin; all of ``x`` if that is not known."""
+    first, last = float(x[0]), float(x[-1])
+    if inputs is None or not inputs.sum() > 0:
+        return first, last
+    below = np.cumsum(inputs, dtype=float)[:-1] / inputs.sum()  # (points,) share of inputs below each
+    low = float(x[below <= TAIL].max(initial=first))
+    high = float(x[below >= 1 - TAIL].min(initial=last))
+    margin = 0.08 * (high - low)
+    return max(first, min(low - margin, -NEARBY)), min(last, max(high + margin, NEARBY))
+
+
+def _draw_inputs(ax: Axes, x: np.ndarray, inputs: np.ndarray) -> None:
+    """The histogram in the background, on a height of its own; the share that ``x`` does not reach as a number."""
+    heights = 0.9 * inputs[1:-1] / inputs[1:-1].max()
+    across = ax.get_xaxis_transform()
+    ax.stairs(heights, x, fill=True, color=GREY, alpha=0.45, lw=0, zorder=0, transform=across, label="inputs")
+    total = inputs.sum()
+    if inputs[0] >= 0.005 * total:
+        ax.text(0.02, 0.97, f"← {inputs[0] / total:.0%}", size=7, va="top", transform=ax.transAxes)
+    if inputs[-1] >= 0.005 * total:
+        ax.text(0.98, 0.03, f"{inputs[-1] / total:.0%} →", size=7, ha="right", transform=ax.transAxes)
+
+
+def _draw_lines(ax: Axes, x: np.ndarray, lines: np.ndarray) -> None:
+    """One unit as a line; channels as a cloud of lines with their mean."""
+    if len(lines) == 1:
+        ax.plot(x, lines[0], lw=1.8, color=COLORS[0], label="curve")
+        return
+    lines = np.where(np.isfinite(lines), lines, np.nan)  # which matplotlib leaves out
+    segments = [np.column_stack([x, line]) for line in lines]
+    alpha = min(0.8, max(0.2, 8 / len(lines)))
+    # hundreds of channels as vectors would make an SVG of megabytes
+    cloud = LineCollection(segments, color=COLORS[5], lw=0.7, alpha=alpha, rasterized=True, label="channels")
+    ax.add_collection(cloud, autolim=False)
+    ax.plot(x, lines.mean(0), lw=1.8, color=COLORS[0], label="mean of channels")
+
+
+def _draw_interval(ax: Axes, ends: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Mark a learnt interval, or those of many channels as ticks; returns the range with the former in it."""
+    height = 1.0 if len(ends) == 2 else 0.07
+    across = ax.get_xaxis_transform()
+    label = "learnt interval" if len(ends) == 2 else "learnt intervals' ends"
+    ax.vlines(ends, 0, height, color=COLORS[1], lw=0.8, transform=across, label=label)
+    if len(ends) > 2 or not np.isfinite(ends).all():
+        return low, high
+    return min(low, float(ends[0]) - 0.1), max(high, float(ends[1]) + 0.1)
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """From the lowest to the highest finite value, with a margin."""
+    finite = _finite(values)
+    if not len(finite):
+        return -1.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def gates(learnt: Learnt) -> Figure | None:
+    """GCT's alpha, gamma and beta over the channels of each site, and gamma's mean and variance."""
+    sites = _gate_sites(learnt)
+    if not sites:
+        return None
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    panels = figure.subplot_mosaic("gm;gv;ab;ab", sharex=True)  # gamma, mean, variance, alpha, beta
+    for color, name in zip(COLORS, GATE, strict=False):
+        _strips(panels[name[0]], _by_depth(learnt, sites, name), color=color)
+        panels[name[0]].set_title(f"{name} of the channels")
+    panels["g"].set_title("gamma of the channels (< 0 cooperation, > 0 competition)")
+    finite = [_finite(learnt.diagnostics[site]["gamma"]) for site in sites]
+    for name, moment in (("mean", np.mean), ("variance", np.var)):
+        values = [float(moment(gamma)) if len(gamma) else math.nan for gamma in finite]
+        panels[name[0]].plot(range(len(sites)), values, "o-", ms=3.5, lw=1.1, color=COLORS[1])
+        panels[name[0]].set_title(f"{name} of gamma")
+        panels[name[0]].yaxis.set_major_locator(MaxNLocator(4))
+    panels["v"].set_ylim(bottom=0)
+    for name in "gmb":
+        panels[name].axhline(0, lw=0.8, color="black", zorder=1)
+    for name, ax in panels.items():
+        _depth_axis(ax, sites, labelled=name in "ab")
+    _title(figure, learnt, "gates by depth")
+    return figure
+
+
+def coefficients(learnt: Learnt) -> Figure | None:
+    """DyReLU's slopes and intercepts over a batch and the channels of each site, a colour per piece."""
+    sites = _coefficient_sites(learnt)
+    if not sites:
+        return None
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    both = figure.subplots(2, 1, sharex=True)
+    pieces = min(learnt.diagnostics[site]["coefficients"].shape[-1] for site in sites) // 2
+    values = _by_depth(learnt, sites, "coefficients")
+    for half, (ax, name) in enumerate(zip(both, ("slope a", "intercept b"), strict=True)):
+        for k in range(pieces):
+            kth = {depth: array[..., half * pieces + k] for depth, array in values.items()}
+            place = {"offset": 0.84 * ((k + 0.5) / pieces - 0.5), "width": 0.7 / pieces}
+            _strips(ax, kth, color=COLORS[k % len(COLORS)], label=f"piece {k + 1}", **place)
+        ax.set_title(f"{name} of each piece, over batch and channels")
+        ax.axhline(0, lw=0.8, color="black", zorder=1)
+        _depth_axis(ax, sites, labelled=ax is both[-1])
+    both[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=pieces)
+    _title(figure, learnt, "coefficients by depth")
+    return figure
+
+
+def parameters(learnt: Learnt) -> Figure | None:
+    """A panel for every other diagnostic: its values at each site."""
+    named = _other_diagnostics(learnt)
+    if not named:
+        return None
+    sites = [site for site in learnt.diagnostics if any(site in by_site for by_site in named.values())]
+    columns = 1 if len(named) < 3 else 2
+    rows = math.ceil(len(named) / columns)
+    figure = Figure(figsize=(WIDTH, 1.2 + 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+    for index, (ax, (name, by_site)) in enumerate(zip(axes, named.items(), strict=False)):
+        _strips(ax, {sites.index(site): values for site, values in by_site.items()}, color=COLORS[0])
+        ax.set_title(name)
+        _depth_axis(ax, sites, labelled=index + columns >= len(named))
+    for ax in axes[len(named) :]:
+        ax.remove()
+    _title(figure, learnt, "parameters by depth")
+    return figure
+
+
+def _gate_sites(learnt: Learnt) -> list[str]:
+    return [site for site, named in learnt.diagnostics.items() if named.keys() >= set(GATE)]
+
+
+def _coefficient_sites(learnt: Learnt) -> list[str]:
+    """Those with slopes and intercepts (N, 1 or C, 2 K)."""
+    named = {site: by_name.get("coefficients") for site, by_name in learnt.diagnostics.items()}
+    return [site for site, values in named.items() if values is not None and values.ndim == 3]
+
+
+def _other_diagnostics(learnt: Learnt) -> dict[str, dict[str, np.ndarray]]:
+    """By name and site, what no other figure shows."""
+    shown = {(site, name) for site in _gate_sites(learnt) for name in GATE}
+    shown |= {(site, "coefficients") for site in _coefficient_sites(learnt)}
+    shown |= {(site, name) for site in learnt.curves for name in INTERVAL if _has_interval(learnt, site)}
+    others: dict[str, dict[str, np.ndarray]] = {}
+    for site, named in learnt.diagnostics.items():
+        for name, values in named.items():
+            if (site, name) not in shown:
+                others.setdefault(name, {})[site] = values
+    return others
+
+
+def _has_interval(learnt: Learnt, site: str) -> bool:
+    return learnt.diagnostics.get(site, {}).keys() >= set(INTERVAL)
+
+
+def _by_depth(learnt: Learnt, sites: Iterable[str], name: str) -> dict[int, np.ndarray]:
+    return {depth: learnt.diagnostics[site][name] for depth, site in enumerate(sites)}
+
+
+def _strips(
+    ax: Axes,
+    groups: Mapping[int, np.ndarray],
+    *,
+    color: str,
+    label: str = "",
+    offset: float = 0,
+    width: float = 0.7,
+) -> None:
+    """At each depth a strip of dots, as wide as its values are dense; a line joins the medians."""
+    dots, medians = [], []
+    for depth, values in groups.items():
+        finite = np.sort(_finite(values))
+        if not len(finite):
+            continue
+        if len(finite) > DOTS:
+            finite = np.quantile(finite, np.linspace(0, 1, DOTS))
+        dots.append(np.stack([depth + offset + width * _spread(finite), finite]))
+        medians.append((depth + offset, np.median(finite)))
+    if not dots:
+        return
+    ax.plot(*np.concatenate(dots, axis=1), "o", ms=2.6, mew=0, alpha=0.45, color=color)
+    ax.plot(*zip(*medians, strict=True), "o-", ms=4, lw=0.9, mec="white", mew=0.6, color=color, label=label)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """Sideways places in [-0.5, 0.5] for sorted values: the denser, the wider; evenly mixed by the golden ratio."""
+    counts, edges = np.histogram(values, bins=min(20, len(values)))
+    dense = counts[np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(counts) - 1)]
+    mixed = (0.5 + np.arange(len(values)) * (math.sqrt(5) - 1) / 2) % 1 - 0.5
+    return mixed * dense / max(dense.max(), 3)  # a few values are no crowd
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, at most five to a row."""
+    least = min(5, count if count <= 4 else math.ceil(math.sqrt(count)))
+    columns = min(range(least, 6), key=lambda columns: -count % columns)  # the fewest places stay empty
+    rows = math.ceil(count / columns)
+    width = WIDTH / max(columns, 3)
+    size = (max(width * columns, WIDTH / 2), 0.8 + rows * (0.4 + 0.6 * width))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, list(axes[:count])
+
+
+def _depth_axis(ax: Axes, sites: list[str], *, labelled: bool) -> None:
+    """Sites by name along the x axis, turned unless they fit; every second or third where they are very many."""
+    ticks = range(0, len(sites), math.ceil(len(sites) / 60))
+    labels = [_shortened(sites[depth]) for depth in ticks]
+    ax.set_xticks(ticks, labels, size=7, rotation=90 if len("".join(labels)) > 45 else 0)
+    ax.set_xlim(-0.6, len(sites) - 0.4)
+    ax.tick_params(labelbottom=labelled)
+    ax.grid(axis="y", lw=0.4, alpha=0.5)
+
+
+def _shortened(site: str, length: int = 24) -> str:
+    """The end of a long name tells sites apart."""
+    return site if len(site) <= length else f"…{site[1 - length :]}"
+
+
+def _title(figure: Figure, learnt: Learnt, text: str) -> None:
+    figure.suptitle(f"{learnt.name}: {text}", x=0.01, ha="left", size=10)
