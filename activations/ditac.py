@@ -6,6 +6,9 @@ is not multiplied by its dimension, the regulariser is part of the loss and its 
 the table is interpolated and made anew in every forward (it cannot be stale), and intervals need not contain 0.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -213,6 +216,10 @@ class DiTAC(Activation):
 
     def curves(self, x: Tensor) -> Tensor:
         return self(x[:, None]).T
+
+    def flops(self, shape: Sequence[int]) -> int | None:
+        """Seven an element: place in the table, straight piece, cdf and product; the table, one a batch, is left out."""
+        return None if self.table_size is None else 7 * math.prod(shape)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"theta": self.theta, "velocity": (self.b - self.a) * (self.basis @ self.theta)}

@@ -7,6 +7,7 @@ properties; it may differ from the authors' in detail, so do not cite scores of 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,10 @@ class NPWLU(Activation):
 
     def curves(self, x: Tensor) -> Tensor:
         return self._function(x[:, None].expand(-1, len(self.left)), 1).T
+
+    def flops(self, shape: Sequence[int]) -> int:
+        """For each element a comparison and a sum per knot, and one straight piece."""
+        return (2 * self.slopes.shape[1] + 1) * math.prod(shape)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return dict(self.named_parameters())

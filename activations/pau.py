@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from activations.base import Activation, check_finite, upcast
 
-# (c_0 + c_2 x^2 + c_4 x^4) / (1 + q_2 x^2 + q_4 x^4), the least-squares fit to |x| on [-3, 3] (tests/test_zoo.py repeats it)
+# (c_0 + c_2 x^2 + c_4 x^4) / (1 + q_2 x^2 + q_4 x^4), the least-squares fit to |x| on [-3, 3] (tests/test_formulas.py repeats it)
 ABSOLUTE = (0.06755026, 3.34468516, 1.88695571)
 DENOMINATOR = (3.98803079, 0.30257435)
 

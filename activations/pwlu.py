@@ -2,6 +2,8 @@
 ICCV 2021, arXiv 2104.03693, equations 1 to 3 and section 3.3 (statistics-based realignment).
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -162,6 +164,10 @@ class PWLU(Activation):
 
     def curves(self, x: Tensor) -> Tensor:
         return self._function(x[:, None].expand(-1, len(self.left)), 1).T
+
+    def flops(self, shape: Sequence[int]) -> int:
+        """Five an element: its place in the table, and one straight piece."""
+        return 5 * math.prod(shape)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         names = ("left", "right", "slope_left", "slope_right", "mean", "std")

@@ -14,7 +14,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from activations.base import Activation
 from runners.cell import Cell
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers and the processes that they start share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTIVATIONS = sorted(path.stem for path in (ROOT / "conf" / "activation").glob("*.yaml"))
@@ -52,6 +57,20 @@ def train(
     cell = make_cell(outputs, *overrides, task=task, **names)
     runner = instantiate(config(f"task={task}", f"outputs={outputs}", *overrides).runner)
     return cell.attempt(lambda: runner(factory, make_task(task, *overrides), cell))
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal numbers in float64."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randomised(unit: Activation) -> Activation:
+    """The unit in float64, with parameters that are all different."""
+    unit.double()
+    torch.manual_seed(1)
+    for parameter in unit.parameters():
+        torch.nn.init.uniform_(parameter, 0.2, 1.2)
+    return unit
 
 
 @pytest.fixture

@@ -110,9 +110,9 @@ def test_is_a_one_parameter_group() -> None:
     x = torch.linspace(-0.3, 1.3, 500, dtype=torch.float64)
     for velocity in fields().values():
         y = transform(x, velocity)
-        assert (y.diff() > 0).all()
+        assert (y.diff() >= 0).all()
         # where T is flat, its inverse is steep and magnifies what rounding leaves
-        steepness = 1 / (y.diff() / x.diff()).min().clamp_max(1)
+        steepness = 1 / (y.diff() / x.diff()).min().clamp(1e-12, 1)
         assert (transform(y, -velocity) - x).abs().max() < 1e-14 * steepness
         assert (transform(transform(x, velocity / 2), velocity / 2) - y).abs().max() < 1e-14 * steepness
 

@@ -14,7 +14,7 @@ FOLDER = ("task=cifar10_small", "task.data.root={root}", "task.data.cache={tmp}/
 CASES = {
     "unknown activation": (
         ("activation=pralu",),
-        "activation=pralu: no such activation; did you mean prelu? Legal: celu,",
+        "activation=pralu: no such activation; did you mean prelu? Legal: acon_c,",
     ),
     "unknown task": (("task=mnist",), "task=mnist: no such task; Legal: cifar10,"),
     "unknown runner": (("runner=smok",), "runner=smok: no such runner; did you mean smoke?"),
