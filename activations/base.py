@@ -75,7 +75,8 @@ class Activation(nn.Module):
     def along_channels(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``parameter`` (num_features,) or (1,), in x's dtype, shaped to broadcast along x's channels."""
         shape = [1] * x.ndim
-        shape[self.channel_dim] = -1
+        if parameter.numel() > 1:
+            shape[self.channel_dim] = -1
         return parameter.to(x.dtype).view(shape)
 
     def positions(self, x: Tensor) -> tuple[int, ...]:

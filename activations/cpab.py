@@ -35,12 +35,18 @@ def transform(x: Tensor, velocity: Tensor) -> Tensor:
     Shape:
         that of ``x``.
     """
+    return transform_and_slope(x, velocity)[0]
+
+
+def transform_and_slope(x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """T(x) and dT/dx; see ``transform``."""
     cells = velocity.shape[0] - 1
     slope = cells * (velocity[1:] - velocity[:-1])  # (N,)
 
-    # the time that a trajectory takes through each cell; 2 stands for any that is not crossed in unit time
+    # the time that a trajectory takes through each cell; 2 stands for any that is not crossed in unit time. The fastest
+    # velocity tells most of these apart: what cannot be crossed stays out of the formulas, where tiny ones overflow
     left, right = velocity[:-1], velocity[1:]
-    crossed = left * right > 0
+    crossed = (left * right > 0) & (torch.maximum(left.abs(), right.abs()) * cells > 1)
     times = _travel_time(left.where(crossed, 1), right.where(crossed, 1), slope, 1 / cells)
     times = times.abs().where(crossed, 2).clamp_max(2)  # negative for those who go left
     clock = torch.cat([times.new_zeros(1), times.cumsum(0)])  # (N + 1,) at the knots
@@ -52,9 +58,10 @@ def transform(x: Tensor, velocity: Tensor) -> Tensor:
     ahead = speed > 0
     exit_knot = cell + ahead
     exit_speed = velocity[exit_knot]
-    inner = (exit_knot > 0) & (exit_knot < cells)  # the end cells have no outer border
-    leaves = inner & (speed * exit_speed > 0)
     distance = exit_knot.to(x.dtype) / cells - x
+    inner = (exit_knot > 0) & (exit_knot < cells)  # the end cells have no outer border
+    fast = torch.maximum(speed.abs(), exit_speed.abs()) > distance.abs()
+    leaves = inner & fast & (speed * exit_speed > 0)
     time = _travel_time(speed.where(leaves, 1), exit_speed.where(leaves, 1), slope[cell], distance)
     leaves = leaves & (time < 1)
     rest = 1 - time.where(leaves, 0)
@@ -71,9 +78,11 @@ def transform(x: Tensor, velocity: Tensor) -> Tensor:
 
     # the last stretch, inside one cell
     start = (reached.to(x.dtype) / cells).where(leaves, x)
-    speed = velocity[reached].where(leaves, speed)
-    last_slope = slope[(reached - (~ahead).long()).where(leaves, cell)]
-    return start + speed * rest * _expm1_over(last_slope * rest)
+    last_speed = velocity[reached].where(leaves, speed)
+    z = slope[(reached - (~ahead).long()).where(leaves, cell)] * rest
+    end = start + last_speed * rest * _expm1_over(z)
+    # the flow is autonomous: dT/dx = v(T) / v(x), which inside a cell is exp(slope) at resting points as well
+    return end, (last_speed / speed.where(leaves, 1)).where(leaves, 1) * z.exp()
 
 
 def _travel_time(start: Tensor, end: Tensor, slope: Tensor, distance: Tensor | float) -> Tensor:

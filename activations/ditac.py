@@ -8,6 +8,7 @@ the table is interpolated and made anew in every forward (it cannot be stale), a
 
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from activations.base import (
     check_whole,
     upcast,
 )
-from activations.cpab import cell_pairs, knot_basis, transform
+from activations.cpab import cell_pairs, knot_basis, transform, transform_and_slope
 from activations.kernels.lookup import piecewise_linear, take
 
 FORMS = ("gelu", "ge", "leaky", "inf")
@@ -46,8 +47,8 @@ class DiTAC(Activation):
         form: one of the above.
         a, b: ends of the interval, a < b; it need not contain 0.
         cells: number of cells, at least 2; the paper's is 10.
-        zero_boundary: v(a) = v(b) = 0, so that T maps [a, b] to itself (d = cells - 1). false, in the inf form alone,
-            frees the ends (d = cells + 1).
+        zero_boundary: v(a) = v(b) = 0, so that T maps [a, b] to itself (d = cells - 1). false frees the ends
+            (d = cells + 1); all forms but inf then jump at them.
         table_size: points of the table, at least 2 (2048 in the authors' code); null: T at every element, exactly.
         interpolation: ``linear``, error O(step^2); ``nearest``, the authors': value and slope of T at the nearest
             point, error O(step).
@@ -125,17 +126,29 @@ class DiTAC(Activation):
         self.table_size, self.interpolation = table_size, interpolation
         self.negative_slope, self.lambda_reg = negative_slope, lambda_reg
 
+        self.cells, self.lambda_smooth, self.lambda_var = cells, lambda_smooth, lambda_var
         basis = knot_basis(cells, zero_boundary)
-        self.basis: Tensor
-        self.precision: Tensor
-        self.register_buffer("basis", basis.float(), persistent=False)
-        precision = prior_precision(basis, lambda_smooth, lambda_var)
-        self.register_buffer("precision", precision.float(), persistent=False)
         theta = torch.zeros(basis.shape[1], dtype=torch.float64)
         if init == "prior":
             root = torch.linalg.cholesky(init_covariance(basis, init_smooth, init_var))
             theta = root @ torch.randn(len(theta), dtype=torch.float64)
-        self.theta = nn.Parameter(theta.float())
+        self.theta = nn.Parameter(theta.to(torch.get_default_dtype()))
+        self.basis: Tensor
+        self.precision: Tensor
+        self.register_buffer("basis", None, persistent=False)
+        self.register_buffer("precision", None, persistent=False)
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        basis = knot_basis(self.cells, self.zero_boundary)
+        self.basis = basis.to(self.theta)
+        self.precision = prior_precision(basis, self.lambda_smooth, self.lambda_var).to(self.theta)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        """Whatever moves or casts the unit; the buffers are made anew, so that double() has all digits."""
+        super()._apply(*args, **kwargs)
+        self._make_buffers()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)
@@ -180,10 +193,10 @@ class DiTAC(Activation):
     def _table_ends(self, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """(1,) each: T is affine beyond them, its slope there exp(slope of the end cell's velocity).
 
-        [a, b], unless an end cell carries points into it: then from where they just reach the first inner knot.
+        [a, b], or in the inf form, where an end cell carries points into it, from where they just reach its inner knot.
         """
         ends = velocity.new_tensor([[0.0], [1.0]])
-        if not self.zero_boundary:
+        if self.form == "inf" and not self.zero_boundary:
             cells = len(velocity) - 1
             slope = cells * torch.stack([velocity[1] - velocity[0], velocity[-1] - velocity[-2]])
             # back in time from the inner knot in the end cell's flow, by v (1 - e^-s) / s
@@ -196,13 +209,11 @@ class DiTAC(Activation):
 
     def _nearest(self, x: Tensor, velocity: Tensor, points: Tensor) -> Tensor:
         """T and dT/dx at the nearest point of the table; dT/dx is that of the exact T there."""
-        at = points.detach().requires_grad_()
-        with torch.enable_grad():
-            (slopes,) = torch.autograd.grad(self._exact(at, velocity.detach()).sum(), at)
-        last = len(points) - 1
-        index = ((x.detach() - points[0]) / (points[-1] - points[0]) * last).round().clamp(0, last)
-        heights = self._exact(points, velocity)[None]
-        height, slope = take(index.nan_to_num(0.0), heights, slopes[None], channel_dim=self.channel_dim)
+        length, last = self.b - self.a, len(points) - 1
+        heights, slopes = transform_and_slope((points - self.a) / length, velocity)
+        index = ((x.detach() - self.a) / length * last).round().clamp(0, last).nan_to_num(0.0)
+        tables = (self.a + length * heights)[None], slopes.detach()[None]
+        height, slope = take(index, *tables, channel_dim=self.channel_dim)
         return height + slope * (x - x.detach())
 
     def regularization(self) -> Tensor | float:

@@ -1,6 +1,7 @@
 """DyReLU. Chen, Dai, Liu, Chen, Yuan, Liu: Dynamic ReLU, ECCV 2020, arXiv 2003.10027, equations 1 to 5.
 
-No authors' code of the unit itself is public; the coefficient rule is the paper's, as in common ports.
+The coefficient rule is the paper's, as in common ports. The authors published form C within DynamicHead alone,
+with a batch norm in place of the temperature; here it is the paper's.
 """
 
 from collections.abc import Sequence
@@ -62,11 +63,11 @@ class DyReLU(Activation):
         check_finite(lambda_a=lambda_a, lambda_b=lambda_b)
         check_positive(temperature=temperature)
         check_bool(zero_init=zero_init)
-        init_a = [1.0] + [0.0] * (pieces - 1) if init_a is None else list(init_a)
-        init_b = [0.0] * pieces if init_b is None else list(init_b)
+        init_a = [1.0] + [0.0] * (pieces - 1) if init_a is None else init_a
+        init_b = [0.0] * pieces if init_b is None else init_b
         for name, values in (("init_a", init_a), ("init_b", init_b)):
-            if len(values) != pieces:
-                raise ValueError(f"{name}={values}: {pieces} numbers are needed, one per piece")
+            if not isinstance(values, Sequence) or len(values) != pieces:
+                raise ValueError(f"{name}={values}: a list of {pieces} numbers is needed, one per piece")
             for value in values:
                 check_finite(**{name: value})
         self.form, self.pieces, self.temperature = form, pieces, temperature
@@ -81,18 +82,17 @@ class DyReLU(Activation):
             nn.init.uniform_(
                 self.attention, -(num_features**-0.5), num_features**-0.5
             )  # as torch's convolution
-        self.initial: Tensor
-        self.scale: Tensor
-        scale = [lambda_a] * pieces + [lambda_b] * pieces
-        self.register_buffer("initial", torch.tensor([*init_a, *init_b]), persistent=False)
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32), persistent=False)
+        # numbers, not buffers, which would have the digits of float32 alone
+        self.initial = [float(value) for value in (*init_a, *init_b)]
+        self.scale = [float(lambda_a)] * pieces + [float(lambda_b)] * pieces
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""
         context = x.mean(self.positions(x)) if x.ndim > 2 else x
         theta = 2 * self.fc2(self.fc1(context).relu()).sigmoid() - 1
         theta = theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
-        return self.initial.to(x.dtype) + self.scale.to(x.dtype) * theta.to(x.dtype)
+        initial, scale = x.new_tensor(self.initial), x.new_tensor(self.scale)
+        return initial + scale * theta.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = [x.shape[0], *[1] * (x.ndim - 1)]

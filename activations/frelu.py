@@ -110,6 +110,8 @@ class _SkipsBadBatches(nn.modules.batchnorm._BatchNorm):
         assert self.running_var is not None
         if not self.training:
             return super().forward(x)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
         new = self.running_mean.clone(), self.running_var.clone()
         y = F.batch_norm(x, *new, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
         with torch.no_grad():

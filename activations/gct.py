@@ -52,14 +52,10 @@ class GCT(Activation):
         check_choice(("after", "before"), position=position)
         check_bool(after_relu=after_relu)
         check_positive(eps=eps)
-        if after_relu and mode != "l1":
-            raise ValueError("after_relu=True: legal in mode=l1")
-        if base is not None and not callable(base):
-            raise ValueError(
-                f"base={base!r}: an activation with _target_ and _partial_: true is needed, or null"
-            )
+        if after_relu and (mode != "l1" or position != "after"):
+            raise ValueError("after_relu=True: legal with mode=l1 and position=after")
         self.mode, self.after_relu, self.eps, self.position = mode, after_relu, eps, position
-        self.base = nn.Identity() if base is None else base(num_features, channel_dim=channel_dim)
+        self.base = nn.Identity() if base is None else _make_base(base, num_features, channel_dim)
         self.alpha = nn.Parameter(torch.ones(num_features))
         self.gamma = nn.Parameter(torch.zeros(num_features))
         self.beta = nn.Parameter(torch.zeros(num_features))
@@ -93,6 +89,18 @@ class GCT(Activation):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode}, position={self.position}"
+
+
+def _make_base(base: Callable[..., Activation], num_features: int, channel_dim: int) -> Activation:
+    try:
+        unit = base(num_features, channel_dim=channel_dim)
+    except TypeError as error:  # no factory, or one of something else
+        raise ValueError(
+            f"base: {error}; an activation with _target_ and _partial_: true is needed"
+        ) from None
+    if not isinstance(unit, Activation):
+        raise ValueError(f"base: {type(unit).__name__} is no subclass of activations.base.Activation")
+    return unit
 
 
 def _sum(x: Tensor, positions: tuple[int, ...]) -> Tensor:

@@ -50,6 +50,8 @@ class Maxout(Activation):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim > 4:
+            raise ValueError(f"input of shape {tuple(x.shape)}: (N, C), (N, C, L) or (N, C, H, W) is needed")
         x = x.movedim(self.channel_dim, 1)
         product = (F.linear, F.conv1d, F.conv2d)[x.ndim - 2]
         maps = product(x, self.weight.view(*self.weight.shape, *[1] * (x.ndim - 2)), self.bias)

@@ -1,7 +1,8 @@
 """N-PWLU. Zhu, Dong: Non-uniform Piecewise Linear Activation Functions in Deep Neural Networks, ICPR 2022,
 doi 10.1109/ICPR56361.2022.9956345.
 
-Known to us from its abstract alone: intervals of unequal, learnt width, and a cumulative definition, by which the
+The journal version of PWLU (TPAMI 2023, doi 10.1109/TPAMI.2023.3286109) has a non-uniform form as well. Known to us
+from the abstracts alone: intervals of unequal, learnt width, and a cumulative definition, by which the
 parameters of all intervals hang together and no realignment is needed. The form below is ours and has these
 properties; it may differ from the authors' in detail, so do not cite scores of it as theirs.
 """

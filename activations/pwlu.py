@@ -1,4 +1,4 @@
-"""PWLU. Zhou, Zhang, Wang et al.: Learning Specialized Activation Functions with the Piecewise Linear Unit,
+"""PWLU. Zhou, Zhu, Zhong: Learning Specialized Activation Functions with the Piecewise Linear Unit,
 ICCV 2021, arXiv 2104.03693, equations 1 to 3 and section 3.3 (statistics-based realignment).
 """
 
@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_bool, check_choice, check_positive, check_whole, upcast
+from activations.base import (
+    Activation,
+    check_bool,
+    check_choice,
+    check_finite,
+    check_positive,
+    check_whole,
+    upcast,
+)
 from activations.kernels.lookup import piecewise_linear
 
-MOMENTUM = 0.9  # of the running statistics, as in the paper
 INITIAL = 3.0  # half the interval before anything is known: that of 3 sigma for inputs from a norm
-MIN_WIDTH = 1e-4  # relative; the boundaries are trained and might cross
+MIN_WIDTH = 1e-6  # relative to max(1, |B_L|); the boundaries are trained and might cross
 
 
 class PWLU(Activation):
@@ -24,8 +31,8 @@ class PWLU(Activation):
         B_L <= x < B_R:  (x - B_i) (Y_{i+1} - Y_i) / d + Y_i,  d = (B_R - B_L) / N,  i = floor((x - B_L) / d)
         x >= B_R:        (x - B_R) K_R + Y_N
 
-    Training has two phases. In the first the unit is ReLU, its parameters are frozen, and mean and standard
-    deviation of its inputs are tracked. The second starts with the realignment B_L, B_R = mean -+ 3 std, K_L = 0,
+    Training has two phases. In the first the unit is ReLU, so that its parameters get no gradient and rest, and mean
+    and standard deviation of its inputs are tracked. The second starts with the realignment B_L, B_R = mean -+ 3 std, K_L = 0,
     K_R = 1, Y_i = ReLU(B_i), and trains everything. The first lasts ``statistics_epochs`` epochs, in a short run a
     quarter of the epochs, and always leaves one for the second: min(statistics_epochs, ceil(epochs / 4), epochs - 1).
     A unit that is never told of epochs (``start_epoch``) is in the second phase from the beginning, on [-3, 3].
@@ -34,13 +41,14 @@ class PWLU(Activation):
         segments: N, at least 1; the paper's choice is 16, and 8 to 16 serve best.
         per_channel: one function for each channel instead of one for the site.
         statistics_epochs: length of the first phase in a long run; the paper's is 5.
-        statistics: ``debiased``: running means with momentum 0.9, freed of their initial values as in Adam, so that
-            they are means of what was seen; ``ema``: the plain ones, from mean 0 and std 1. The std is unbiased.
-            A batch whose statistics are not finite is left out.
+        statistics: ``debiased``: running means, freed of their initial values as in Adam, so that they are means of
+            what was seen; ``ema``: the plain ones, from mean 0 and std 1. The std is unbiased. A batch whose
+            statistics are not finite is left out.
+        momentum: what the running means keep of their last value, in [0, 1); the paper's is 0.9.
         fix_init: X > 0 for the interval [-X, X] from the beginning and no first phase (the paper's ablation), or None.
 
     Parameters, units being 1 or num_features, any real values, none decayed (ours: decay would pull the shape
-    towards 0): ``left``, ``right`` (units,) = B_L, B_R, treated as at least 1e-4 max(1, |B_L|) apart; ``heights`` (units, N + 1);
+    towards 0): ``left``, ``right`` (units,) = B_L, B_R, treated as at least 1e-6 max(1, |B_L|) apart; ``heights`` (units, N + 1);
     ``slope_left``, ``slope_right`` (units,) = K_L, K_R.
 
     Raises:
@@ -56,6 +64,7 @@ class PWLU(Activation):
         per_channel: bool = False,
         statistics_epochs: int = 5,
         statistics: str = "debiased",
+        momentum: float = 0.9,
         fix_init: float | None = None,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
@@ -63,9 +72,13 @@ class PWLU(Activation):
         check_whole(0, statistics_epochs=statistics_epochs)
         check_bool(per_channel=per_channel)
         check_choice(("debiased", "ema"), statistics=statistics)
+        check_finite(momentum=momentum)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}: a number in [0, 1) is needed")
         if fix_init is not None:
             check_positive(fix_init=fix_init)
-        self.segments, self.per_channel, self.statistics = segments, per_channel, statistics
+        self.segments, self.per_channel = segments, per_channel
+        self.statistics, self.momentum = statistics, momentum
         self.statistics_epochs = 0 if fix_init is not None else statistics_epochs
         units = num_features if per_channel else 1
         self.left = nn.Parameter(torch.empty(units))
@@ -95,10 +108,10 @@ class PWLU(Activation):
         if self.is_collecting:
             return x.relu()
         wide = upcast(x)  # positions in a table need it
-        right = torch.maximum(self.right, self.left + MIN_WIDTH * self.left.detach().abs().clamp_min(1))
-        shape = (self.left, right, self.heights, self.slope_left, self.slope_right)
-        y = piecewise_linear(wide, *(p.to(wide.dtype) for p in shape), channel_dim=channel_dim)
-        return y.to(x.dtype)
+        shape = (self.left, self.right, self.heights, self.slope_left, self.slope_right)
+        left, right, *rest = (parameter.to(wide.dtype) for parameter in shape)
+        right = torch.maximum(right, left + _min_width(left))
+        return piecewise_linear(wide, left, right, *rest, channel_dim=channel_dim).to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         first = min(self.statistics_epochs, -(-epochs // 4), epochs - 1)
@@ -115,9 +128,9 @@ class PWLU(Activation):
     def realign(self) -> None:
         """Put the interval where the inputs were, mean -+ 3 std, and start there as ReLU; units that saw none stay."""
         seen = self.batches > 0
-        reach = 3 * self.std
-        # inputs that do not vary: an interval all the same
-        reach = torch.maximum(reach, 1e-3 * self.mean.abs().clamp_min(1))
+        reach = torch.maximum(
+            3 * self.std, _min_width(self.mean)
+        )  # inputs that do not vary have an interval too
         self.align(
             torch.where(seen, self.mean - reach, self.left.detach()),
             torch.where(seen, self.mean + reach, self.right.detach()),
@@ -139,8 +152,6 @@ class PWLU(Activation):
     def _set_phase(self, *, collecting: bool) -> None:
         self.collecting.fill_(collecting)
         self.is_collecting = collecting
-        for parameter in self.parameters():
-            parameter.requires_grad_(not collecting)
 
     @torch.no_grad()
     def _collect(self, x: Tensor) -> None:
@@ -152,9 +163,9 @@ class PWLU(Activation):
         std, mean = torch.std_mean(upcast(x), dims)
         good = (mean + std).isfinite()
         self.batches += good
-        new = torch.full_like(self.mean, 1 - MOMENTUM)
+        new = torch.full_like(self.mean, 1 - self.momentum)
         if self.statistics == "debiased":
-            new = new / (1 - MOMENTUM**self.batches)
+            new = new / (1 - self.momentum**self.batches)
         for running, batch in ((self.mean, mean), (self.std, std)):
             running.copy_(torch.where(good, torch.lerp(running, batch.to(running.dtype), new), running))
 
@@ -175,6 +186,10 @@ class PWLU(Activation):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, segments={self.segments}, per_channel={self.per_channel}"
+
+
+def _min_width(at: Tensor) -> Tensor:
+    return MIN_WIDTH * at.detach().abs().clamp_min(1)
 
 
 def _follow_phase(unit: PWLU, keys: Any) -> None:

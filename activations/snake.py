@@ -39,15 +39,13 @@ class Snake(Activation):
             raise ValueError("a=0: the frequency must not be 0")
         if per_channel and not trainable:
             raise ValueError("per_channel=True: an a per channel must be trainable (trainable=True)")
-        initial = torch.full((num_features if per_channel else 1,), float(a))
+        self.a: nn.Parameter | float = a
         if trainable:
-            self.a = nn.Parameter(initial)
-        else:
-            self.register_buffer("a", initial, persistent=False)
+            self.a = nn.Parameter(torch.full((num_features if per_channel else 1,), float(a)))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)  # half precision would lose the phase
-        a = self.along_channels(self.a, wide)
+        a = self.along_channels(self.a, wide) if isinstance(self.a, Tensor) else self.a
         return (wide + (a * wide).sin().square() / a).to(x.dtype)
 
     @property
@@ -55,7 +53,7 @@ class Snake(Activation):
         return frozenset(dict(self.named_parameters()))
 
     def curves(self, x: Tensor) -> Tensor:
-        a = self.a[:, None]
+        a = self.a[:, None] if isinstance(self.a, Tensor) else torch.full_like(x[:1, None], self.a)
         return x + (a * x).sin().square() / a
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:

@@ -39,24 +39,24 @@ class Swish(Activation):
         check_bool(trainable=trainable, per_channel=per_channel)
         if per_channel and not trainable:
             raise ValueError("per_channel=True: a beta per channel must be trainable (trainable=True)")
-        initial = torch.full((num_features if per_channel else 1,), float(beta))
+        self.beta: nn.Parameter | float = beta
         if trainable:
-            self.beta = nn.Parameter(initial)
-        else:
-            self.register_buffer("beta", initial, persistent=False)
-        self.is_silu = not trainable and beta == 1
+            self.beta = nn.Parameter(torch.full((num_features if per_channel else 1,), float(beta)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_silu:
-            return F.silu(x)
-        return x * torch.sigmoid(self.along_channels(self.beta, x) * x)
+        if isinstance(self.beta, Tensor):
+            return x * torch.sigmoid(self.along_channels(self.beta, x) * x)
+        return F.silu(x) if self.beta == 1 else x * torch.sigmoid(self.beta * x)
 
     @property
     def no_decay(self) -> frozenset[str]:
         return frozenset({"beta"} & dict(self.named_parameters()).keys())
 
     def curves(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.beta[:, None] * x)
+        beta = (
+            self.beta[:, None] if isinstance(self.beta, Tensor) else torch.full_like(x[:1, None], self.beta)
+        )
+        return x * torch.sigmoid(beta * x)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
-        return {"beta": self.beta} if isinstance(self.beta, nn.Parameter) else {}
+        return dict(self.named_parameters())

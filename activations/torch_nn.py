@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from activations.base import Activation, check_finite
+from activations.base import Activation, check_finite, check_positive
 
 
 class TorchActivation(Activation):
@@ -18,15 +18,17 @@ class TorchActivation(Activation):
         hyper: the layer's own arguments, such as ``alpha``.
 
     Raises:
-        ValueError: a number that is not finite.
+        ValueError: a number that is not finite, or not above 0 where it divides.
         TypeError: an argument that the layer does not take.
     """
 
     layer: ClassVar[type[nn.Module]]
+    positive: ClassVar[tuple[str, ...]] = ()  # arguments that divide
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_finite(**{name: value for name, value in hyper.items() if name != "approximate"})
+        check_positive(**{name: hyper[name] for name in self.positive if name in hyper})
         self.function = self.layer(**hyper)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,6 +66,7 @@ class CELU(TorchActivation):
     """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)). Barron, arXiv 1704.07483, equation 2."""
 
     layer = nn.CELU
+    positive = ("alpha",)
 
 
 class GELU(TorchActivation):
@@ -88,6 +91,7 @@ class Softplus(TorchActivation):
     """log(1 + exp(beta x)) / beta, linear where beta x is above threshold. Dugas et al., NIPS 2000."""
 
     layer = nn.Softplus
+    positive = ("beta",)
 
 
 class Tanh(TorchActivation):

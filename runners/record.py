@@ -5,6 +5,7 @@ import inspect
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,24 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def source_hash(cls: type) -> str | None:
-    """Hash of the file that a class comes from; None where there is none."""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
-    except (OSError, TypeError):
-        return None
+def source_hash(classes: Iterable[type]) -> str:
+    """Hash of the files that classes come from, and of what these import from the same package."""
+    modules, waiting = set(), [cls.__module__ for cls in classes]
+    while waiting:
+        name = waiting.pop()
+        if name in modules or name not in sys.modules:
+            continue
+        modules.add(name)
+        package = name.partition(".")[0]
+        for value in vars(sys.modules[name]).values():
+            origin = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            if isinstance(origin, str) and origin.partition(".")[0] == package:
+                waiting.append(origin)
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        if path := getattr(sys.modules[name], "__file__", None):
+            digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
@@ -76,35 +89,35 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
     first point, between neighbours, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
     function; and ``diagnostic/<site>/<name>``.
     """
-    grid = np.linspace(*CURVE_POINTS, dtype=np.float32)
-    arrays = {"x": grid}
-    with torch.no_grad():
-        for site, (unit, inputs) in _inputs(network, samples).items():
-            values = inputs[inputs.isfinite()].float().cpu().numpy()
-            counts = np.bincount(np.searchsorted(grid, values), minlength=len(grid) + 1)
-            arrays[f"inputs/{site}"] = (counts / max(1, counts.sum())).astype(np.float32)
-            curves = unit.curves(torch.from_numpy(grid).to(inputs.device))
-            if curves is not None:
-                arrays[f"curve/{site}"] = curves.float().cpu().numpy()
-            for name, value in unit.diagnostics(inputs).items():
-                arrays[f"diagnostic/{site}/{name}"] = value.float().cpu().numpy()
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options
-
-
-def _inputs(network: nn.Module, samples: Tensor) -> dict[str, tuple[Activation, Tensor]]:
-    """Each activation and its input, by site."""
-    seen: dict[str, tuple[Activation, Tensor]] = {}
+    arrays = {"x": np.linspace(*CURVE_POINTS, dtype=np.float32)}
+    noting = False  # a unit may call itself for its curves
 
     def note(site: str, unit: Activation, args: tuple[Tensor, ...]) -> None:
-        seen[site] = unit, args[0]
+        # at once: the inputs of all sites together may not fit into memory
+        nonlocal noting
+        if not noting:
+            noting = True
+            note_at_once(site, unit, args[0])
+            noting = False
+
+    def note_at_once(site: str, unit: Activation, inputs: Tensor) -> None:
+        values = inputs[inputs.isfinite()].float().cpu().numpy()
+        counts = np.bincount(np.searchsorted(arrays["x"], values), minlength=len(arrays["x"]) + 1)
+        arrays[f"inputs/{site}"] = (counts / max(1, counts.sum())).astype(np.float32)
+        curves = unit.curves(torch.from_numpy(arrays["x"]).to(inputs.device))
+        if curves is not None:
+            arrays[f"curve/{site}"] = curves.float().cpu().numpy()
+        for name, value in unit.diagnostics(inputs).items():
+            arrays[f"diagnostic/{site}/{name}"] = value.float().cpu().numpy()
 
     units = activation_modules(network)
     handles = [unit.register_forward_pre_hook(partial(note, site)) for site, unit in units.items()]
     network.eval()
     try:
-        network(samples)
+        with torch.no_grad():
+            network(samples)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options

@@ -112,7 +112,7 @@ class Train:
         check_sites(network, task.input_shape)
         units, own = activation_modules(network).values(), activation_parameters(network)
         outside = [p for p in network.parameters() if p.requires_grad and p not in own]
-        code = source_hash(type(next(iter(units))))
+        code = source_hash({type(unit) for unit in units})
         facts = self._facts(network, task, epochs, steps) | {"activation_code": code}
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
@@ -169,6 +169,8 @@ class Train:
                             nn.utils.clip_grad_norm_(network.parameters(), task.recipe.clip_norm)
                         scaler.step(optimizer)
                         scaler.update()
+                    elif run.step == 0:
+                        log.warning("epoch %d: nothing is trained, all parameters rest", run.epoch)
                     run.step += 1
 
                     # what is seen of it

@@ -12,7 +12,6 @@ import argparse
 import inspect
 import json
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ TORCH_NN = torch_nn.TorchActivation.__subclasses__()
 PLAIN: dict[str, type[Activation]] = {
     cls.__name__.lower(): cls
     for cls in (ACONC, APL, PAU, PELU, PReLU, SReLU, Sine, Snake, Swish, TanhExp, *TORCH_NN)
-}
+} | {"silu": Swish}
 
 
 def compare(arrays: Arrays, dtype: torch.dtype) -> Pairs:
@@ -77,7 +76,7 @@ def _plain(cls: type[Activation], arrays: Arrays, meta: Meta, dtype: torch.dtype
     hyper |= {
         key: meta[key] for key in known.keys() & meta.keys() - {"num_features", "channel_dim", "inplace"}
     }
-    if cls is torch_nn.GELU:
+    if cls is torch_nn.GELU and "approximate" not in meta:
         hyper["approximate"] = "tanh" if meta.get("variant") == "tanh" else "none"
     trained = {key: arrays[key] for key in arrays if key.startswith("param__")}
     channels = max((value.size for value in trained.values()), default=1) > 1
@@ -89,7 +88,7 @@ def _plain(cls: type[Activation], arrays: Arrays, meta: Meta, dtype: torch.dtype
         hyper |= {"trainable": bool(trained), "per_channel": channels}
     unit = cls(_channels(arrays, meta), channel_dim=meta.get("channel_axis", 1), **hyper)
     names = {key.removeprefix("param__"): key.removeprefix("param__") for key in trained}
-    yield from _run(unit, names, arrays, meta, dtype)
+    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
 
 
 def _dyrelu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
@@ -114,7 +113,7 @@ def _dyrelu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
     names = {name: name for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")}
     if unit.form == "C":
         names["attn.weight"] = "attention"  # attn.bias cancels in the softmax
-    yield from _run(unit, names, arrays, meta, dtype)
+    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
     if "pi" in arrays:
         yield "pi", unit.spatial(_input(arrays["x"], meta, dtype)), arrays["pi"]
 
@@ -128,7 +127,7 @@ def _gct(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
         after_relu=after_relu and meta["variant"] == "l1",
         eps=eps,
     )
-    yield from _run(unit, {name: name for name in ("alpha", "gamma", "beta")}, arrays, meta, dtype)
+    yield from _run(unit.to(dtype), {name: name for name in ("alpha", "gamma", "beta")}, arrays, meta, dtype)
 
 
 def _frelu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
@@ -143,7 +142,7 @@ def _frelu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
             module.eps = float(meta.get("eps", 1e-5))
     names = {key.removeprefix("param__"): key.removeprefix("param__").replace("bn", "norm") for key in arrays}
     names = {name: ours for name, ours in names.items() if f"param__{name}" in arrays}
-    yield from _run(unit, names, arrays, meta, dtype)
+    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
     for key in arrays:
         if key.startswith("after__"):
             yield key, unit.get_buffer(key.removeprefix("after__").replace("bn", "norm")), arrays[key]
@@ -157,18 +156,24 @@ def _pwlu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
     axis = int(meta.get("channel_axis", 1))
     unit = PWLU(_channels(arrays, meta), channel_dim=axis, segments=int(meta["N"]), per_channel=channel_wise)
     names = {"Y": "heights", "Bl": "left", "Br": "right", "Kl": "slope_left", "Kr": "slope_right"}
-    yield from _run(unit, names, arrays, meta, dtype)
+    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
 
 
 def _pwlu_statistics(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
     steps = torch.tensor(arrays["x"], dtype=dtype)
+
+    def make(per_channel: bool) -> PWLU:
+        momentum = float(meta.get("momentum", 0.9))
+        hyper: dict[str, Any] = {"segments": int(meta["N"]), "statistics": "ema", "momentum": momentum}
+        return PWLU(steps.shape[2], per_channel=per_channel, **hyper).to(dtype)
+
     for suffix in ("", "_channel"):
-        unit = PWLU(steps.shape[2], segments=int(meta["N"]), per_channel=bool(suffix), statistics="ema").to(
-            dtype
-        )
+        if f"ema_mean{suffix}" not in arrays:
+            continue
+        unit = make(per_channel=bool(suffix))
         unit.start_epoch(0, 100)
-        for t, x in enumerate(steps):
-            x = x.clone().requires_grad_()
+        for t, batch in enumerate(steps):
+            x = batch.clone().requires_grad_()
             y = unit(x)
             if not suffix:
                 y.backward(torch.tensor(arrays["grad_out"][t], dtype=dtype))
@@ -177,10 +182,13 @@ def _pwlu_statistics(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
                 yield f"grad_x[{t}]", x.grad, arrays["grad_x"][t]
                 yield f"ema_mean[{t}]", unit.mean, arrays["ema_mean"][t]
                 yield f"ema_std[{t}]", unit.std, arrays["ema_std"][t]
-        yield f"ema_mean{suffix}", unit.mean, arrays[f"ema_mean{suffix}"].reshape(-1)[-len(unit.mean) :]
-        yield f"ema_std{suffix}", unit.std, arrays[f"ema_std{suffix}"].reshape(-1)[-len(unit.std) :]
+        if suffix:
+            yield f"ema_mean{suffix}", unit.mean, arrays[f"ema_mean{suffix}"]
+            yield f"ema_std{suffix}", unit.std, arrays[f"ema_std{suffix}"]
     for kind in ("ema", "pooled"):
-        unit = PWLU(steps.shape[2], segments=int(meta["N"])).to(dtype)
+        if f"realigned_{kind}__Bl" not in arrays:
+            continue
+        unit = make(per_channel=False)
         unit.batches.fill_(1)
         unit.mean.fill_(float(arrays[f"{kind}_mean"].ravel()[-1]))
         unit.std.fill_(float(arrays[f"{kind}_std"].ravel()[-1]))
@@ -198,32 +206,34 @@ def _knots(basis: np.ndarray) -> Tensor:
 
 
 def _cpab(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
-    basis, theta = _knots(arrays["B"]).to(dtype), torch.tensor(arrays["param__theta"], dtype=dtype).flatten()
-    theta.requires_grad_()
-    velocity = basis @ theta
-    velocity.retain_grad()
-    x = _input(arrays["x"], meta, dtype).requires_grad_()
-    y = transform(x, velocity)
+    basis = _knots(arrays["B"]).to(dtype)
+    theta = torch.tensor(arrays["param__theta"], dtype=dtype).flatten().requires_grad_()
+    time = float(meta.get("time", 1.0))  # for t instead of 1 the flow is t times as fast
+    knots = basis @ theta
+    knots.retain_grad()
+    x = torch.tensor(arrays["x"], dtype=dtype).requires_grad_()
+    y = transform(x, time * knots)
     y.backward(torch.tensor(arrays["grad_out"], dtype=dtype))
-    found = {"y": y, "grad_x": x.grad, "grad__theta": theta.grad, "grad__knot_velocity": velocity.grad}
-    with torch.enable_grad():
+    found = {"y": y, "grad_x": x.grad, "grad__theta": theta.grad, "grad__knot_velocity": knots.grad}
+
+    fixed = knots.detach()
+    (found["dT_dx"],) = torch.autograd.grad(transform(x, time * fixed).sum(), x)
+    points, jacobian = x.detach(), torch.autograd.functional.jacobian
+    found["dT_dtheta"] = jacobian(lambda v: transform(points, time * (basis @ v)), theta.detach())
+    found["dT_dknot"] = jacobian(lambda v: transform(points, time * v), fixed)
+    if "x_outside" in arrays:
         outside = torch.tensor(arrays["x_outside"], dtype=dtype).requires_grad_()
-        beyond = transform(outside, velocity.detach())
-        found["y_outside"] = beyond
+        beyond = transform(outside, time * fixed)
         (found["dT_dx_outside"],) = torch.autograd.grad(beyond.sum(), outside)
-    (found["dT_dx"],) = torch.autograd.grad(transform(x, velocity.detach()).sum(), x)
-    for key, derivative in (("dT_dtheta", theta), ("dT_dknot", velocity)):
-        points, base = x.detach(), derivative.detach()
-        found[key] = torch.autograd.functional.jacobian(
-            lambda v, points=points, key=key: transform(points, basis @ v if key == "dT_dtheta" else v), base
-        )
+        found["y_outside"] = beyond
     for key, value in found.items():
         if key in arrays and value is not None:
             yield key, value, arrays[key]
 
 
 def _ditac(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
-    hyper = {name: meta[name] for name in ("lambda_smooth", "lambda_var") if name in meta}
+    given = ("lambda_smooth", "lambda_var", "gelu_of", "negative_slope")
+    hyper = {name: meta[name] for name in given if name in meta}
     form = str(meta.get("variant", "gelu")).lower()
     hyper |= {"form": form, "a": float(meta["a"]), "b": float(meta["b"]), "cells": int(meta["tess"])}
     hyper |= {"zero_boundary": bool(meta.get("zero_boundary", True))}
@@ -276,14 +286,13 @@ def _run(
     suffix: str = "",
 ) -> Pairs:
     """Forward and backward with the file's parameters; ``names``: the file's name of each to ours."""
-    unit.to(dtype)
     state = dict(unit.named_parameters()) | dict(unit.named_buffers())
     with torch.no_grad():
         for theirs, ours in names.items():
             state[ours].copy_(torch.tensor(arrays[f"param__{theirs}"]).reshape(state[ours].shape))
     x = _input(arrays["x"], meta, dtype).requires_grad_()
     y = unit(x)
-    y.backward(torch.tensor(arrays["grad_out"], dtype=dtype))
+    y.backward(torch.tensor(arrays["grad_out"], dtype=dtype).view_as(y))
     assert x.grad is not None
     yield f"y{suffix}", y, arrays[f"y{suffix}"]
     yield f"grad_x{suffix}", x.grad, arrays[f"grad_x{suffix}"]
@@ -295,12 +304,14 @@ def _run(
 
 
 def _channels(arrays: Arrays, meta: Meta) -> int:
-    return int(arrays["x"].shape[meta.get("channel_axis", 1)])
+    return int(arrays["x"].shape[meta.get("channel_axis", 1)]) if arrays["x"].ndim > 1 else 1
 
 
 def _input(x: np.ndarray, meta: Meta, dtype: torch.dtype) -> Tensor:
-    """x in the layout that the reference was run with."""
+    """x in the layout that the reference was run with; (P,) as (P, 1), one channel."""
     tensor, layout = torch.tensor(x, dtype=dtype), meta.get("x_layout", "contiguous")
+    if tensor.ndim == 1:
+        return tensor[:, None]
     if layout == "channels_last":
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "transposed01":
@@ -329,7 +340,7 @@ def check_file(path: Path) -> tuple[bool, str]:
             good &= all(error <= limit for error in errors.values())  # a NaN is no pass
             shown = " ".join(f"{name.removeprefix('grad__')} {error:.0e}" for name, error in errors.items())
             parts.append(f"{str(dtype).removeprefix('torch.')}: {shown}")
-    except (ValueError, KeyError, RuntimeError, TypeError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a file holds, the others are checked
         return False, f"{type(error).__name__}: {error}"
     return good, " | ".join(parts)
 

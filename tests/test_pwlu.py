@@ -46,6 +46,29 @@ def test_pwlu_is_its_formula(segments: int, per_channel: bool) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("segments", "left", "right"),
+    [(7, -2.5, 6.25), (40, -3.5, 2.75), (16, -6.75, 5.0), (5, -6.25, 6.25), (3, 100, 100.75)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pwlu_on_a_knot_is_the_piece_to_the_right(
+    segments: int, left: float, right: float, dtype: torch.dtype
+) -> None:
+    unit = randomised(PWLU(1, segments=segments)).to(dtype)
+    with torch.no_grad():
+        unit.left.fill_(left)
+        unit.right.fill_(right)
+    width = (right - left) / segments
+    knots = [left + i * width for i in range(segments + 1)]
+    exact = [i for i, knot in enumerate(knots) if knot * 64 == round(knot * 64)]  # no rounding in it
+    x = torch.tensor([[knots[i]] for i in exact], dtype=dtype, requires_grad=True)
+    unit(x).sum().backward()
+    heights = unit.heights[0].detach()
+    slopes = [*((heights[1:] - heights[:-1]) / width).tolist(), unit.slope_right.item()]
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.flatten(), torch.tensor([slopes[i] for i in exact], dtype=dtype))
+
+
 def test_pwlu_boundaries_that_cross_keep_a_function() -> None:
     unit = PWLU(C)
     with torch.no_grad():
@@ -82,7 +105,7 @@ def test_pwlu_collects_then_realigns_in_place() -> None:
             y = unit(batch)
             assert torch.equal(y, batch.relu())
             y.sum().backward()
-        assert all(p.grad is None and not p.requires_grad for p in unit.parameters())
+        assert all(p.grad is None for p in unit.parameters())
         unit.eval()
         unit(100 + draw(40, C).float())  # not in training: not counted
 
@@ -133,6 +156,8 @@ def test_pwlu_phase_travels_with_the_state_and_with_copies() -> None:
     assert torch.equal(other.eval()(x), x.relu())
     other.load_state_dict(PWLU(C).state_dict())
     assert other.phase == "learning"
+    other(x).sum().backward()
+    assert other.heights.grad is not None
 
 
 PWLU_RUN = ("runner.epochs=8", "runner.limit_batches=6", "seed=3")  # two epochs of statistics

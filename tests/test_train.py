@@ -14,7 +14,7 @@ from toy import Broken, Exploding, Late, Pooling, Toy, Witness
 from activations.swish import Swish
 from runners import cost
 from runners.optim import lr_factor, make_optimizer, parameter_groups
-from runners.record import write_curves
+from runners.record import source_hash, write_curves
 from runners.train import Train, build_network
 from tasks.base import Recipe
 
@@ -147,9 +147,11 @@ def test_freeze_then_thaw(tmp_path) -> None:
 
 
 def test_freezing_all_there_is_to_train_is_no_error(tmp_path) -> None:
+    """It is said in the log."""
     record = train(tmp_path, make_factory("relu"), "runner=smoke", "runner.activation_only_epochs=1")
     assert record["status"] == "ok"
     assert record["steps"] == 4
+    assert "epoch 0: nothing is trained" in next(tmp_path.glob("**/log.txt")).read_text()
 
 
 def test_a_loss_that_is_not_finite_ends_the_cell(tmp_path) -> None:
@@ -265,6 +267,24 @@ def test_operations_of_the_network_are_torchs_count() -> None:
     counted = cost.flops(network, task.input_shape)
     assert counted["activation_flops"] == 16 * 64 + 32 * 16 + 64 * 4
     assert counted["flops"] == counter.get_total_flops() + counted["activation_flops"]
+
+
+def test_the_hash_of_the_code_follows_what_an_activation_imports(tmp_path, monkeypatch) -> None:
+    import importlib
+
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "helper.py").write_text("def half(x):\n    return x / 2\n")
+    (package / "other.py").write_text("")
+    (package / "unit.py").write_text("from mine.helper import half\n\n\nclass Unit:\n    f = half\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    unit = importlib.import_module("mine.unit").Unit
+    before = source_hash([unit])
+    (package / "other.py").write_text("changed = True\n")
+    assert source_hash([unit]) == before
+    (package / "helper.py").write_text("def half(x):\n    return x / 3\n")
+    assert source_hash([unit]) != before
 
 
 def test_curves_and_diagnostics_are_written(tmp_path) -> None:

@@ -44,7 +44,7 @@ def piecewise_linear(
 
 def take(index: Tensor, *tables: Tensor, channel_dim: int) -> tuple[Tensor, ...]:
     """The entries of (units, n) tables at ``index``, which has the shape of an input; whole numbers in any dtype."""
-    if index.ndim == 4 and index.stride(1) == 1:
+    if index.ndim == 4 and index.stride(1) == 1 and not index.is_contiguous():
         # channels_last: flat indices go through memory in its own order, and the output keeps it
         order = (0, 2, 3, 1)
         taken = take(index.permute(order), *tables, channel_dim=order.index(channel_dim % 4))
@@ -61,7 +61,8 @@ def take(index: Tensor, *tables: Tensor, channel_dim: int) -> tuple[Tensor, ...]
 def _piece(x: Tensor, left: Tensor, right: Tensor, n: int, channel_dim: int) -> Tensor:
     """The piece of each element of ``x``, in float: 0 left of ``left``, n + 1 from ``right`` on; 1 for NaN."""
     x, left, right = x.detach(), along(left.detach(), x, channel_dim), along(right.detach(), x, channel_dim)
-    inside = ((x - left) * (n / (right - left))).floor().clamp(0, n - 1).nan_to_num(0.0) + 1
+    # divided by the width, as a product with its inverse puts points on knots into the piece before
+    inside = ((x - left) / ((right - left) / n)).floor().clamp(0, n - 1).nan_to_num(0.0) + 1
     # where, as masked_fill forgets the memory format
     return torch.where(x < left, 0.0, torch.where(x >= right, n + 1.0, inside))
 
@@ -69,5 +70,6 @@ def _piece(x: Tensor, left: Tensor, right: Tensor, n: int, channel_dim: int) -> 
 def along(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     """``parameter`` (units,) shaped to broadcast along x's channels."""
     shape = [1] * x.ndim
-    shape[channel_dim] = -1
+    if parameter.numel() > 1:
+        shape[channel_dim] = -1
     return parameter.view(shape)
