@@ -68,14 +68,11 @@ class MetaACON(Activation):
 
     def switch(self, x: Tensor) -> Tensor:
         """(N, C) beta in (0, 1)."""
-        context = x.mean(self.positions(x)) if x.ndim > 2 else x
-        return self.fc2(self.fc1(context)).sigmoid()
+        return self.fc2(self.fc1(self.pooled(x))).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = [x.shape[0], *[1] * (x.ndim - 1)]
-        shape[self.channel_dim] = self.num_features
-        beta = self.switch(x).view(shape).to(x.dtype)
-        return _acon(x, self.along_channels(self.p1, x), self.along_channels(self.p2, x), beta)
+        p1, p2 = (self.along_channels(p, x) for p in (self.p1, self.p2))
+        return _acon(x, p1, p2, self.along_samples(self.switch(x), x))
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from activations.kernels.lookup import along
+
 
 class Activation(nn.Module):
     """A shape-preserving unit that stands at one site of a network.
@@ -74,10 +76,17 @@ class Activation(nn.Module):
 
     def along_channels(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``parameter`` (num_features,) or (1,), in x's dtype, shaped to broadcast along x's channels."""
+        return along(parameter.to(x.dtype), x, self.channel_dim)
+
+    def along_samples(self, values: Tensor, x: Tensor) -> Tensor:
+        """``values`` (N, num_features or 1), in x's dtype, shaped to broadcast along x's samples and channels."""
         shape = [1] * x.ndim
-        if parameter.numel() > 1:
-            shape[self.channel_dim] = -1
-        return parameter.to(x.dtype).view(shape)
+        shape[0], shape[self.channel_dim] = values.shape
+        return values.to(x.dtype).view(shape)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """(N, num_features): the mean over positions; (N, C) has none and is its own mean."""
+        return x.mean(self.positions(x)) if x.ndim > 2 else x
 
     def positions(self, x: Tensor) -> tuple[int, ...]:
         """The dimensions of ``x`` that are neither batch nor channels; none for (N, C)."""

@@ -12,6 +12,8 @@ never turns, so its time through a whole cell depends on that cell alone, and th
 from the running sums of those times. Written in plain differentiable operations: no loop, no data-dependent branch.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,8 +55,11 @@ def transform_and_slope(x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
 
     # where each point starts, and when it would leave its cell
     cell = (x.detach() * cells).nan_to_num(0.0).clamp(0, cells - 1).long()
-    knot = cell.to(x.dtype) / cells
-    speed = velocity[cell] + slope[cell] * (x - knot)
+    after, before = x - cell.to(x.dtype) / cells, (cell + 1).to(x.dtype) / cells - x
+    # from the nearer knot: a point on a resting knot must rest, as rounding would grow by exp(slope)
+    speed = torch.where(
+        after <= before, velocity[cell] + slope[cell] * after, velocity[cell + 1] - slope[cell] * before
+    )
     ahead = speed > 0
     exit_knot = cell + ahead
     exit_speed = velocity[exit_knot]
@@ -80,6 +85,7 @@ def transform_and_slope(x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
     start = (reached.to(x.dtype) / cells).where(leaves, x)
     last_speed = velocity[reached].where(leaves, speed)
     z = slope[(reached - (~ahead).long()).where(leaves, cell)] * rest
+    z = z.clamp_max(0.9 * math.log(torch.finfo(x.dtype).max))  # an infinity times no speed would be NaN
     end = start + last_speed * rest * _expm1_over(z)
     # the flow is autonomous: dT/dx = v(T) / v(x), which inside a cell is exp(slope) at resting points as well
     return end, (last_speed / speed.where(leaves, 1)).where(leaves, 1) * z.exp()

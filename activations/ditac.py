@@ -33,7 +33,7 @@ class DiTAC(Activation):
     r"""Activations from a learnt diffeomorphism T of the line, the flow of a CPAB velocity field on [a, b].
 
         gelu:   z Phi(x),  z = T(x) on [a, b], x outside;  Phi the normal cdf (the paper's DiTAC)
-        ge:     GELU(x) for x < a;  T(x) on [a, b];  x above b.  a = 0 in the paper (GE-DiTAC)
+        ge:     GELU(x) for x < a;  T(x) on [a, b];  x above b.  a = 0 in the paper (GE-DiTAC); jumps at any other
         leaky:  T(x) on [a, b];  LeakyReLU(x) outside (Leaky-DiTAC).  Continuous at a for a >= 0 only
         inf:    T(x) everywhere: beyond [a, b] the end cells' affine velocity goes on (inf-DiTAC)
 
@@ -108,10 +108,6 @@ class DiTAC(Activation):
             raise ValueError(f"lambda_reg={lambda_reg}: a number of at least 0 is needed")
         if table_size is not None:
             check_whole(2, table_size=table_size)
-        if not zero_boundary and form != "inf":
-            raise ValueError(
-                f"zero_boundary=False: the {form} form would jump at a and b; legal in the inf form"
-            )
         if interpolation == "nearest" and form == "inf":
             raise ValueError(
                 "interpolation=nearest: a table of points has no tails; the inf form needs linear"

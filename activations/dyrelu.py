@@ -88,16 +88,13 @@ class DyReLU(Activation):
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""
-        context = x.mean(self.positions(x)) if x.ndim > 2 else x
-        theta = 2 * self.fc2(self.fc1(context).relu()).sigmoid() - 1
+        theta = 2 * self.fc2(self.fc1(self.pooled(x)).relu()).sigmoid() - 1
         theta = theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
         initial, scale = x.new_tensor(self.initial), x.new_tensor(self.scale)
         return initial + scale * theta.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = [x.shape[0], *[1] * (x.ndim - 1)]
-        shape[self.channel_dim] = 1 if self.form == "A" else self.num_features
-        terms = [term.view(shape) for term in self.coefficients(x).unbind(-1)]
+        terms = [self.along_samples(term, x) for term in self.coefficients(x).unbind(-1)]
         slopes, intercepts = terms[: self.pieces], terms[self.pieces :]
         y = torch.addcmul(intercepts[0], slopes[0], x)
         for slope, intercept in zip(slopes[1:], intercepts[1:], strict=True):

@@ -163,9 +163,9 @@ class PWLU(Activation):
         std, mean = torch.std_mean(upcast(x), dims)
         good = (mean + std).isfinite()
         self.batches += good
-        new = torch.full_like(self.mean, 1 - self.momentum)
+        new = torch.full_like(self.mean, 1 - self.momentum)  # the share of this batch
         if self.statistics == "debiased":
-            new = new / (1 - self.momentum**self.batches)
+            new = new / (1 - self.momentum ** self.batches.double()).to(new.dtype)
         for running, batch in ((self.mean, mean), (self.std, std)):
             running.copy_(torch.where(good, torch.lerp(running, batch.to(running.dtype), new), running))
 

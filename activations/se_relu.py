@@ -35,14 +35,11 @@ class SEReLU(Activation):
 
     def gate(self, r: Tensor) -> Tensor:
         """(N, C) in (0, 1), from the rectified input."""
-        context = r.mean(self.positions(r)) if r.ndim > 2 else r
-        return self.fc2(self.fc1(context).relu()).sigmoid()
+        return self.fc2(self.fc1(self.pooled(r)).relu()).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         r = x.relu()
-        shape = [x.shape[0], *[1] * (x.ndim - 1)]
-        shape[self.channel_dim] = self.num_features
-        return r * self.gate(r).view(shape).to(x.dtype)
+        return r * self.along_samples(self.gate(r), x)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {} if x is None else {"gate": self.gate(x.relu())}

@@ -4,11 +4,12 @@ An adapter is needed because torch.nn's constructors take other arguments first:
 in-place ReLU, ``nn.ELU(64)`` an ELU with alpha = 64, and neither complains.
 """
 
+import inspect
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from activations.base import Activation, check_finite, check_positive
+from activations.base import Activation, check_choice, check_finite, check_positive
 
 
 class TorchActivation(Activation):
@@ -18,7 +19,7 @@ class TorchActivation(Activation):
         hyper: the layer's own arguments, such as ``alpha``.
 
     Raises:
-        ValueError: a number that is not finite, or not above 0 where it divides.
+        ValueError: a number that is not finite, or not above 0 where it divides; an unknown word.
         TypeError: an argument that the layer does not take.
     """
 
@@ -27,7 +28,14 @@ class TorchActivation(Activation):
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_finite(**{name: value for name, value in hyper.items() if name != "approximate"})
+        legal = inspect.signature(self.layer).parameters.keys() - {"inplace"}
+        if unknown := hyper.keys() - legal:
+            raise TypeError(f"{type(self).__name__} takes no argument '{unknown.pop()}'")
+        for name, value in hyper.items():
+            if name == "approximate":
+                check_choice(("none", "tanh"), approximate=str(value))
+            else:
+                check_finite(**{name: value})
         check_positive(**{name: hyper[name] for name in self.positive if name in hyper})
         self.function = self.layer(**hyper)
 

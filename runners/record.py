@@ -62,9 +62,10 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def source_hash(classes: Iterable[type]) -> str:
-    """Hash of the files that classes come from, and of what these import from the same package."""
-    modules, waiting = set(), [cls.__module__ for cls in classes]
+def source_hash(classes: Iterable[type[Activation]]) -> str:
+    """Hash of the files that activations and their bases come from, and of what these import from the same package."""
+    bases = [base for cls in classes for base in cls.__mro__ if issubclass(base, Activation)]
+    modules, waiting = set(), [base.__module__ for base in bases]
     while waiting:
         name = waiting.pop()
         if name in modules or name not in sys.modules:
@@ -95,7 +96,7 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
     def note(site: str, unit: Activation, args: tuple[Tensor, ...]) -> None:
         # at once: the inputs of all sites together may not fit into memory
         nonlocal noting
-        if not noting:
+        if not noting and f"inputs/{site}" not in arrays:
             noting = True
             note_at_once(site, unit, args[0])
             noting = False

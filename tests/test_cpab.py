@@ -140,6 +140,19 @@ def test_gradients_are_numbers_for_velocities_of_any_size(exponent: int, dtype: 
         assert all(tensor.isfinite().all() for tensor in (y, *gradients))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 10.0])
+def test_a_resting_end_rests_however_steep_the_field(scale: float, dtype: torch.dtype) -> None:
+    for seed in range(20):
+        velocity = scale * torch.randn(11, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        velocity[[0, -1]] = 0
+        ends = torch.tensor([0.0, 1.0], dtype=dtype)
+        assert torch.equal(transform(ends, velocity), ends)
+    alone = torch.zeros(11, dtype=dtype)
+    alone[1] = 1000.0  # a slope beyond the exponents of the dtype
+    assert torch.equal(transform(ends, alone), ends)
+
+
 def test_slope_is_the_derivative() -> None:
     x = torch.linspace(-0.3, 1.3, 200, dtype=torch.float64).requires_grad_()
     for velocity in fields().values():

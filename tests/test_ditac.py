@@ -32,6 +32,8 @@ def test_ditac_forms_are_their_definitions() -> None:
     main = unit(a=-0.5)
     z = torch.where((x >= -0.5) & (x <= 2), warped(main), x)
     torch.testing.assert_close(main(x), z * phi)
+    ends = unit(a=-0.5, zero_boundary=False, init_var=0.3)
+    torch.testing.assert_close(ends(x), torch.where((x >= -0.5) & (x <= 2), warped(ends), x) * phi)
     main.gelu_of = "z"
     torch.testing.assert_close(main(x), F.gelu(z))
     inside = (x >= 0) & (x <= 2)

@@ -277,7 +277,9 @@ def test_the_hash_of_the_code_follows_what_an_activation_imports(tmp_path, monke
     (package / "__init__.py").touch()
     (package / "helper.py").write_text("def half(x):\n    return x / 2\n")
     (package / "other.py").write_text("")
-    (package / "unit.py").write_text("from mine.helper import half\n\n\nclass Unit:\n    f = half\n")
+    (package / "unit.py").write_text(
+        "from activations.base import Activation\nfrom mine.helper import half\n\n\nclass Unit(Activation):\n    f = half\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     unit = importlib.import_module("mine.unit").Unit
     before = source_hash([unit])

@@ -123,12 +123,13 @@ def test_number_of_parameters(name: str, channels: int) -> None:
         "gct eps=0",
         "gct after_relu=true",
         "gct base=relu",
-        "gct_l1 position=before",
+        "gct_l1 after_relu=true position=before",
         "gct base._target_=torch.nn.ReLU",
         "gct base._target_=torch.nn.Identity",
         "dyrelu init_a=3",
         "softplus beta=0",
         "celu alpha=0",
+        "gelu approximate=tan",
         "pwlu momentum=1",
         "pelu minimum=0",
         "maxout pieces=1",
@@ -144,5 +145,5 @@ def test_refuses_bad_hyper_parameters(override: str) -> None:
     name, value = override.split(" ", 1)
     key = value.partition("=")[0].partition(".")[0]
     overrides = [f"activation.{part}" for part in value.split()]
-    with pytest.raises(ValueError, match="after_relu" if name == "gct_l1" else key):
+    with pytest.raises(ValueError, match=key):
         make_factory(name, *overrides)(C)
