@@ -112,17 +112,12 @@ class DiTAC(Activation):
             raise ValueError(
                 "interpolation=nearest: a table of points has no tails; the inf form needs linear"
             )
-        self.form, self.a, self.b, self.gelu_of, self.zero_boundary = (
-            form,
-            float(a),
-            float(b),
-            gelu_of,
-            zero_boundary,
-        )
+        self.form, self.a, self.b, self.gelu_of = form, float(a), float(b), gelu_of
         self.table_size, self.interpolation = table_size, interpolation
         self.negative_slope, self.lambda_reg = negative_slope, lambda_reg
 
-        self.cells, self.lambda_smooth, self.lambda_var = cells, lambda_smooth, lambda_var
+        self.cells, self.zero_boundary = cells, zero_boundary
+        self.lambda_smooth, self.lambda_var = lambda_smooth, lambda_var
         basis = knot_basis(cells, zero_boundary)
         theta = torch.zeros(basis.shape[1], dtype=torch.float64)
         if init == "prior":
@@ -163,23 +158,18 @@ class DiTAC(Activation):
 
     def _warp(self, x: Tensor) -> Tensor:
         """T(x)."""
-        velocity = (self.basis.to(x.dtype) * self.theta.to(x.dtype)).sum(
-            1
-        )  # a matrix product autocast would spoil
+        # no matrix product, whose digits autocast would take
+        velocity = (self.basis.to(x.dtype) * self.theta.to(x.dtype)).sum(1)
         if self.table_size is None:
             return self._exact(x, velocity)
         left, right = self._table_ends(velocity)
-        points = torch.lerp(
-            left, right, torch.linspace(0, 1, self.table_size, dtype=x.dtype, device=x.device)
-        )
+        share = torch.linspace(0, 1, self.table_size, dtype=x.dtype, device=x.device)
+        points = torch.lerp(left, right, share)
         if self.interpolation == "nearest":
             return self._nearest(x, velocity, points)
         heights = self._exact(points, velocity)
-        cells = len(velocity) - 1  # of [0, 1]
-        tails = (
-            (cells * (velocity[1:2] - velocity[:1])).exp(),
-            (cells * (velocity[-1:] - velocity[-2:-1])).exp(),
-        )
+        slopes = self.cells * velocity.diff()
+        tails = slopes[:1].exp(), slopes[-1:].exp()
         return piecewise_linear(x, left, right, heights[None], *tails, channel_dim=self.channel_dim)
 
     def _exact(self, x: Tensor, velocity: Tensor) -> Tensor:
@@ -193,7 +183,7 @@ class DiTAC(Activation):
         """
         ends = velocity.new_tensor([[0.0], [1.0]])
         if self.form == "inf" and not self.zero_boundary:
-            cells = len(velocity) - 1
+            cells = self.cells
             slope = cells * torch.stack([velocity[1] - velocity[0], velocity[-1] - velocity[-2]])
             # back in time from the inner knot in the end cell's flow, by v (1 - e^-s) / s
             steep = slope.abs() > 1e-4

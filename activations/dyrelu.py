@@ -9,7 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_bool, check_choice, check_finite, check_positive, check_whole
+from activations.base import (
+    Activation,
+    check_bool,
+    check_choice,
+    check_finite,
+    check_positive,
+    check_whole,
+    upcast,
+)
 
 
 class DyReLU(Activation):
@@ -78,10 +86,8 @@ class DyReLU(Activation):
             nn.init.zeros_(self.fc2.weight)
             nn.init.zeros_(self.fc2.bias)
         if form == "C":
-            self.attention = nn.Parameter(torch.empty(num_features))
-            nn.init.uniform_(
-                self.attention, -(num_features**-0.5), num_features**-0.5
-            )  # as torch's convolution
+            reach = num_features**-0.5  # as torch's convolution
+            self.attention = nn.Parameter(torch.empty(num_features).uniform_(-reach, reach))
         # numbers, not buffers, which would have the digits of float32 alone
         self.initial = [float(value) for value in (*init_a, *init_b)]
         self.scale = [float(lambda_a)] * pieces + [float(lambda_b)] * pieces
@@ -106,8 +112,7 @@ class DyReLU(Activation):
     def spatial(self, x: Tensor) -> Tensor:
         """The map pi, of x's shape with one channel; form C."""
         z = (x * self.along_channels(self.attention, x)).sum(self.channel_dim, keepdim=True)
-        places = z.flatten(1)
-        share = (places.float() if places.dtype.itemsize < 4 else places).div(self.temperature).softmax(1)
+        share = upcast(z.flatten(1)).div(self.temperature).softmax(1)
         return (share * (share.shape[1] / 3)).clamp_max(1).to(x.dtype).view(z.shape)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:

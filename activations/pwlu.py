@@ -32,9 +32,9 @@ class PWLU(Activation):
         x >= B_R:        (x - B_R) K_R + Y_N
 
     Training has two phases. In the first the unit is ReLU, so that its parameters get no gradient and rest, and mean
-    and standard deviation of its inputs are tracked. The second starts with the realignment B_L, B_R = mean -+ 3 std, K_L = 0,
-    K_R = 1, Y_i = ReLU(B_i), and trains everything. The first lasts ``statistics_epochs`` epochs, in a short run a
-    quarter of the epochs, and always leaves one for the second: min(statistics_epochs, ceil(epochs / 4), epochs - 1).
+    and standard deviation of its inputs are tracked. The second starts with the realignment B_L, B_R = mean -+ 3 std,
+    K_L = 0, K_R = 1, Y_i = ReLU(B_i), and trains everything. The first lasts ``statistics_epochs`` epochs, in a short
+    run a quarter of the epochs, and leaves one for the second: min(statistics_epochs, ceil(epochs / 4), epochs - 1).
     A unit that is never told of epochs (``start_epoch``) is in the second phase from the beginning, on [-3, 3].
 
     Args:
@@ -48,8 +48,8 @@ class PWLU(Activation):
         fix_init: X > 0 for the interval [-X, X] from the beginning and no first phase (the paper's ablation), or None.
 
     Parameters, units being 1 or num_features, any real values, none decayed (ours: decay would pull the shape
-    towards 0): ``left``, ``right`` (units,) = B_L, B_R, treated as at least 1e-6 max(1, |B_L|) apart; ``heights`` (units, N + 1);
-    ``slope_left``, ``slope_right`` (units,) = K_L, K_R.
+    towards 0): ``left``, ``right`` (units,) = B_L, B_R, treated as at least 1e-6 max(1, |B_L|) apart; ``heights``
+    (units, N + 1); ``slope_left``, ``slope_right`` (units,) = K_L, K_R.
 
     Raises:
         ValueError: a value outside its range.
@@ -128,9 +128,8 @@ class PWLU(Activation):
     def realign(self) -> None:
         """Put the interval where the inputs were, mean -+ 3 std, and start there as ReLU; units that saw none stay."""
         seen = self.batches > 0
-        reach = torch.maximum(
-            3 * self.std, _min_width(self.mean)
-        )  # inputs that do not vary have an interval too
+        # inputs that do not vary have an interval too
+        reach = torch.maximum(3 * self.std, _min_width(self.mean))
         self.align(
             torch.where(seen, self.mean - reach, self.left.detach()),
             torch.where(seen, self.mean + reach, self.right.detach()),
