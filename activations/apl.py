@@ -5,7 +5,7 @@ ICLR workshop 2015, arXiv 1412.6830, equation 1.
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_finite, check_whole
+from activations.base import Activation, check_not_negative, check_whole
 
 
 class APL(Activation):
@@ -28,9 +28,7 @@ class APL(Activation):
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_whole(1, hinges=hinges)
-        check_finite(l2=l2)
-        if l2 < 0:
-            raise ValueError(f"l2={l2}: a number of at least 0 is needed")
+        check_not_negative(l2=l2)
         self.l2 = l2
         self.a = nn.Parameter(torch.zeros(hinges, num_features))
         self.b = nn.Parameter(torch.randn(hinges, num_features))

@@ -131,6 +131,14 @@ def check_positive(**values: object) -> None:
             raise ValueError(f"{name}={value!r}: a number above 0 is needed")
 
 
+def check_not_negative(**values: object) -> None:
+    """Raise ValueError for the first hyper-parameter that is not a finite number of at least 0."""
+    check_finite(**values)
+    for name, value in values.items():
+        if not isinstance(value, int | float) or value < 0:
+            raise ValueError(f"{name}={value!r}: a number of at least 0 is needed")
+
+
 def check_choice(legal: Sequence[str], **values: object) -> None:
     """Raise ValueError for the first hyper-parameter that is not one of ``legal``."""
     for name, value in values.items():

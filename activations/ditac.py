@@ -19,6 +19,7 @@ from activations.base import (
     check_bool,
     check_choice,
     check_finite,
+    check_not_negative,
     check_positive,
     check_whole,
     upcast,
@@ -103,9 +104,7 @@ class DiTAC(Activation):
         )
         if a >= b:
             raise ValueError(f"a={a}, b={b}: a must be below b")
-        check_finite(lambda_reg=lambda_reg)
-        if lambda_reg < 0:
-            raise ValueError(f"lambda_reg={lambda_reg}: a number of at least 0 is needed")
+        check_not_negative(lambda_reg=lambda_reg)
         if table_size is not None:
             check_whole(2, table_size=table_size)
         if interpolation == "nearest" and form == "inf":

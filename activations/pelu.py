@@ -14,7 +14,7 @@ class PELU(Activation):
         minimum: a and b act as at least this, above 0, so that they stay positive; the paper's is 0.1. Below it
             they still get the gradient, and can come back.
 
-    Parameters ``a``, ``b``: (1,) or (num_features,), initially 1 (ELU), not decayed (as in the paper).
+    Parameters ``a``, ``b``: (1,) or (num_features,), initially 1 (ELU), not decayed (ours, as for PReLU).
 
     Raises:
         ValueError: a value outside its range.
@@ -32,9 +32,7 @@ class PELU(Activation):
         self.b = nn.Parameter(torch.ones(units))
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = (self.along_channels(self._positive(p), x) for p in (self.a, self.b))
-        # each branch sees its own side only: exp of a large x would spoil the gradient of the other
-        return torch.where(x >= 0, a / b * x, a * (x.clamp_max(0) / b).expm1())
+        return _pelu(x, *(self.along_channels(self._positive(p), x) for p in (self.a, self.b)))
 
     def _positive(self, parameter: Tensor) -> Tensor:
         return parameter + (self.minimum - parameter.detach()).clamp_min(0)
@@ -44,8 +42,12 @@ class PELU(Activation):
         return frozenset({"a", "b"})
 
     def curves(self, x: Tensor) -> Tensor:
-        a, b = self._positive(self.a)[:, None], self._positive(self.b)[:, None]
-        return torch.where(x >= 0, a / b * x, a * (x.clamp_max(0) / b).expm1())
+        return _pelu(x, *(self._positive(p)[:, None] for p in (self.a, self.b)))
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"a": self.a, "b": self.b}
+
+
+def _pelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    # each branch sees its own side only: exp of a large x would spoil the gradient of the other
+    return torch.where(x >= 0, a / b * x, a * (x.clamp_max(0) / b).expm1())

@@ -46,15 +46,18 @@ class Snake(Activation):
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)  # half precision would lose the phase
         a = self.along_channels(self.a, wide) if isinstance(self.a, Tensor) else self.a
-        return (wide + (a * wide).sin().square() / a).to(x.dtype)
+        return _snake(wide, a).to(x.dtype)
 
     @property
     def no_decay(self) -> frozenset[str]:
         return frozenset(dict(self.named_parameters()))
 
     def curves(self, x: Tensor) -> Tensor:
-        a = self.a[:, None] if isinstance(self.a, Tensor) else torch.full_like(x[:1, None], self.a)
-        return x + (a * x).sin().square() / a
+        return _snake(x[None], self.a[:, None] if isinstance(self.a, Tensor) else self.a)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return dict(self.named_parameters())
+
+
+def _snake(x: Tensor, a: Tensor | float) -> Tensor:
+    return x + (a * x).sin().square() / a

@@ -45,18 +45,19 @@ class Swish(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.beta, Tensor):
-            return x * torch.sigmoid(self.along_channels(self.beta, x) * x)
-        return F.silu(x) if self.beta == 1 else x * torch.sigmoid(self.beta * x)
+            return _swish(x, self.along_channels(self.beta, x))
+        return F.silu(x) if self.beta == 1 else _swish(x, self.beta)
 
     @property
     def no_decay(self) -> frozenset[str]:
         return frozenset({"beta"} & dict(self.named_parameters()).keys())
 
     def curves(self, x: Tensor) -> Tensor:
-        beta = (
-            self.beta[:, None] if isinstance(self.beta, Tensor) else torch.full_like(x[:1, None], self.beta)
-        )
-        return x * torch.sigmoid(beta * x)
+        return _swish(x[None], self.beta[:, None] if isinstance(self.beta, Tensor) else self.beta)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return dict(self.named_parameters())
+
+
+def _swish(x: Tensor, beta: Tensor | float) -> Tensor:
+    return x * torch.sigmoid(beta * x)
