@@ -4,6 +4,7 @@ python run.py activation=prelu task=digits seed=3
 python run.py -m 'activation=relu,prelu,swish' task=digits 'seed=range(5)'
 """
 
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from runners.words import one_line
 
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing paragraphs
+logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does it log them
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -41,7 +43,9 @@ def run_cell(cfg: DictConfig, grid: bool) -> None:
     choices = HydraConfig.get().runtime.choices
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     activation = own_class(cfg.activation._target_, choices["activation"]) or choices["activation"]
-    cell = Cell(config, activation=activation, task=choices["task"], grid=grid)
+    # networks of other libraries are one choice and a name
+    network = ":".join(filter(None, (choices["network"], config["network"].get("name"))))
+    cell = Cell(config, activation=activation, task=choices["task"], network=network, grid=grid)
     if record := cell.finished():
         print(cell.line(record, note=" (finished before)"))
         return
@@ -52,7 +56,7 @@ def run_cell(cfg: DictConfig, grid: bool) -> None:
         from runners.factory import checked
 
         runner, act_layer = instantiate(cfg.runner), checked(instantiate(cfg.activation), activation)
-        return runner(act_layer, instantiate(cfg.task), cell)
+        return runner(act_layer, instantiate(cfg.task, network=instantiate(cfg.network)), cell)
 
     try:
         record = cell.attempt(train)

@@ -8,8 +8,11 @@ import pandas as pd
 from results.files import CONFIG, METRICS, RECORD, read_json
 
 ABSENT = "null"
+UNKNOWN = "unknown"
 # where and how a cell was computed: said in the report, but seeds may differ in it
 INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
+# where in a network an activation stands is told with the activation: that is what is compared
+SITES = "network.sites"
 
 
 def read_records(study: Path) -> pd.DataFrame:
@@ -37,6 +40,7 @@ def read_records(study: Path) -> pd.DataFrame:
         if record is None or not {"activation", "task", "seed", "status"} <= record.keys():
             record = {"activation": activation, "task": task, "seed": int(seed) if seed.isdecimal() else seed}
             record |= {"status": "failed", "reason": reason}
+        record.setdefault("network", UNKNOWN)
         records.append(record | {"folder": str(folder)})
     if not records:
         raise ValueError(f"{study}: no cells in this folder")
@@ -64,14 +68,19 @@ def add_labels(records: pd.DataFrame) -> pd.DataFrame:
     """Add ``task_label`` and ``activation_label``: names that differ wherever configurations differ.
 
     Only cells with the same two labels may be seeds of one another. An activation that occurs with several
-    settings gets those that vary behind its name, as in ``prelu[init=0.1]``; so does a task, to which all
-    settings of task and runner belong.
+    settings gets those that vary behind its name, as in ``prelu[init=0.1]``, and so does one that stands at other
+    sites; so does a task, to which all settings of task and runner belong. A task that occurs with several
+    networks is named with each, as in ``cifar10 on resnet32``.
     """
     for incidental in (False, True):
         labelled = records.assign(
-            activation_label=_labels(records, "activation", ("activation.",), incidental),
+            activation_label=_labels(records, "activation", ("activation.", SITES), incidental),
             task_label=_labels(records, "task", ("task.", "runner."), incidental),
         )
+        networks = _labels(records, "network", ("network.",), incidental)
+        known = networks.where(networks != UNKNOWN)
+        several = known.groupby(labelled["task_label"]).transform("nunique") > 1
+        labelled.loc[several, "task_label"] += " on " + networks[several]
         if not labelled.duplicated(["task_label", "activation_label", "seed"]).any():
             break  # else the same seed was run in several ways: then these matter, too
     return labelled
@@ -82,6 +91,7 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         column
         for column in records.columns
         if column.startswith(prefixes)
+        and (column != SITES or SITES in prefixes)
         and column.rpartition(".")[2] != "_partial_"
         and (incidental or column not in INCIDENTAL)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 CONFIG, METRICS, RECORD, CHECKPOINT = "config.yaml", "metrics.csv", "record.json", "checkpoint.pt"
 DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
+CLASSES = "classes.csv"
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
 
 TEMPORARY = ".{name}.{pid}.tmp"

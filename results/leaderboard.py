@@ -14,7 +14,8 @@ def leaderboard(records: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
     """One row per task and activation, best first; from records with labels (see ``collect``).
 
     Scores are the test metric at the last weights, over the cells that ended ``ok``; differences are paired by
-    seed, against ``baseline`` on the same task. Other cells are counted in ``failures``.
+    seed, against ``baseline`` on the same task. Where that occurs with several settings only, it is the first
+    of them that is named in the table. Other cells are counted in ``failures``.
     """
     tables = [
         _one_task(str(task), group, baseline) for task, group in records.groupby("task_label", sort=True)
@@ -32,6 +33,8 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
         else {}
         for label, group in ((label, ok[ok["activation_label"] == label]) for label in _unique(records))
     }
+    if baseline not in scores:
+        baseline = min((label for label in scores if label.startswith(f"{baseline}[")), default=baseline)
     ranks = dict(zip(scores, rank_with_ties(list(scores.values()), higher), strict=True))
     rows = []
     for label, by_seed in scores.items():

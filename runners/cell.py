@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from results.files import (
     CHECKPOINT,
+    CLASSES,
     CONFIG,
     CURVES,
     DAMAGED,
@@ -33,8 +34,13 @@ from results.files import (
 )
 from runners.words import one_line
 
-DETERMINING = ("activation", "task", "runner", "seed")
-NOT_DETERMINING = ("task.data.cache", "task.data.download", "runner.pictures")  # these change no result
+DETERMINING = ("activation", "task", "network", "runner", "seed")
+NOT_DETERMINING = (
+    "task.data.cache",
+    "task.data.download",
+    "task.data.in_memory",
+    "runner.pictures",
+)  # these change no result
 FINISHED = ("ok", "diverged")
 LOCK = ".lock"
 
@@ -49,16 +55,18 @@ class Cell:
 
     Args:
         config: the resolved configuration as plain dicts.
-        activation, task: names for folders and tables.
+        activation, task, network: names for folders and tables.
         grid: whether this is one of many, so that a failure must not stop the others.
 
     Raises:
         ValueError: a seed, study or force that cannot be.
     """
 
-    def __init__(self, config: dict[str, Any], *, activation: str, task: str, grid: bool = False) -> None:
+    def __init__(
+        self, config: dict[str, Any], *, activation: str, task: str, network: str, grid: bool = False
+    ) -> None:
         self.config = config
-        self.activation, self.task, self.grid = activation, task, grid
+        self.activation, self.task, self.network, self.grid = activation, task, network, grid
         self.seed, self.study, self.force = config["seed"], config["study"], config["force"]
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed={self.seed}: a whole number of at least 0 is needed")
@@ -135,6 +143,7 @@ class Cell:
             self._record = {
                 "activation": self.activation,
                 "task": self.task,
+                "network": self.network,
                 "seed": self.seed,
                 "cell": self.id,
                 "study": self.study,
@@ -196,7 +205,7 @@ class Cell:
 
     def _set_aside(self) -> None:
         """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CURVES):
+        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CURVES):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)

@@ -1,7 +1,8 @@
 """Make sure that an activation works before anything is trained with it."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,13 +44,23 @@ def checked(act_layer: partial[Activation], name: str) -> ActLayer:
     return partial(cls, **hyper)
 
 
-def check_sites(network: nn.Module, input_shape: Sequence[int]) -> None:
-    """Send two samples through ``network`` and compare what goes in and comes out at every activation.
+@contextmanager
+def blaming_the_network(input_shape: Sequence[int]) -> Iterator[None]:
+    """What a network of somebody else's says of inputs that it cannot take, as a ValueError that says so."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, IndexError) as error:
+        raise ValueError(f"the network cannot take samples of shape {tuple(input_shape)}: {error}") from error
+
+
+def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:
+    """Send two samples through ``network``; compare shapes at its end and before and after every activation.
 
     A unit that changes the shape can otherwise train to a wrong score by way of broadcasting.
 
     Raises:
-        ValueError: an activation that fails, or whose output is not like its input; names site and class.
+        ValueError: a network that cannot take the samples, or makes something of another shape of them; an
+            activation that fails, or whose output is not like its input (names site and class).
     """
     under_way: list[str] = []
     handles = []
@@ -79,13 +90,20 @@ def check_sites(network: nn.Module, input_shape: Sequence[int]) -> None:
     training = network.training
     network.eval()
     try:
-        with torch.no_grad():
-            network(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if not under_way:
-            raise
-        raise ValueError(f"{type(sites[under_way[-1]]).__name__} at {under_way[-1]}: {error}") from error
+        with torch.no_grad(), blaming_the_network(input_shape):
+            try:
+                output = network(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                if not under_way:
+                    raise
+                site = under_way[-1]
+                raise ValueError(f"{type(sites[site]).__name__} at {site}: {error}") from error
     finally:
         network.train(training)
         for handle in handles:
             handle.remove()
+    made = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+    if made != tuple(output_shape):
+        raise ValueError(
+            f"the network makes {made} of a sample, this task needs {tuple(output_shape)}: it is for another kind of task"
+        )

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from activations.base import Activation
-from results.files import CHECKPOINT, CURVES, METRICS, PICTURES, replacing, write_csv
+from results.files import CHECKPOINT, CLASSES, CURVES, METRICS, PICTURES, replacing, write_csv
 from runners import cost, seeding
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState
-from runners.factory import check_sites
+from runners.factory import blaming_the_network, check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, source_hash, write_curves
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
@@ -109,7 +109,7 @@ class Train:
             network.to(memory_format=torch.channels_last)
             network.register_forward_pre_hook(_to_channels_last)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
-        check_sites(network, task.input_shape)
+        check_network(network, task.input_shape, task.output_shape)
         units, own = activation_modules(network).values(), activation_parameters(network)
         outside = [p for p in network.parameters() if p.requires_grad and p not in own]
         code = source_hash({type(unit) for unit in units})
@@ -221,6 +221,8 @@ class Train:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
         write_csv(cell.folder / METRICS, run.rows)
+        if classes := [*_class_rows(last, run.epoch - 1), *_class_rows(best, run.best["epoch"])]:
+            write_csv(cell.folder / CLASSES, classes)
         if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
             return self._finish(cell, run, "diverged", reason="loss not finite in the test")
         scores = {
@@ -228,8 +230,8 @@ class Train:
             "primary_best": best[task.primary_metric],
             "primary_val": val,
         }
-        tests = {f"test_{name}": value for name, value in last.items()}
-        tests |= {f"test_best_{name}": value for name, value in best.items()}
+        tests = {f"test_{name}": value for name, value in _of_all(last).items()}
+        tests |= {f"test_best_{name}": value for name, value in _of_all(best).items()}
         return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **tests)
 
     def _evaluate(
@@ -237,9 +239,9 @@ class Train:
     ) -> dict[str, float]:
         since = time.perf_counter()
         with self._autocast(task.device):
-            metrics = task.evaluate(model, split)
-        run.add_row(split, metrics, epoch=epoch, since=since)
-        return metrics
+            scores = task.evaluate(model, split)
+        run.add_row(split, _of_all(scores), epoch=epoch, since=since)
+        return scores
 
     def _phase(self, units: Iterable[Activation], run: Progress) -> dict[str, str]:
         """What a row of metrics.csv says of the activations' phase; a new one is logged."""
@@ -314,6 +316,21 @@ class _Stop:
         self.__exit__()
 
 
+def _of_all(scores: dict[str, float]) -> dict[str, float]:
+    """The scores that are not one class's own."""
+    return {name: value for name, value in scores.items() if "/" not in name}
+
+
+def _class_rows(scores: dict[str, float], epoch: int) -> list[dict[str, Any]]:
+    """A row for each class, of the test with the weights after ``epoch``."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in scores.items():
+        metric, of_class, label = name.partition("/")
+        if of_class:
+            rows.setdefault(label, {"epoch": epoch, "class": label})[metric] = value
+    return list(rows.values())
+
+
 def _to_channels_last(network: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in args)
 
@@ -335,4 +352,5 @@ def find_device(name: str) -> torch.device:
 def build_network(act_layer: ActLayer, task: Task, seed: int) -> nn.Module:
     """The task's network with the initial weights of ``seed``, outside the activations the same for all of them."""
     seeding.seed_everything(seed, "network")
-    return task.build_network(seeding.isolated(act_layer, seed))
+    with blaming_the_network(task.input_shape):
+        return task.build_network(seeding.isolated(act_layer, seed))

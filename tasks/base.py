@@ -36,6 +36,8 @@ class Recipe:
         warmup: share of all steps during which lr rises linearly from 0, in [0, 1).
         clip_norm: largest norm of the whole gradient, above 0, or None.
         label_smoothing: in [0, 1); classification only.
+        mixup: alpha of the Beta distribution of each image's share, at least 0, which is off (arXiv 1710.09412);
+            classification only.
 
     Raises:
         ValueError: a value outside its range.
@@ -53,6 +55,7 @@ class Recipe:
     warmup: float = 0.0
     clip_norm: float | None = None
     label_smoothing: float = 0.0
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
         at = "task.recipe."
@@ -62,7 +65,8 @@ class Recipe:
         check_choice(at + "optimizer", self.optimizer, OPTIMIZERS)
         check_choice(at + "schedule", self.schedule, SCHEDULES)
         check_range(at + "lr", self.lr, "above 0", lambda v: v > 0)
-        check_range(at + "weight_decay", self.weight_decay, "at least 0", lambda v: v >= 0)
+        for name in ("weight_decay", "mixup"):
+            check_range(at + name, getattr(self, name), "at least 0", lambda v: v >= 0)
         for name in ("momentum", "warmup", "label_smoothing"):
             check_range(at + name, getattr(self, name), "in [0, 1)", lambda v: 0 <= v < 1)
         check_list(at + "betas", self.betas, "in [0, 1)", lambda v: 0 <= v < 1, length=2)
@@ -116,19 +120,21 @@ class Task(ABC):
     primary_metric: str
     higher_is_better: bool
     recipe: Recipe
+    network: Callable[..., nn.Module]  # act_layer, input_shape, num_outputs -> network
     input_shape: tuple[int, ...]  # of one sample
+    output_shape: tuple[int, ...]  # of what the network makes of it; the first dimension counts the outputs
     steps_per_epoch: int
     fingerprint: str  # of the data: two runs with the same one have seen the same samples
 
     device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
     limit_batches: int | None = None  # at most so many batches per pass; set by a smoke run
 
-    @abstractmethod
     def build_network(self, act_layer: ActLayer) -> nn.Module:
-        """A freshly initialised network that calls ``act_layer(num_features)`` once for every site.
+        """A freshly initialised network that has called ``act_layer(num_features)`` once for every site.
 
         Weights are drawn from torch's global generator, and in a way that no activation influences.
         """
+        return self.network(act_layer, self.input_shape, self.output_shape[0])
 
     @abstractmethod
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
@@ -143,7 +149,10 @@ class Task(ABC):
         return {}
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Loss and metrics over the whole of ``split``, in eval mode and without gradients."""
+        """Loss and metrics over the whole of ``split``, in eval mode and without gradients.
+
+        A name with a slash, such as ``iou/road``, is a class's own score: of the test it is written to classes.csv.
+        """
         network.eval()
         means = Means()
         with torch.inference_mode():

@@ -41,13 +41,16 @@ def make_factory(name: str, *overrides: str) -> partial:
 
 def make_task(name: str, *overrides: str) -> Any:
     """A task as run.py builds it."""
-    return instantiate(config(f"task={name}", *overrides).task)
+    composed = config(f"task={name}", *overrides)
+    return instantiate(composed.task, network=instantiate(composed.network))
 
 
 def make_cell(outputs: Path, *overrides: str, activation: str = "toy", task: str = "digits") -> Cell:
     """A cell whose outputs go to a temporary folder."""
     composed = config(f"task={task}", f"outputs={outputs}", *overrides)
-    return Cell(OmegaConf.to_container(composed, resolve=True), activation=activation, task=task)
+    return Cell(
+        OmegaConf.to_container(composed, resolve=True), activation=activation, task=task, network="network"
+    )
 
 
 def train(

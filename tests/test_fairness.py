@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ACTIVATIONS, TASKS, make_factory, make_task, train
+from conftest import ACTIVATIONS, TASKS, config, make_factory, make_task, train
 from toy import Toy
 
 from activations.base import Activation
@@ -11,7 +11,7 @@ from runners.train import build_network
 from tasks.base import Task
 from tasks.data.splits import stratified
 
-OFFLINE = [name for name in TASKS if "cifar" not in name]  # CIFAR's own data are too large to ship
+OFFLINE = [name for name in TASKS if "root" not in config(f"task={name}").task.data]  # no files needed
 FACTORIES = {name: make_factory(name) for name in ACTIVATIONS} | {"toy": Toy}
 
 
@@ -24,9 +24,9 @@ def weights_outside_activations(task: Task, factory: object, seed: int) -> dict[
     }
 
 
-@pytest.mark.parametrize("task_name", OFFLINE)
-def test_shared_weights_are_bitwise_equal_for_all_activations(task_name: str) -> None:
-    task = make_task(task_name)
+@pytest.mark.parametrize("names", [*OFFLINE, "digits network=resnet8"])
+def test_shared_weights_are_bitwise_equal_for_all_activations(names: str) -> None:
+    task = make_task(*names.split())
     reference = weights_outside_activations(task, FACTORIES["relu"], seed=3)
     for name, factory in FACTORIES.items():
         torch.rand(7)  # whatever was drawn before must not matter
@@ -35,19 +35,6 @@ def test_shared_weights_are_bitwise_equal_for_all_activations(task_name: str) ->
         assert all(torch.equal(weights[key], reference[key]) for key in reference), name
     other_seed = weights_outside_activations(task, FACTORIES["relu"], seed=4)
     assert any(not torch.equal(other_seed[key], reference[key]) for key in reference)
-
-
-def test_resnet_weights_are_bitwise_equal_for_all_activations() -> None:
-    from tasks.networks.resnet import ResNet
-
-    class OnlyNetwork:
-        def build_network(self, act_layer: object) -> torch.nn.Module:
-            return ResNet(act_layer, 3, 10, depth=8, width=4)
-
-    reference = weights_outside_activations(OnlyNetwork(), FACTORIES["relu"], seed=0)
-    for name, factory in FACTORIES.items():
-        weights = weights_outside_activations(OnlyNetwork(), factory, seed=0)
-        assert all(torch.equal(weights[key], reference[key]) for key in reference), name
 
 
 def test_activations_draw_from_their_own_stream_by_site_and_seed() -> None:
@@ -158,7 +145,7 @@ def test_a_split_that_would_be_empty_is_refused(size: int) -> None:
 
 def test_normalisation_is_computed_on_the_training_split_alone() -> None:
     task = make_task("digits")
-    pixels = task.images[task.index["train"]].double()
+    pixels = task.store.samples[task.index["train"]].double()
     x = torch.cat([batch for batch, _ in task.batches("train", seeding.generator(0))])
     assert x.mean().abs() < 0.02  # an epoch drops its last partial batch
     assert task.scale.item() == pytest.approx(1 / pixels.std(correction=0).item())

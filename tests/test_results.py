@@ -210,6 +210,41 @@ def test_other_recipes_are_other_tasks(tmp_path: Path) -> None:
     }
 
 
+def with_facts(study: Path, *facts: dict[str, object]) -> pd.DataFrame:
+    """The records of a study of relu, seed by seed with further facts."""
+    for seed, more in enumerate(facts):
+        path = study / "digits" / "relu" / f"{seed}-abc" / "record.json"
+        write_json(path, json.loads(path.read_text()) | more)
+    return add_labels(read_records(study))
+
+
+def test_other_networks_are_other_tasks(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0, 92.0, 93.0]})
+    tv = {"network": "torchvision:resnet18", "network.name": "resnet18", "network.sites": "all"}
+    own = {"network": "resnet8", "network.depth": 8, "network.sites": "all"}
+    records = with_facts(study, tv, tv, own, own | {"network.depth": 14})
+    assert records["task_label"].tolist() == [
+        "digits on torchvision:resnet18",
+        "digits on torchvision:resnet18",
+        "digits on resnet8[depth=8]",
+        "digits on resnet8[depth=14]",
+    ]
+    # a record that cannot be read has none
+    (study / "digits" / "relu" / "3-abc" / "record.json").write_text("{")
+    (study / "digits" / "relu" / "2-abc" / "record.json").write_text("{")
+    assert set(add_labels(read_records(study))["task_label"]) == {"digits"}
+
+
+def test_sites_are_told_with_the_activation_and_have_a_baseline(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0, 80.0, 81.0]})
+    sites = ("all", "all", "first:2", "first:2")
+    records = with_facts(study, *({"network": "resnet8", "network.sites": site} for site in sites))
+    assert records["task_label"].unique().tolist() == ["digits"]
+    table = leaderboard(records).set_index("activation")
+    assert set(table.index) == {"relu[sites=all]", "relu[sites=first:2]"}
+    assert set(table["baseline"]) == {"relu[sites=all]"}
+
+
 def test_missing_and_damaged_records_are_rows(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", {"relu": [90.0, 91.0, 92.0]})
     (study / "digits" / "relu" / "0-abc" / "record.json").unlink()

@@ -165,6 +165,30 @@ def test_a_loss_that_is_not_finite_ends_the_cell(tmp_path) -> None:
     assert rows["split"].tolist() == ["train"]
 
 
+def test_scores_of_classes_are_written_to_a_table_of_their_own(tmp_path) -> None:
+    """With the last weights and with the best ones."""
+    cell = make_cell(tmp_path)
+    task = make_task("digits")
+    evaluate = task.evaluate
+    worse = iter(range(100))
+
+    def with_classes(network, split):
+        scores = evaluate(network, split) | {"top1": 50.0 - next(worse)}  # the first epoch stays the best
+        return scores | {"acc/one": scores["loss"], "acc/two": 2.0, "iou/two": 3.0}
+
+    task.evaluate = with_classes
+    cell.attempt(lambda: Train(epochs=3, limit_batches=2)(Toy, task, cell))
+    table = pd.read_csv(cell.folder / "classes.csv").set_index(["epoch", "class"])
+    assert {(2, "one"), (2, "two"), (0, "one"), (0, "two")} <= set(table.index)
+    metrics = pd.read_csv(cell.folder / "metrics.csv")
+    assert not [name for name in metrics if "/" in name]
+    tests = metrics[metrics["split"] == "test"].set_index("epoch")
+    for epoch in (0, 2):
+        assert table.loc[(epoch, "one"), "acc"] == tests.loc[epoch, "loss"]
+        assert table.loc[(epoch, "two"), ["acc", "iou"]].tolist() == [2, 3]
+    assert not [name for name in json.loads((cell.folder / "record.json").read_text()) if "/" in name]
+
+
 def test_an_error_in_training_is_a_failed_cell_and_in_the_log(tmp_path) -> None:
     cell = make_cell(tmp_path)
     with pytest.raises(RuntimeError, match="out of luck"):

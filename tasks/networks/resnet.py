@@ -1,10 +1,12 @@
 """ResNet for CIFAR. He, Zhang, Ren, Sun: Deep Residual Learning, CVPR 2016, arXiv 1512.03385, section 4.2."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import ActLayer, check_whole
-from tasks.networks.layers import conv
+from tasks.networks.layers import conv, image_channels
 
 
 class ResNet(nn.Module):
@@ -18,23 +20,27 @@ class ResNet(nn.Module):
         width: channels of the first stage; doubled at each of the next two.
 
     Shape:
-        (N, in_channels, H, W) to (N, num_classes).
+        (N, *input_shape) to (N, num_outputs).
 
     Raises:
         ValueError: a depth that is not 6 n + 2.
     """
 
     def __init__(
-        self, act_layer: ActLayer, in_channels: int, num_classes: int, *, depth: int = 20, width: int = 16
+        self,
+        act_layer: ActLayer,
+        input_shape: Sequence[int],
+        num_outputs: int,
+        *,
+        depth: int = 20,
+        width: int = 16,
     ) -> None:
         super().__init__()
-        check_whole("task.network.width", width, 1)
-        check_whole("task.network.depth", depth, 8)
+        check_whole("network.width", width, 1)
+        check_whole("network.depth", depth, 8)
         if (depth - 2) % 6:
-            raise ValueError(
-                f"task.network.depth={depth}: 6 n + 2 is needed, such as 8, 14, 20, 32, 44 or 56"
-            )
-        self.conv = conv(in_channels, width, 3)
+            raise ValueError(f"network.depth={depth}: 6 n + 2 is needed, such as 8, 14, 20, 32, 44 or 56")
+        self.conv = conv(image_channels("resnet", input_shape), width, 3)
         self.norm = nn.BatchNorm2d(width)
         self.act = act_layer(width)
         blocks: list[nn.Module] = []
@@ -46,7 +52,7 @@ class ResNet(nn.Module):
                 blocks.append(BasicBlock(act_layer, channels, out_channels, stride))
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels, num_classes)
+        self.head = nn.Linear(channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm(self.conv(x)))

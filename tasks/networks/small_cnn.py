@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from tasks.base import ActLayer, check_list
-from tasks.networks.layers import conv
+from tasks.networks.layers import conv, image_channels
 
 
 class SmallCNN(nn.Module):
@@ -16,27 +16,33 @@ class SmallCNN(nn.Module):
         widths: channels of the layers, one or more.
 
     Shape:
-        (N, in_channels, H, W) to (N, num_classes).
+        (N, *input_shape) to (N, num_outputs).
 
     Raises:
         ValueError: no widths.
     """
 
     def __init__(
-        self, act_layer: ActLayer, in_channels: int, num_classes: int, *, widths: Sequence[int] = (16, 32, 64)
+        self,
+        act_layer: ActLayer,
+        input_shape: Sequence[int],
+        num_outputs: int,
+        *,
+        widths: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
-        check_list("task.network.widths", widths, "whole and at least 1", lambda v: v >= 1 and v == int(v))
+        check_list("network.widths", widths, "whole and at least 1", lambda v: v >= 1 and v == int(v))
+        channels = image_channels("small_cnn", input_shape)
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             layers += [
-                conv(in_channels, width, 3, stride=1 if i == 0 else 2),
+                conv(channels, width, 3, stride=1 if i == 0 else 2),
                 nn.BatchNorm2d(width),
                 act_layer(width),
             ]
-            in_channels = width
+            channels = width
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(in_channels, num_classes)
+        self.head = nn.Linear(channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x).mean((2, 3)))

@@ -1,0 +1,113 @@
+"""The group `network`: one way to build networks of one's own making and those of others."""
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.base import ActLayer
+
+log = logging.getLogger("actbench")
+
+
+def build(
+    act_layer: ActLayer,
+    input_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    model: Callable[..., nn.Module],
+    sites: str = "all",
+    weights: str | None = None,
+    **hyper: Any,
+) -> nn.Module:
+    """A network with fresh weights whose activations are made by ``act_layer``, one for every site.
+
+    A ``model`` that has a parameter ``act_layer`` calls it for each site. Any other is built as it is, and the
+    activation takes the places of those it came with (``activations.swap``); so is the former where
+    ``sites`` leaves some of its activations as they were, which is ReLU.
+
+    Args:
+        input_shape: of one sample.
+        num_outputs: classes, or numbers to regress on.
+        model: called with ``input_shape``, ``num_outputs`` and ``hyper``.
+        sites: which of the sites receive the activation; see ``replace_activations``.
+        weights: file with a state_dict to start from, as torch.save writes it, or None.
+
+    Raises:
+        ValueError: hyper-parameters that the model does not take, weights that do not fit, a network or site
+            that cannot be swapped.
+    """
+    takes_act_layer = "act_layer" in inspect.signature(model).parameters
+    direct = takes_act_layer and sites == "all" and weights is None
+    made = {"act_layer": act_layer if direct else _relu} if takes_act_layer else {}
+    try:
+        network = model(**made, input_shape=input_shape, num_outputs=num_outputs, **hyper)
+    except TypeError as error:
+        legal = inspect.signature(model).parameters.keys() - {"act_layer", "input_shape", "num_outputs"}
+        if hyper.keys() <= legal:
+            raise
+        unknown = ", ".join(sorted(hyper.keys() - legal))
+        raise ValueError(
+            f"network.{unknown}: no such hyper-parameter; {model.__name__} takes {', '.join(sorted(legal))}"
+        ) from error
+    if weights is not None:
+        load_weights(network, Path(weights).expanduser())
+    if not direct:
+        from activations.swap import replace_activations  # with torch.fx behind it
+
+        # of its own generator, as the network's weights must not depend on whether there is a swap
+        example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():  # an input that it cannot take is its own affair, not the swap's
+            network.eval()(example)
+        network.train()
+        report = replace_activations(network, act_layer, sites=sites, example_input=example)
+        log.info("activations replaced:\n%s", report)
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Start ``network`` from the state_dict in ``path``; a layer of another size (a classifier) stays fresh.
+
+    Raises:
+        ValueError: no such file, no state_dict, or names that differ.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"network.weights={path}: no such file") from None
+    except Exception as error:  # torch has no class of its own for this
+        raise ValueError(
+            f"network.weights={path}: not a file of weights ({str(error).splitlines()[0]})"
+        ) from None
+    own = network.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"network.weights={path}: a state_dict (names and tensors) is needed")
+    # heads that help in training only are built without, but pretrained files have them
+    state = {name: value for name, value in state.items() if not name.lower().startswith("aux")}
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"network.weights={path}: weights of another network: missing {_some(missing)}; unknown {_some(unknown)}"
+        )
+    fresh = [name for name, value in state.items() if value.shape != own[name].shape]
+    if len({name.rpartition(".")[0] for name in fresh}) > 1:
+        raise ValueError(
+            f"network.weights={path}: more than the classifier has another shape: {_some(fresh)}"
+        )
+    network.load_state_dict({name: own[name] if name in fresh else value for name, value in state.items()})
+    log.info(
+        "weights from %s%s", path, f"; of another shape, and so fresh: {', '.join(fresh)}" if fresh else ""
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of ``names``."""
+    return (", ".join(names[:3]) or "none") + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _relu(num_features: int, *, channel_dim: int = 1) -> nn.Module:
+    return nn.ReLU()
