@@ -1,0 +1,108 @@
+"""Figures of regressions: target, fit and error."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
+
+
+def interval(
+    x: Tensor,
+    target: Tensor,
+    fit: Tensor,
+    *,
+    limits: tuple[float, float],
+    samples: tuple[Tensor, Tensor] | None = None,
+) -> "Figure":
+    """Target and fit of one variable, and the error below; ``samples`` are what a noisy training sees."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    if samples is not None:
+        points = [part.flatten().numpy() for part in samples]
+        top.plot(*points, ".", color=GREY, markersize=4, label="noisy training samples")
+    x, target, fit = (part.flatten() for part in (x, target, fit))
+    error = fit - target
+    top.plot(x, target, color="black", linewidth=2.2, label="target")
+    top.plot(x, fit, color=ORANGE, linewidth=1.1, label="fit")
+    top.set_title(f"MSE {error.square().mean():.3g}", loc="left")
+    top.set(ylabel="$f(x)$")
+    top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0)
+    bottom.axhline(0, color="black", linewidth=0.8)
+    bottom.plot(x, error, color=BLUE, linewidth=1.1)
+    bottom.set_title(f"error, at most {error.abs().max():.3g}", loc="left")
+    bottom.set(xlabel="$x$", ylabel="fit - target", xlim=limits)
+    for ax in (top, bottom):
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    return figure
+
+
+def plane(target: Tensor, fit: Tensor, extent: Sequence[float]) -> "Figure":
+    """Target, fit and error of two variables on a square grid, the first variable slowest; the error has its own scale."""
+    from matplotlib.figure import Figure
+
+    size = round(len(target) ** 0.5)
+    error = fit - target
+    limit = error.abs().max().item()
+    scale = {"vmin": target.min().item(), "vmax": target.max().item(), "cmap": "viridis"}
+    panels = (
+        ("target", target, scale),
+        (f"fit, MSE {error.square().mean():.3g}", fit, scale),
+        (f"error, at most {limit:.3g}", error, {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}),
+    )
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for ax, (title, values, colours) in zip(axes, panels, strict=True):
+        pixels = values.view(size, size).T.numpy()
+        image = ax.imshow(pixels, origin="lower", extent=tuple(extent), aspect="auto", **colours)
+        ax.set(title=title, xlabel="$x_1$")
+        if title != "target":
+            figure.colorbar(image, ax=ax if title.startswith("error") else axes[:2], shrink=0.9, pad=0.02)
+    axes[0].set_ylabel("$x_2$")
+    return figure
+
+
+def photograph(target: Tensor, fit: Tensor, title: str) -> "Figure":
+    """Images (H, W, 3) in [0, 1] side by side, and the mean of the absolute errors over the channels."""
+    from matplotlib.figure import Figure
+
+    height, width = target.shape[:2]
+    figure = Figure(figsize=(11, 0.9 + 3.3 * height / width), layout="constrained")
+    axes = figure.subplots(1, 3)
+    error = (fit - target).abs().mean(2)
+    axes[0].imshow(target.numpy())
+    axes[1].imshow(fit.clamp(0, 1).numpy())
+    image = axes[2].imshow(error.numpy(), cmap="magma", vmin=0)
+    figure.colorbar(image, ax=axes[2], shrink=0.9, pad=0.02)
+    for ax, name in zip(axes, ("target", title, f"absolute error, mean {error.mean():.3g}"), strict=True):
+        ax.set(title=name, xticks=[], yticks=[])
+    return figure
+
+
+def scatter(target: Tensor, fit: Tensor, quantity: str) -> "Figure":
+    """Fit against target with the diagonal, and the error against the fit."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    target, fit = target.flatten(), fit.flatten()
+    error = fit - target
+    r2 = 100 * (1 - error.square().mean() / target.var(correction=0))
+    left.plot(target, fit, "o", color=BLUE, markersize=4, alpha=0.6)
+    left.axline((target.mean().item(),) * 2, slope=1, color="black", linewidth=0.8)
+    left.set_title(f"fit against target, $R^2$ {r2:.1f} %", loc="left")
+    left.set(xlabel=f"{quantity}, true", ylabel=f"{quantity}, predicted")
+    right.plot(fit, error, "o", color=BLUE, markersize=4, alpha=0.6)
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set_title(f"error, at most {error.abs().max():.3g}", loc="left")
+    right.set(xlabel=f"{quantity}, predicted", ylabel="predicted - true")
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
