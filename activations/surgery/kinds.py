@@ -1,0 +1,69 @@
+"""What counts as an activation, as a gate, or as neither."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import activation as torch_activations
+from torch.utils._pytree import tree_leaves
+
+from activations.base import Activation
+
+Place = tuple[nn.Module, str]  # a module and the name of one of its attributes
+SOFTMAXES = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
+GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.GLU, *SOFTMAXES)
+TORCH = {getattr(torch_activations, name) for name in torch_activations.__all__} - {
+    *GATES,
+    nn.MultiheadAttention,
+}
+# timm's classes, and those that circulate as copies
+WELL_KNOWN = re.compile(
+    "(h|hard|quick|new|fast|memoryefficient|squared|star)?"
+    "(relu6?|p?relu|leakyrelu|[cs]?elu|gelu|silu|swish|mish|tanh|softplus|softsign)"
+    "(2|tanh|me|jit|squared|activation)?"
+)
+FUNCTIONS = re.compile(
+    "relu6?_?|hardtanh_?|leaky_relu_?|prelu|rrelu_?|_?threshold_?|[sc]?elu_?|gelu|silu_?|mish|hardswish_?|"
+    "softplus|tanh_?|softsign|(tanh|hard|soft)shrink"
+)
+GATE_FUNCTIONS = re.compile("sigmoid_?|(hard|log)sigmoid|(log_)?softmax|softmin|glu")
+# kernels that no call in Python explains come from compiled code
+KERNELS = re.compile("(relu|hardtanh|leaky_relu|elu|silu|hardswish)_?|gelu|mish")
+
+
+def kind_of(module: nn.Module) -> str:
+    """``activation``, ``gate`` or nothing."""
+    if isinstance(module, GATES):
+        return "gate"
+    if isinstance(module, (Activation, *TORCH)):
+        return "activation"
+    if not all(kind_of(child) for child in module.children()):
+        return ""
+    name = type(module).__name__.lower().replace("_", "")
+    return "gate" if name.endswith("sigmoid") else "activation" if WELL_KNOWN.fullmatch(name) else ""
+
+
+def outside(module: nn.Module, seen: set[nn.Module] | None = None) -> Iterator[nn.Module]:
+    """The modules that neither are activations, gates or compiled code nor inside of such."""
+    seen = set() if seen is None else seen
+    if module not in seen and not kind_of(module) and not isinstance(module, torch.jit.ScriptModule):
+        seen.add(module)
+        yield module
+        for child in module.children():
+            yield from outside(child, seen)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a nest of containers and dataclasses."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf):
+            yield from tensors_in(vars(leaf))
+
+
+def one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,100 @@
+"""Run a network and leave it as it was."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from activations.base import Activation
+from activations.surgery.kinds import Place, kind_of, outside, tensors_in
+
+
+def run_in_mode(network: nn.Module, example: Any, training: bool) -> list[Tensor]:
+    """The output tensors in one mode."""
+    args = example if isinstance(example, tuple) else (example,)
+    with undisturbed(network), _slow_path():
+        set_mode(network, training)
+        return [tensor.detach() for tensor in tensors_in(network(*tree_map_only(Tensor, torch.clone, args)))]
+
+
+def set_mode(network: nn.Module, training: bool) -> None:
+    """As ``network.train(training)``; but norms and units stay in evaluation, so that one sample is enough."""
+    network.train(training)
+    for module in network.modules():
+        if isinstance(module, Activation) or getattr(module, "running_mean", None) is not None:
+            module.eval()
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Put back what running a network changes: random states, training flags, buffers."""
+    flags = [(module, module.training) for module in network.modules()]
+    buffers = [
+        (m, n, b, b.clone()) for m in network.modules() for n, b in m._buffers.items() if b is not None
+    ]
+    state = random.getstate()
+    with torch.random.fork_rng({p.device.index for p in network.parameters() if p.device.type == "cuda"}):
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            for module, training in flags:
+                module.training = training
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.detach().copy_(value)
+
+
+@contextmanager
+def _slow_path() -> Iterator[None]:
+    """Without the fused forward of nn.TransformerEncoderLayer, in which no activation shows."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def unshared(network: nn.Module) -> Iterator[dict[nn.Module, Place]]:
+    """Where every activation and gate is registered; one that is registered repeatedly has copies meanwhile."""
+    saved = structure(network)
+    places: dict[nn.Module, Place] = {}
+    for parent in outside(network):
+        for name, child in parent._modules.items():
+            if child is not None and kind_of(child):
+                if child in places:
+                    child = parent._modules[name] = copy.deepcopy(child)
+                places[child] = parent, name
+    try:
+        yield places
+    finally:
+        restore(saved)
+
+
+def structure(network: nn.Module) -> list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]]:
+    """What replacing can change of a network's modules."""
+    return [(m, type(m), dict(vars(m)), dict(m._modules)) for m in outside(network)]
+
+
+def restore(saved: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]]) -> None:
+    for module, cls, attributes, children in saved:
+        module.__class__ = cls
+        refill(vars(module), attributes)
+        refill(module._modules, children)
+
+
+def refill(old: Any, new: Any) -> None:
+    """Give a dict or list the items of another."""
+    old.clear()
+    if isinstance(old, dict):
+        old.update(new)
+    else:
+        old.extend(new)

@@ -1,0 +1,155 @@
+"""What is known of the places where a network calls activations."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from activations.surgery.kinds import FUNCTIONS, Place
+
+
+@dataclass(frozen=True)
+class Row:
+    """A place where an activation or a gate is called; ``shape`` is that of its input without the batch."""
+
+    site: str
+    kind: str
+    shape: tuple[int, ...]
+    num_features: int | None
+    channel_dim: int | None
+    gate: bool
+    replaced: bool
+    why_not: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found and what was done, in the order of the calls; ``str`` makes a table of it."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def found(self) -> int:
+        """How many sites there are; gates are none."""
+        return sum(not row.gate for row in self.rows)
+
+    @property
+    def replaced(self) -> int:
+        """How many sites got a unit."""
+        return sum(row.replaced for row in self.rows)
+
+    def __str__(self) -> str:
+        table = [("site", "kind", "channels", "dim", "shape", "")]
+        for row in self.rows:
+            channels, dim = ("" if n is None else str(n) for n in (row.num_features, row.channel_dim))
+            outcome = row.why_not or ("replaced" if row.replaced else "can be replaced")
+            table.append((row.site, row.kind, channels, dim, "x".join(map(str, row.shape)), outcome))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+        able = sum(not row.why_not for row in self.rows)
+        done = f"{able} of {self.found} sites " + ("replaced" if self.replaced else "can be replaced")
+        return "\n".join([*lines, f"{done}, {len(self.rows) - self.found} gates"])
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of an activation or a gate in one run of the network."""
+
+    function: Callable[..., Any]  # the module, or torch's function
+    name: str
+    place: Place | None  # where its owner keeps it, if it does
+    stack: tuple[nn.Module, ...]  # from the network down to the module whose forward makes the call
+    run: int  # how many times that one has been entered
+    constants: dict[str, Any]  # its arguments that are None, flags or words
+    x: Tensor  # the input, without data
+    device: torch.device
+    args: tuple[Any, ...]  # of the call, without the input
+    kwargs: dict[str, Any]
+    channel: int | None
+    gate: bool
+    why_not: str
+    window: tuple[nn.Module, ...]  # the stack of the convolution wider than 1 since the last activation
+    in_place: bool = False
+
+    @property
+    def owner(self) -> nn.Module:
+        return self.stack[-1]
+
+    @property
+    def key(self) -> Any:
+        """What stands for this call in a traced graph."""
+        return self.place if isinstance(self.function, nn.Module) else self.name
+
+    @property
+    def features(self) -> tuple[str, int | None, int | None]:
+        return self.name, self.channel, None if self.channel is None else self.x.shape[self.channel]
+
+    @property
+    def traced(self) -> bool:
+        """Whether a traced graph must show it: a gate only if it looks like an activation there."""
+        return not self.gate or FUNCTIONS.fullmatch(self.name.lower()) is not None
+
+
+@dataclass(eq=False)
+class Site:
+    """A place in the network, and the attribute that takes its unit."""
+
+    calls: dict[bool, Call]  # by whether the network is training
+    index: int | None  # among the calls of its owner, if that one's forward must be rewritten
+    why_not: str = ""
+    path: str = field(init=False)
+    hole: Place = field(init=False)
+
+    @property
+    def call(self) -> Call:
+        return next(iter(self.calls.values()))
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether it is called in training alone."""
+        return False not in self.calls
+
+    @property
+    def can_be_replaced(self) -> bool:
+        return not self.call.gate and not self.why_not
+
+    @property
+    def num_features(self) -> int | None:
+        return self.call.features[-1]
+
+    @property
+    def channel_dim(self) -> int | None:
+        return -1 if self.call.channel == self.call.x.ndim - 1 > 1 else self.call.channel
+
+    @property
+    def positions(self) -> int:
+        """Pixels or tokens; 0 for (N, C), which has none."""
+        return math.prod(self.call.x.shape[1:]) // (self.num_features or 1) if self.call.x.ndim > 2 else 0
+
+    def row(self, replaced: bool, why_not: str) -> Row:
+        kind = ("module " if isinstance(self.call.function, nn.Module) else "call ") + self.call.name
+        why_not = "" if replaced else "gate, stays" if self.call.gate else why_not
+        channels = self.num_features, self.channel_dim
+        return Row(
+            self.path, kind, tuple(self.call.x.shape[1:]), *channels, self.call.gate, replaced, why_not
+        )
+
+
+@dataclass(eq=False)
+class Graph:
+    """A traced forward, and which of its nodes call activations."""
+
+    graph: fx.Graph
+    nodes: list[int]
+
+
+@dataclass(eq=False)
+class Found:
+    """All that is known of a network."""
+
+    sites: list[Site]  # and gates, in the order of the calls
+    graphs: dict[nn.Module, dict[bool, Graph]]  # for owners that must be rewritten, by training flag
+    outputs: dict[bool, list[Tensor]]

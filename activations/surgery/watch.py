@@ -1,0 +1,323 @@
+"""Watch a network run: which activations it calls, from where, and in which dimension their inputs have channels."""
+
+import inspect
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from activations.surgery.kinds import (
+    FUNCTIONS,
+    GATE_FUNCTIONS,
+    KERNELS,
+    Place,
+    kind_of,
+    one_line,
+    outside,
+    tensors_in,
+)
+from activations.surgery.runs import run_in_mode
+from activations.surgery.sites import Call, Site
+
+# functions that put channels first or last, or move them; those that do not mix leave them in their dimension
+FIRST = re.compile("conv(_transpose)?[123]d|(batch|instance|group)_norm")
+LAST = re.compile("linear|layer_norm|rms_norm|embedding|multi_head_attention_forward")
+MOVES = re.compile(
+    "view(_as)?|reshape(_as)?|(un)?flatten|permute|transpose_?|swap(axes|dims)|move(dim|axis)|(un)?squeeze_?|t|"
+    "select|split|chunk|stack|unbind|expand|__getitem__|__get__|mean|sum|amax"
+)
+PRODUCTS = re.compile("_*matmul_*|bmm")
+MIXES = re.compile("__rmatmul__|baddbmm|einsum|tensordot")
+
+
+class Watch(TorchFunctionMode):
+    """Records the calls of one run, and follows through it in which dimension every tensor has its channels.
+
+    A tensor's mark is that dimension or, where a move leaves none, a shadow: a tensor of its shape that holds the
+    number of each element's channel. Shadows make the same moves, and so show where the channels went.
+    """
+
+    def __init__(self, places: dict[nn.Module, Place]) -> None:
+        super().__init__()
+        self.places = places
+        self.calls: list[Call] = []
+        self.runs: Counter[nn.Module] = Counter()
+        self.stack: list[tuple[nn.Module, dict[str, Any]]] = []
+        self.inside = 0  # an activation: what it does is its own affair
+        self.window: tuple[nn.Module, ...] = ()
+        self.marks: Any = WeakTensorKeyDictionary()
+        self.plus_three: Any = WeakTensorKeyDictionary()
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of all modules but those inside activations."""
+        if module in self.places:
+            if not self.inside:
+                gate = kind_of(module) == "gate"
+                self.record(module, type(module).__name__, self.places[module], args, kwargs, gate)
+            self.inside += 1
+        else:
+            self.runs[module] += 1
+            self.stack.append((module, _constants(module, args, kwargs)))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Forward hook of the same modules."""
+        if module not in self.places:
+            self.stack.pop()
+            return
+        self.inside -= 1
+        if not self.inside:
+            self.calls[-1].in_place = any(out is x for x in tensors_in((args, kwargs)))
+            self.follow("", module, args, kwargs, out)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.inside or not self.stack:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if not FUNCTIONS.fullmatch(name) and not GATE_FUNCTIONS.fullmatch(name):
+            out = func(*args, **kwargs)
+        else:
+            gate = GATE_FUNCTIONS.fullmatch(name) is not None
+            self.record(func, name, self.attribute(func, args, kwargs), args, kwargs, gate)
+            self.inside += 1
+            try:
+                out = func(*args, **kwargs)
+            finally:
+                self.inside -= 1
+            self.calls[-1].in_place = any(out is x for x in tensors_in((args, kwargs)))
+        self.follow(name, func, args, kwargs, out)
+        return out
+
+    def attribute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place | None:
+        """Where the module under way keeps ``func``, if it calls it as it would call a unit."""
+        owner = self.stack[-1][0]
+        names = [name for name, value in vars(owner).items() if value is func]
+        if len(names) != 1 or len(args) != 1:
+            return None
+        # a function written in Python reports its defaults too
+        known = inspect.signature(func).parameters if inspect.isfunction(func) else {}
+        plain = all(key in known and known[key].default == value for key, value in kwargs.items())
+        return (owner, names[0]) if plain else None
+
+    def record(
+        self,
+        function: Any,
+        name: str,
+        place: Place | None,
+        args: Any,
+        kwargs: Any,
+        gate: bool,
+        why_not: str = "",
+    ) -> None:
+        """Note a call, and what stands in the way of a unit."""
+        stack = tuple(module for module, _ in self.stack)
+        owner, constants = self.stack[-1]
+        x = next(tensors_in((args, kwargs)))
+        channel = 1 if x.ndim == 2 else self.marks.get(x)
+        # a hard sigmoid written by hand is relu6(x + 3) / 6; a function of a parameter is no activation
+        by_hand = name.lower() in ("relu6", "hardtanh", "hardtanh_") and x in self.plus_three
+        gate = gate or by_hand or x.ndim < 2 or isinstance(x, nn.Parameter)
+        if isinstance(function, nn.Module) and (len(args) != 1 or kwargs or args[0] is not x):
+            why_not = "it is called with something else than one tensor"
+        elif not isinstance(channel, int) or channel == 0:
+            why_not = why_not or f"which dimension of {tuple(x.shape)} holds the channels cannot be told"
+            channel = None
+        kwargs = {key: value for key, value in kwargs.items() if value is not x}
+        shape = torch.empty_like(x, device="meta")
+        call = Call(function, name, place, stack, self.runs[owner], constants, shape, x.device, args[1:], kwargs,
+                     channel, gate, why_not, self.window)  # fmt: skip
+        self.calls.append(call)
+        if not gate:
+            self.window = ()
+
+    def follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Mark the outputs of a call."""
+        results = list(tensors_in(out))
+        marked = [x for x in tensors_in((args, kwargs)) if x in self.marks]
+        marks: list[Any] = [None] * len(results)
+        if FIRST.fullmatch(name) and name.startswith("conv"):
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            if max(weight.shape[2:]) > 1:
+                self.window = tuple(module for module, _ in self.stack)
+        if re.fullmatch("_*[ri]?add_*", name) and any(type(x) in (int, float) and x == 3 for x in args):
+            self.plus_three[out] = True
+        if FIRST.fullmatch(name):
+            marks = [1] * len(results)
+        elif LAST.fullmatch(name):
+            marks = [result.ndim - 1 for result in results]
+        elif marked and MOVES.fullmatch(name):
+            marks = self.moved(Tensor.reshape if name == "view" else func, args, kwargs) or marks
+        elif marked and PRODUCTS.fullmatch(name):
+            marks = [self.multiplied(results[0], *args)]
+        elif marked and not MIXES.fullmatch(name):
+            marks = [self.inherited(result, marked) for result in results]
+        for result, mark in zip(results, marks, strict=True):
+            if mark is not None:
+                self.marks[result] = mark
+
+    def moved(self, func: Any, args: Any, kwargs: Any) -> list[Any]:
+        """The marks of what comes out of a move; none if its input has none, or shadows cannot make it."""
+        if not args or not all(x in self.marks for x in tensors_in(args[0])):
+            return []
+        try:
+            return [
+                *map(
+                    _where, tensors_in(func(tree_map_only(Tensor, self.shadow, args[0]), *args[1:], **kwargs))
+                )
+            ]
+        except (RuntimeError, TypeError):
+            return []
+
+    def multiplied(self, result: Tensor, a: Tensor, b: Tensor) -> Any:
+        """The mark of a product: of the factor that has no channels in the dimension that is summed over."""
+        for x, summed in ((b, -2), (a, -1)):
+            if x in self.marks and x.ndim == result.ndim:
+                shadow = self.shadow(x)
+                if (shadow == shadow.narrow(summed, 0, 1)).all():
+                    return _where(shadow.narrow(summed, 0, 1).expand(result.shape))
+        return None
+
+    def inherited(self, result: Tensor, marked: list[Tensor]) -> Any:
+        """The mark of what has the channels where its operands have them."""
+        marks = [self.marks[x] for x in marked if x.ndim == result.ndim]
+        dims = {mark for mark in marks if isinstance(mark, int)}
+        if dims:
+            return dims.pop() if len(dims) == 1 else None
+        return next((mark for mark in marks if mark.shape == result.shape), None)
+
+    def shadow(self, x: Tensor) -> Tensor:
+        """The shadow of a tensor that has a mark."""
+        mark = self.marks[x]
+        if isinstance(mark, Tensor):
+            return mark
+        shape = [-1 if dim == mark else 1 for dim in range(x.ndim)]
+        return torch.arange(x.shape[mark], device=x.device, dtype=torch.float32).view(shape).expand(x.shape)
+
+
+class _Kernels(TorchDispatchMode):
+    """Finds activations that never show in Python."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if KERNELS.fullmatch(name) and self.watch.stack and not self.watch.inside:
+            self.watch.record(func, name, None, args, kwargs or {}, False, "it is called by compiled code")
+        return func(*args, **(kwargs or {}))
+
+
+def _where(shadow: Tensor) -> Any:
+    """The one dimension along which a shadow changes, each channel having one place; the shadow, if there is none."""
+    ends = [slice(None, None, max(n - 1, 1)) for n in shadow.shape]  # to look at the corners is enough
+    dims = []
+    for dim, n in enumerate(shadow.shape):
+        lines = shadow[(*ends[:dim], slice(None), *ends[dim + 1 :])]
+        if n > 1 and (lines != lines.narrow(dim, 0, 1)).any():
+            dims.append(dim)
+    if (
+        len(dims) == 1
+        and shadow.movedim(dims[0], 0).flatten(1)[:, 0].unique().numel() == shadow.shape[dims[0]]
+    ):
+        return dims[0]
+    return shadow if dims else None
+
+
+def _constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call that decide which way a forward goes: None, flags, words; lengths of lists."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    constants: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if value is None or isinstance(value, bool | str):
+            constants[name] = value
+        elif isinstance(value, list):
+            constants[name] = len(value)
+    return constants
+
+
+def watched(network: nn.Module, example: Any, training: bool, watch: Watch) -> list[Tensor]:
+    """Run the network under ``watch``."""
+    with ExitStack() as stack:
+        for module in {*outside(network), *watch.places}:
+            enter = module.register_forward_pre_hook(watch.enter, prepend=True, with_kwargs=True)
+            leave = module.register_forward_hook(watch.leave, with_kwargs=True, always_call=True)
+            stack.callback(enter.remove)
+            stack.callback(leave.remove)
+        stack.enter_context(_Kernels(watch))
+        stack.enter_context(watch)
+        try:
+            return run_in_mode(network, example, training)
+        except Exception as error:
+            mode = "training" if training else "evaluation"
+            raise ValueError(f"the network fails on example_input in {mode}: {one_line(error)}") from error
+
+
+def make_sites(network: nn.Module, watches: dict[bool, Watch]) -> list[Site]:
+    """The sites and gates of both runs, and why they cannot be replaced as far as these tell."""
+    paths = {module: path for path, module in network.named_modules()}
+    counts = [Counter(call.place for call in watch.calls if call.run == 1) for watch in watches.values()]
+    repeated = {None} | {place for count in counts for place, n in count.items() if n > 1}
+    sites: dict[Any, Site] = {}
+    for training, watch in watches.items():
+        numbers: dict[Any, Iterator[int]] = defaultdict(itertools.count)
+        for call in watch.calls:
+            if call.run > 1:
+                continue
+            index = next(numbers[call.owner, call.traced])
+            alone = call.place not in repeated
+            key = call.place if alone else (call.owner, call.traced, index)
+            site = sites.setdefault(key, Site({}, None if alone else index))
+            site.calls[training] = call
+            site.why_not = site.why_not or call.why_not or _hooked(call.function)
+            if call.features != site.call.features:
+                site.why_not = "it is not the same in training and in evaluation"
+            if (runs := watch.runs[call.owner]) > 1:
+                owner = f"{type(call.owner).__name__} {paths[call.owner]}"
+                site.why_not = f"its {owner} runs {runs} times in one forward, with the same weights"
+    _name(sites.values(), paths)
+    return list(sites.values())
+
+
+def _hooked(function: Any) -> str:
+    hooked = isinstance(function, nn.Module) and any(
+        (
+            function._forward_hooks,
+            function._forward_pre_hooks,
+            function._backward_hooks,
+            function._backward_pre_hooks,
+        )
+    )
+    return "it has hooks, which its unit would lose" if hooked else ""
+
+
+def _name(sites: Collection[Site], paths: dict[nn.Module, str]) -> None:
+    """Give every site its path and the attribute for its unit: where it is kept, or a new one of its owner."""
+    bases = {}
+    for site in sites:
+        site.hole = site.call.place or (site.call.owner, site.call.name.strip("_"))
+        if site.index is not None:
+            bases[site] = (
+                site.call.owner,
+                site.hole[1] if site.call.key == site.call.place else site.call.name.strip("_"),
+            )
+    total, so_far = Counter(bases.values()), Counter[Place]()
+    for site in sites:
+        if site in bases:
+            owner, name = bases[site]
+            so_far[owner, name] += 1
+            name += f"_{so_far[owner, name]}" if total[owner, name] > 1 else ""
+            while hasattr(owner, name):
+                name += "_"
+            site.hole = owner, name
+        site.path = f"{paths[site.hole[0]]}.{site.hole[1]}".lstrip(".")
