@@ -1,6 +1,6 @@
-"""What the harness costs beside the bare thing: training step, data pipeline, start-up, report.
+"""What the harness costs beside the bare thing: training step, start-up, report. (bench_data.py: data pipelines.)
 
-python scripts/bench_loop.py [step] [data] [start] [report]     # all of them: about five minutes on 2 CPU cores
+python scripts/bench_loop.py [step] [start] [report]     # all of them: about four minutes on 2 CPU cores
 
 Times of one machine mean nothing elsewhere, so every row is a ratio whose two sides were measured in turns
 within one run: the median over the rounds, in brackets the quartiles.
@@ -23,7 +23,6 @@ from torch import nn
 
 from activations.torch_nn import ReLU
 from results.files import write_csv, write_json
-from runners import seeding
 from runners.cell import Cell
 from runners.optim import parameter_groups
 from runners.train import Train, build_network
@@ -31,6 +30,7 @@ from tasks.base import Recipe
 from tasks.classification import Classification
 from tasks.data.augment import CropFlip
 from tasks.data.images import ImageSet, digits
+from tasks.data.store import Memory
 from tasks.networks.resnet import ResNet
 from tasks.networks.small_cnn import SmallCNN
 
@@ -41,7 +41,6 @@ def main() -> None:
     """Measure what is asked for and print a row for each."""
     parts: dict[str, Callable[[], Iterator[str]]] = {
         "step": training_step,
-        "data": data_pipeline,
         "start": start_up,
         "report": report,
     }
@@ -91,62 +90,23 @@ class BareLoop:
         groups = parameter_groups(self.network, task.recipe.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, foreach=True)
         self.seconds: list[float] = []
+        self.waited: list[float] = []
 
     def epoch(self) -> None:
-        """Train for one epoch and note the time."""
-        start = time.perf_counter()
+        """Train for one epoch and note the time, and what of it went into waiting for data."""
+        start, waited = time.perf_counter(), 0.0
         self.network.train()
         data = self.task.batches("train", torch.Generator().manual_seed(0))
-        for (x, y), _ in zip(data, range(self.steps), strict=False):
+        for _ in range(self.steps):
+            asked = time.perf_counter()
+            x, y = next(data)
+            waited += time.perf_counter() - asked
             loss = nn.functional.cross_entropy(self.network(x), y)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
         self.seconds.append(time.perf_counter() - start)
-
-
-def data_pipeline() -> Iterator[str]:
-    """CIFAR batches, random crop and flip: ours in memory against torchvision on PIL images with two workers."""
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import transforms
-
-    task = cifar_task(size=50_000)
-    arrays = task.images[task.index["train"]].permute(0, 2, 3, 1).contiguous().numpy()
-    labels = task.labels[task.index["train"]]
-
-    class Usual(Dataset):
-        """The data set of torchvision's tutorials: one PIL image at a time."""
-
-        transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize((0.5,) * 3, (0.25,) * 3),
-            ]
-        )
-
-        def __len__(self) -> int:
-            return len(arrays)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return self.transform(Image.fromarray(arrays[index])), int(labels[index])
-
-    loader = DataLoader(Usual(), batch_size=128, shuffle=True, num_workers=2)
-
-    def seconds_per_image(batches: Iterator[Any], count: int) -> float:
-        next(batches)  # workers start, pages are touched
-        start = time.perf_counter()
-        images = sum(len(next(batches)[0]) for _ in range(count))
-        return (time.perf_counter() - start) / images
-
-    ours, theirs = [], []
-    for seed in range(7):
-        theirs.append(seconds_per_image(iter(loader), 60))
-        ours.append(seconds_per_image(task.batches("train", seeding.generator(seed)), 300))
-    rates = f"{1 / statistics.median(ours):,.0f} and {1 / statistics.median(theirs):,.0f} images/s"
-    yield ratio(f"CIFAR batches: ours / torchvision, 2 workers ({rates})", theirs, ours, "at least 10")
+        self.waited.append(waited)
 
 
 def start_up() -> Iterator[str]:
@@ -236,7 +196,7 @@ def cifar_task(size: int = 1200) -> Classification:
     """Task cifar10 on random pixels, which take as long as real ones."""
     generator = torch.Generator().manual_seed(0)
     data = ImageSet(
-        images=torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        store=Memory(torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)),
         labels=torch.arange(size) % 10,
         train=torch.arange(size - 100),
         test=torch.arange(size - 100, size),
@@ -248,8 +208,16 @@ def cifar_task(size: int = 1200) -> Classification:
 
 def bench_cell(folder: Path) -> Cell:
     """A cell that belongs to no study."""
-    config = {"activation": {}, "task": {}, "runner": {}, "seed": 0, "study": "bench", "force": False}
-    return Cell(config | {"outputs": str(folder)}, activation="relu", task="bench")
+    config = {
+        "activation": {},
+        "task": {},
+        "network": {},
+        "runner": {},
+        "seed": 0,
+        "study": "bench",
+        "force": False,
+    }
+    return Cell(config | {"outputs": str(folder)}, activation="relu", task="bench", network="bench")
 
 
 if __name__ == "__main__":

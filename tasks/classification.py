@@ -1,33 +1,39 @@
-"""Image classification from uint8 tensors in memory."""
+"""Image classification from uint8 images, in memory or streamed."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import ActLayer, Batch, Recipe, Task, check_range, check_whole
+from tasks.base import Batch, Means, Recipe, Task, check_range, check_whole
+from tasks.data.augment import Augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
 
-EVAL_BATCH = 512
+EVAL_BATCH, EVAL_PIXELS = 512, 1 << 20  # at most so many images, and so many pixels of them
+BINS = 15  # of the calibration error, as in the paper
 
 
 class Classification(Task):
-    """Images to one of several classes; cross entropy, top-1 and (from 6 classes on) top-5 accuracy in percent.
+    """Images to one of several classes; cross entropy, accuracy and calibration error, in percent.
 
     Args:
         recipe: how to train.
         data: the images; a set without a test split of its own has one carved out (``test_fraction``).
-        network: called with ``act_layer``, ``in_channels`` and ``num_classes``.
-        augment: applied to uint8 training batches, or None.
+        network: called with ``act_layer``, ``input_shape`` and ``num_outputs``.
+        augment: applied to uint8 training batches; None for ``eval_crop`` there, too.
+        eval_crop: cuts validation and test images to the size that ``augment`` makes of those for training; None
+            where they have it.
         val_fraction: share of the training images held out for validation, by the fixed rule of ``splits``.
         test_fraction: share held out for the test where the set has no test split.
         train_size: train on so many images only (stratified, fixed, validation unchanged), or None for all.
         test_size: likewise for the test; None for all.
 
     Raises:
-        ValueError: a share or size that leaves a split empty.
+        ValueError: a share or size that leaves a split empty, or crops of different sizes.
     """
 
     primary_metric = "top1"
@@ -39,7 +45,8 @@ class Classification(Task):
         recipe: Recipe,
         data: ImageSet,
         network: Callable[..., nn.Module],
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        augment: Augment | None = None,
+        eval_crop: Callable[[Tensor], Tensor] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.3,
         train_size: int | None = None,
@@ -50,10 +57,12 @@ class Classification(Task):
         self.recipe = recipe
         self.network = network
         self.augment = augment
+        self.eval_crop = eval_crop
         self.classes = data.classes
+        self.output_shape = (len(self.classes),)
         self.fingerprint = data.fingerprint
-        self.images, self.labels = data.images, data.labels
-        self.input_shape = tuple(self.images.shape[1:])
+        self.store, self.labels = data.store, data.labels
+        self.input_shape = self._check_sizes()
 
         train, test = data.train, data.test
         if test is None:
@@ -67,29 +76,32 @@ class Classification(Task):
 
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size
-        mean, std = self._statistics()
+        mean, std = data.mean_std(train)
         self.scale, self.shift = (1 / std).view(-1, 1, 1), (-mean / std).view(-1, 1, 1)
 
-    def build_network(self, act_layer: ActLayer) -> nn.Module:
-        """The configured network for these images."""
-        return self.network(
-            act_layer=act_layer, in_channels=self.input_shape[0], num_classes=len(self.classes)
-        )
-
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Normalised float images and labels; training batches shuffled, augmented and all of one size."""
+        """Normalised float images and labels, (N,) or with mixup (N, K); training batches all of one size."""
         index = self.index[split]
         training = split == "train"
+        draws = generator or torch.default_generator
+        size = self._eval_batch()
         if training:
-            order = torch.randperm(len(index), generator=generator)
-            index = index[order[: self.steps_per_epoch * self.batch_size]]
-        for chunk in index.split(self.batch_size if training else EVAL_BATCH):
-            images = self.images[chunk]
+            order = torch.randperm(len(index), generator=draws)
+            index, size = index[order[: self.steps_per_epoch * self.batch_size]], self.batch_size
+        chunks = index.split(size)
+        for chunk, images in zip(chunks, self.store.batches(chunks), strict=True):
             if training and self.augment is not None:
-                images = self.augment(images, generator or torch.default_generator)
-            images = images.to(self.device, non_blocking=True).float()
+                images = self.augment(images, draws)
+            elif self.eval_crop is not None:
+                images = self.eval_crop(images)
+            images = images.to(self.device, non_blocking=True)
+            images = images.to(torch.float32, memory_format=torch.contiguous_format)
             images = images.mul_(self.scale.to(self.device)).add_(self.shift.to(self.device))
-            yield images, self.labels[chunk].to(self.device, non_blocking=True)
+            labels = self.labels[chunk].to(self.device, non_blocking=True)
+            if training and self.recipe.mixup > 0:
+                yield mixup(images, F.one_hot(labels, len(self.classes)), self.recipe.mixup, draws)
+            else:
+                yield images, labels
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross entropy, smoothed in training only if the recipe says so."""
@@ -97,12 +109,41 @@ class Classification(Task):
         return F.cross_entropy(output, target, label_smoothing=smoothing)
 
     def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """top1, and top5 where there are more than five classes, in percent."""
+        """top1, and top5 where there are more than five classes, in percent. Of mixed labels the largest counts."""
+        target = target if target.ndim == 1 else target.argmax(1)
         metrics = {"top1": (output.argmax(1) == target).sum() * (100 / len(target))}
         if output.shape[1] > 5 and not torch.is_grad_enabled():
             hits = (output.topk(5, dim=1).indices == target[:, None]).any(1)
             metrics["top5"] = hits.sum() * (100 / len(target))
         return metrics
+
+    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+        """Loss, top1, top5, ece, and the accuracy of each class that occurs as ``acc/<class>``."""
+        network.eval()
+        means, tally = Means(), Tally(len(self.classes), self.device)
+        with torch.inference_mode():
+            for input, target in islice(self.batches(split), self.limit_batches):
+                output = network(input).float()
+                means.add(len(target), loss=self.loss(output, target), **self.metrics(output, target))
+                tally.add(output, target)
+        return means.result() | {"ece": tally.ece()} | tally.accuracies(self.classes)
+
+    def _check_sizes(self) -> tuple[int, ...]:
+        """What the network receives, checked to be the same in training and in evaluation."""
+        image = torch.zeros(1, *self.store.shape, dtype=torch.uint8)
+        trained = self.augment(image, torch.Generator()) if self.augment is not None else None
+        evaluated = self.eval_crop(image) if self.eval_crop is not None else image
+        if trained is not None and trained.shape != evaluated.shape:
+            sizes = [" x ".join(map(str, x.shape[2:])) for x in (trained, evaluated)]
+            raise ValueError(
+                f"task.augment makes training images {sizes[0]}, task.eval_crop those of validation and test "
+                f"{sizes[1]}: one size is needed"
+            )
+        return tuple(evaluated.shape[1:])
+
+    def _eval_batch(self) -> int:
+        height, width = self.input_shape[1:]
+        return max(1, min(EVAL_BATCH, EVAL_PIXELS // (height * width)))
 
     def _hold_out(self, index: Tensor, size: int, name: str) -> tuple[Tensor, Tensor]:
         try:
@@ -115,13 +156,56 @@ class Classification(Task):
         check_whole(f"task.{name}", size, 1)
         return self._hold_out(index, size, name)[1]
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation per channel of the training split, and of nothing else."""
-        total = torch.zeros(2, self.input_shape[0], dtype=torch.double)
-        for chunk in self.index["train"].split(4096):
-            pixels = self.images[chunk].double()
-            total += torch.stack((pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))))
-        count = len(self.index["train"]) * self.input_shape[1] * self.input_shape[2]
-        mean, square = total / count
-        std = (square - mean.square()).clamp_min(0).sqrt()
-        return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+
+def mixup(images: Tensor, labels: Tensor, alpha: float, generator: torch.Generator) -> Batch:
+    """Each image and its label mixed with those of another (Zhang et al. 2018, arXiv 1710.09412, equation 1).
+
+    x = s x_i + (1 - s) x_j and y = s y_i + (1 - s) y_j, where j is a random permutation of i, and s is drawn
+    from Beta(alpha, alpha) for each image (the paper's listing: for each batch).
+
+    Shape:
+        images (N, C, H, W), labels (N, K) of zeros and ones; the same, as float.
+    """
+    other = torch.randperm(len(images), generator=generator).to(images.device)
+    # torch's own Beta distribution knows the global generator only
+    seed = int(torch.randint(1 << 62, (1,), generator=generator))
+    share = np.random.default_rng(seed).beta(alpha, alpha, len(images)).astype(np.float32)
+    s = torch.from_numpy(share).to(images.device).view(-1, 1, 1, 1)
+    labels = labels.to(images.dtype)
+    return torch.lerp(images[other], images, s), torch.lerp(labels[other], labels, s.flatten(1))
+
+
+class Tally:
+    """What is summed up over a whole split: calibration and hits of each class.
+
+    Args:
+        num_classes: how many there are.
+        device: of the outputs.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.gaps = torch.zeros(
+            BINS, dtype=torch.double, device=device
+        )  # of each bin: sum of (hit - confidence)
+        self.hits, self.counts = torch.zeros(2, num_classes, dtype=torch.double, device=device)
+
+    def add(self, output: Tensor, target: Tensor) -> None:
+        """Count a batch: logits (N, K), labels (N,)."""
+        confidence, predicted = output.double().softmax(1).max(1)
+        hit = (predicted == target).double()
+        bins = (confidence * BINS).ceil().long() - 1  # the bins are ((m - 1) / BINS, m / BINS]
+        self.gaps.index_add_(0, bins.clamp(0, BINS - 1), hit - confidence)
+        self.hits.index_add_(0, target, hit)
+        self.counts.index_add_(0, target, torch.ones_like(hit))
+
+    def ece(self) -> float:
+        """Expected calibration error in percent: mean over all samples of their bin's |accuracy - confidence|.
+
+        15 bins of equal width (Guo et al. 2017, arXiv 1706.04599, equation 3).
+        """
+        return 100 * (self.gaps.abs().sum() / self.counts.sum()).item()
+
+    def accuracies(self, classes: tuple[str, ...]) -> dict[str, float]:
+        """``acc/<class>`` in percent, of those classes that occur."""
+        share = (100 * self.hits / self.counts).tolist()
+        return {f"acc/{name}": value for name, value in zip(classes, share, strict=True) if value == value}

@@ -10,13 +10,17 @@ from conftest import PROCESS, command
 from PIL import Image
 
 FOLDER = ("task=cifar10_small", "task.data.root={root}", "task.data.cache={tmp}/cache", "runner=smoke")
+OWN = ("task=image_folder", "task.data.cache={tmp}/cache", "runner=smoke")
 
 CASES = {
     "unknown activation": (
         ("activation=pralu",),
         "activation=pralu: no such activation; did you mean prelu? Legal: acon_c,",
     ),
-    "unknown task": (("task=mnist",), "task=mnist: no such task; Legal: cifar10,"),
+    "unknown task": (
+        ("task=mnist",),
+        "task=mnist: no such task; Legal: absolute_value,",
+    ),
     "unknown runner": (("runner=smok",), "runner=smok: no such runner; did you mean smoke?"),
     "misspelt hyper-parameter": (
         ("activation=prelu", "activation.inti=1"),
@@ -50,14 +54,17 @@ CASES = {
     "study": (("study=../up",), "study=../up: letters, digits"),
     "device": (("runner.device=cuda:7",), "runner.device=cuda:7: this machine has auto, "),
     "depth": (
-        (*FOLDER, "task.train_size=30", "task.test_size=10", "task.network.depth=9"),
-        "task.network.depth=9: 6 n + 2 is needed",
+        (*FOLDER, "task.train_size=30", "task.test_size=10", "network.depth=9"),
+        "network.depth=9: 6 n + 2 is needed",
     ),
     "sweep without -m": (("seed=0,1",), "add --multirun to your command line"),
     "no outputs": (("outputs={tmp}/file",), "Not a directory"),
     "no data": ((*FOLDER, "task.data.root={tmp}/none"), "none: no such folder; needed are train/ and test/"),
     "empty data": ((*FOLDER, "task.data.root={tmp}/empty"), "empty: is empty; needed are train/ and test/"),
-    "empty tree": ((*FOLDER, "task.data.root={tmp}/tree"), "tree: no images in train/<class>/"),
+    "empty tree": (
+        (*FOLDER, "task.data.root={tmp}/tree"),
+        "tree: no images in train/c0/ (.jpg, .jpeg, .png are looked for)",
+    ),
     "no test folder": ((*FOLDER, "task.data.root={tmp}/half"), "half: has no folder test/"),
     "different classes": (
         (*FOLDER, "task.data.root={tmp}/differ"),
@@ -76,6 +83,29 @@ CASES = {
         (*FOLDER, "task.data.root={tmp}/two"),
         "CIFAR-10 has 10 classes, this folder has 2",
     ),
+    "empty class": ((*FOLDER, "task.data.root={tmp}/gap"), "gap: no images in train/c1/ (.jpg, .jpeg, .png"),
+    "unreadable image, streamed": (
+        (
+            *OWN,
+            "task.data.root={tmp}/bad",
+            *("task.data.in_memory=false", "task.data.stored=32"),
+            "task.eval_crop.size=24",
+        ),
+        "bad/train/c1/broken.png: not a readable image",
+    ),
+    "images smaller than what is stored": (
+        (*OWN, "task.data.root={tmp}/two"),
+        "0.png: 32 x 32 is smaller than task.data.stored=160; task.data.enlarge=true enlarges such images",
+    ),
+    "images smaller than the crop": (
+        (*OWN, "task.data.root={tmp}/two", "task.data.stored=32"),
+        "task.augment.crop.size=128 x 128: the images are 32 x 32, smaller than the crop",
+    ),
+    "wnid not found": (
+        ("task=imagenet_subset", "task.data.root={tmp}/two", "task.data.classes=[n01440764,n02102040]"),
+        "task.data.classes: no folder n01440764 in {tmp}/two/train, which has 2, from c0 to c1",
+    ),
+    "mixup": (("task.recipe.mixup=-1",), "task.recipe.mixup=-1: a number at least 0 is needed"),
     "more training images than there are": (
         (*FOLDER,),
         "task.train_size: cannot choose 10000 of 36 samples: 1 to 35 are possible",
@@ -104,6 +134,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (32, 32)).save(tmp / "half" / "train" / "c0" / "0.png")
     make_tree(tmp / "differ", test="d")
     make_tree(tmp / "two")
+    for image in (make_tree(tmp / "gap") / "train" / "c1").iterdir():
+        image.unlink()
     (make_tree(tmp / "bad") / "train" / "c1" / "broken.png").write_text("not an image")
     cut = make_tree(tmp / "cut") / "test" / "c0" / "0.png"
     cut.write_bytes(cut.read_bytes()[:200])
@@ -122,7 +154,7 @@ def test_one_line(case: str, place: Path, tmp_path: Path, cli) -> None:
     assert run.stdout == ""
     assert len(run.stderr.splitlines()) == 1, run.stderr
     assert run.stderr.startswith("actbench: ")
-    assert message in run.stderr
+    assert message.format(**values) in run.stderr
     assert not (tmp_path / "outputs").exists()
 
 

@@ -16,7 +16,7 @@ from runners import seeding
 from runners.train import build_network
 from runners.words import one_line
 from tasks.data import functions
-from tasks.data.tables import sklearn_file
+from tasks.data.files import sklearn_file
 from tasks.regression import Regression
 
 REGRESSIONS = [

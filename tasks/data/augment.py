@@ -1,9 +1,35 @@
-"""Augmentation as batched tensor operations on uint8 images, drawn per image."""
+"""Augmentation as batched tensor operations on uint8 images, drawn per image.
+
+Each is called with images and a generator, the only place it draws from. Where ``masks`` is given, so many planes
+at the end of each sample are label maps: they move with the image, and their values are never mixed or changed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from tasks.base import check_bool, check_whole
+from tasks.base import check_bool, check_list, check_range, check_whole
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+ATTEMPTS = 10  # at a box that fits, as in torchvision
+
+
+class Compose:
+    """One augmentation after the other, in the order of the configuration; null is left out."""
+
+    def __init__(self, **steps: Augment | None) -> None:
+        self.steps = [step for step in steps.values() if step is not None]
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        for step in self.steps:
+            images = step(images, generator)
+        return images
 
 
 class CropFlip:
@@ -17,20 +43,23 @@ class CropFlip:
         flip: whether to flip.
 
     Shape:
-        (N, C, H, W) to the same.
+        (N, C, H, W) to the same; label maps may be among the planes.
+
+    Raises:
+        ValueError: a padding as large as the images.
     """
 
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
-        check_whole("task.augment.padding", padding, 0)
-        check_bool("task.augment.flip", flip)
+        check_whole("task.augment.crop.padding", padding, 0)
+        check_bool("task.augment.crop.flip", flip)
         self.padding = padding
         self.flip = flip
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, channels, height, width = images.shape
+        n, _, height, width = images.shape
         if self.padding >= min(height, width):
             raise ValueError(
-                f"task.augment.padding={self.padding}: must be below the images' size, {height} x {width}"
+                f"task.augment.crop.padding={self.padding}: must be below the images' size, {height} x {width}"
             )
         shift = torch.randint(-self.padding, self.padding + 1, (2, n, 1), generator=generator)
         rows = _reflect(torch.arange(height) + shift[0], height)  # (N, H)
@@ -38,11 +67,237 @@ class CropFlip:
         if self.flip:
             flipped = torch.rand(n, 1, generator=generator) < 0.5
             columns = torch.where(flipped, columns.flip(1), columns)
-        pixels = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).expand(n, channels, -1)
-        return images.reshape(n, channels, -1).gather(2, pixels.to(images.device)).view_as(images)
+        return _pick(images, rows, columns)
+
+
+class Cutout:
+    """A square of ``fill`` at a random place, cut off at the borders (DeVries, Taylor 2017, arXiv 1708.04552).
+
+    The centre is any pixel, so that on average less than a whole square is covered. The paper fills with zeros
+    after normalisation, which is the mean of the data; here it is a number of 0 .. 255.
+
+    Args:
+        size: side of the square in pixels; 0 is off.
+        fill: one number, or one per plane.
+        masks: planes at the end that stay as they are.
+
+    Shape:
+        (N, C, H, W) to the same.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(self, size: int = 8, fill: int | Sequence[int] = 128, masks: int = 0) -> None:
+        check_whole("task.augment.cutout.size", size, 0)
+        fill = [fill] if isinstance(fill, int) else fill
+        check_list("task.augment.cutout.fill", fill, "of 0 .. 255", lambda v: 0 <= v <= 255 and v == int(v))
+        check_whole("task.augment.cutout.masks", masks, 0)
+        self.size = size
+        self.fill = torch.tensor(list(fill), dtype=torch.uint8).view(-1, 1, 1)
+        self.masks = masks
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.size == 0:
+            return images
+        n, planes, height, width = images.shape
+        if len(self.fill) not in (1, planes - self.masks):
+            raise ValueError(
+                f"task.augment.cutout.fill: {len(self.fill)} numbers for images of {planes - self.masks} planes"
+            )
+        inside = [
+            _between(torch.randint(side, (n, 1), generator=generator) - self.size // 2, self.size, side)
+            for side in (height, width)
+        ]
+        hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (N, 1, H, W)
+        pictures, masks = images.split([planes - self.masks, self.masks], dim=1)
+        pictures = torch.where(hole.to(images.device), self.fill.to(images.device), pictures)
+        return torch.cat([pictures, masks], dim=1) if self.masks else pictures
+
+
+class RandomResizedCrop:
+    """A box of random area, aspect ratio and place, resized to ``size`` and flipped with probability 1/2.
+
+    The augmentation of Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6), with boxes drawn as torchvision
+    draws them: up to ten attempts with area uniform in ``scale`` and ratio log-uniform in ``ratio``, then the
+    largest centred box of a legal ratio. Bilinear and, where the box is larger than ``size``, antialiased.
+
+    Args:
+        size: of the output, a number or [height, width]; at most that of the images.
+        scale: least and greatest share of the area, in (0, 1].
+        ratio: least and greatest width / height, above 0.
+        flip: whether to flip.
+        masks: planes at the end whose values are picked (nearest neighbour).
+
+    Shape:
+        (N, C, H, W) to (N, C, *size).
+
+    Raises:
+        ValueError: a value outside its range, or images smaller than ``size``.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+        masks: int = 0,
+    ) -> None:
+        at = "task.augment.crop."
+        self.size = _pair(at + "size", size)
+        check_list(at + "scale", scale, "in (0, 1]", lambda v: 0 < v <= 1, length=2)
+        check_list(at + "ratio", ratio, "above 0", lambda v: v > 0, length=2)
+        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+            if low > high:
+                raise ValueError(f"{at}{name}=[{low}, {high}]: the lower number comes first")
+        check_bool(at + "flip", flip)
+        check_whole(at + "masks", masks, 0)
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+        self.flip = flip
+        self.masks = masks
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, planes, height, width = images.shape
+        _check_size("task.augment.crop.size", self.size, height, width)
+        boxes = self.boxes(n, height, width, generator)
+        flips = (torch.rand(n, generator=generator) < 0.5) & self.flip
+        pixels = images.contiguous(memory_format=torch.channels_last)
+        out = images.new_empty(n, planes, *self.size)
+
+        def resize(part: range) -> None:
+            for i in part:
+                top, left, h, w = places[i]
+                box = pixels[i : i + 1, :, top : top + h, left : left + w]
+                one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
+                out[i : i + 1] = one.flip(3) if flipped[i] else one
+
+        # image by image, as each has a box of its own; torch's uint8 kernel lets go of Python meanwhile
+        places, flipped = boxes.tolist(), flips.tolist()
+        threads = min(torch.get_num_threads(), n)
+        parts = [range(first, n, threads) for first in range(threads)]
+        list(_pool(threads).map(resize, parts) if threads > 1 else map(resize, parts))
+        if self.masks:
+            top, left, h, w = boxes.T[:, :, None]
+            rows, columns = (
+                start + _nearest(sides, target)
+                for start, sides, target in zip((top, left), (h, w), self.size, strict=True)
+            )
+            columns = torch.where(flips[:, None], columns.flip(1), columns)
+            out[:, -self.masks :] = _pick(images[:, -self.masks :], rows, columns)
+        return out
+
+    def boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """(n, 4): top, left, height and width of each box."""
+        draws = torch.rand(4, ATTEMPTS, n, dtype=torch.double, generator=generator)
+        area = (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0]) * height * width
+        low, high = (math.log(ratio) for ratio in self.ratio)
+        ratio = (low + (high - low) * draws[1]).exp()
+        h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+        fits = (h >= 1) & (h <= height) & (w >= 1) & (w <= width)
+        # attempt ATTEMPTS is the one that always fits
+        legal = min(max(width / height, self.ratio[0]), self.ratio[1])
+        last = torch.tensor([min(height, round(width / legal)), min(width, round(height * legal))])
+        first = (
+            torch.cat([fits, torch.ones(1, n, dtype=torch.bool)]).int().argmax(0)
+        )  # of the attempts that fit
+        pick = first.clamp_max(ATTEMPTS - 1)[None]
+        failed = first == ATTEMPTS
+        sides = torch.stack([h.gather(0, pick)[0], w.gather(0, pick)[0]])
+        sides = torch.where(failed, last[:, None].double(), sides)
+        room = torch.tensor([[height], [width]]) - sides
+        anywhere = (draws[2:].gather(1, pick.expand(2, 1, n))[:, 0] * (room + 1)).floor()
+        corner = torch.where(failed, (room / 2).floor(), anywhere)
+        return torch.cat([corner, sides]).T.long()
+
+
+class CenterCrop:
+    """The middle of each image, resized to ``size``: what validation and test see where training crops at random.
+
+    The box has the aspect ratio of ``size`` and spans ``share`` of the largest such box. The usual share is
+    224 / 256 (arXiv 1512.03385 and others resize to 256 and cut 224 out).
+
+    Args:
+        size: of the output, a number or [height, width]; at most that of the images.
+        share: in (0, 1].
+        masks: planes at the end whose values are picked (nearest neighbour).
+
+    Shape:
+        (N, C, H, W) to (N, C, *size).
+
+    Raises:
+        ValueError: a value outside its range, or images smaller than ``size``.
+    """
+
+    def __init__(self, size: int | Sequence[int], share: float = 0.875, masks: int = 0) -> None:
+        self.size = _pair("task.eval_crop.size", size)
+        check_range("task.eval_crop.share", share, "in (0, 1]", lambda v: 0 < v <= 1)
+        check_whole("task.eval_crop.masks", masks, 0)
+        self.share = share
+        self.masks = masks
+
+    def __call__(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        _check_size("task.eval_crop.size", self.size, height, width)
+        zoom = self.share * min(height / self.size[0], width / self.size[1])
+        h, w = (round(zoom * side) for side in self.size)
+        top, left = (height - h) // 2, (width - w) // 2
+        box = images[:, :, top : top + h, left : left + w]
+        if (h, w) == self.size:
+            return box.contiguous()
+        pixels = box.contiguous(memory_format=torch.channels_last)
+        out = F.interpolate(pixels, self.size, mode="bilinear", antialias=True).contiguous()
+        if self.masks:
+            rows, columns = (
+                _nearest(torch.tensor([[side]]), to) for side, to in zip((h, w), self.size, strict=True)
+            )
+            out[:, -self.masks :] = _pick(box[:, -self.masks :], rows, columns)
+        return out
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: starting them for every batch takes as long as resizing a few images."""
+    return ThreadPoolExecutor(threads)
+
+
+def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels at ``rows`` (N or 1, H') and ``columns`` (N or 1, W') of each image, all planes alike."""
+    n, planes, _, width = images.shape
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(len(rows), 1, -1).expand(n, planes, -1)
+    picked = images.reshape(n, planes, -1).gather(2, pixels.to(images.device))
+    return picked.view(n, planes, rows.shape[1], columns.shape[1])
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
     """Mirror positions outside 0 .. size - 1 back in; the border itself is not repeated."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def _nearest(sides: Tensor, size: int) -> Tensor:
+    """(N, size): for ``sides`` (N, 1), the positions below each that are nearest to ``size`` even steps."""
+    return (2 * torch.arange(size) + 1) * sides // (2 * size)
+
+
+def _between(start: Tensor, length: int, size: int) -> Tensor:
+    """(N, size): which of 0 .. size - 1 lie in ``start`` (N, 1) .. ``start + length - 1``."""
+    position = torch.arange(size)
+    return (position >= start) & (position < start + length)
+
+
+def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width."""
+    if isinstance(size, Sequence):
+        check_list(name, size, "whole and at least 1", lambda v: v >= 1 and v == int(v), length=2)
+        return (size[0], size[1])
+    check_whole(name, size, 1)
+    return (size, size)
+
+
+def _check_size(name: str, size: tuple[int, int], height: int, width: int) -> None:
+    if height < size[0] or width < size[1]:
+        raise ValueError(
+            f"{name}={size[0]} x {size[1]}: the images are {height} x {width}, smaller than the crop; "
+            "a larger task.data.stored, where a task has it, makes them larger"
+        )

@@ -5,9 +5,12 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
+
+Build = Callable[[Path], None]  # writes its arrays into the folder given, as <name>.npy
 
 
 def key_of_files(kind: str, root: Path, paths: Sequence[Path]) -> str:
@@ -23,11 +26,16 @@ def key_of_files(kind: str, root: Path, paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:20]
 
 
-def cached(folder: Path, key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays that ``build`` makes, from ``folder/key`` if they are there, else made and stored.
+def cached(folder: Path, key: str, build: Build) -> dict[str, np.ndarray]:
+    """The arrays that ``build`` writes, from ``folder/key`` if they are there, else made and stored.
 
     Stored arrays are mapped, not read: processes share them, and pages are loaded as they are used. They may be
     written to, which changes the copy in memory only.
+
+    Args:
+        folder: of all entries; made if it is not there.
+        key: the entry's name.
+        build: called with the folder to write to, whose name is temporary: an entry appears as a whole.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -46,20 +54,25 @@ def cached(folder: Path, key: str, build: Callable[[], dict[str, np.ndarray]]) -
         raise _unusable(folder, error) from error
     with lock:  # the cells of a grid wait for the first of them
         if not place.is_dir():
-            _store(place, build())
+            _store(place, build)
     return _mapped(place)
 
 
-def _store(place: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an entry under a temporary name and rename it: readers see all of it or nothing."""
+def save(folder: Path, **arrays: Any) -> None:
+    """Write ``<name>.npy`` for each of ``arrays``, or what numpy makes an array of."""
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def _store(place: Path, build: Build) -> None:
+    """Let an entry be written under a temporary name and rename it: readers see all of it or nothing."""
     folder = place.parent
     try:
         temporary = folder / f".{place.name}.{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
+            build(temporary)
             temporary.rename(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,11 +1,8 @@
-"""Image sets as one uint8 tensor: digits, CIFAR-10, folders of images."""
+"""Sets of small images that live in memory as one tensor: digits, CIFAR-10, CIFAR-100, Fashion-MNIST."""
 
 import gzip
 import hashlib
-import importlib.util
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +12,15 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from tasks.base import check_bool
-from tasks.data.cache import cached, key_of_files
+from tasks.data.cache import cached, key_of_files, save
+from tasks.data.files import ReadImages, list_tree, sklearn_file
+from tasks.data.splits import stratified
+from tasks.data.store import Memory, Store, Stream, decode, mean_std
 
-Arrays = dict[str, np.ndarray]
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+STATISTICS_IMAGES = 50_000  # at most; more would take minutes to stream and change nothing
+CIFAR_TREE = "train/ and test/ with a folder of images for each class, or "
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,27 @@ class ImageSet:
     """Images of one size with labels.
 
     Attributes:
-        images: (N, C, H, W) uint8.
+        store: the images, (C, H, W) uint8 each.
         labels: (N,) int64.
         train, test: positions of the splits; ``test`` is None where the source has no test split.
         classes: names, in the order of the labels.
-        fingerprint: hash of images and labels, the same wherever and however they are stored.
+        fingerprint: hash of the content, the same wherever and however the images are stored.
+        kept: folder and key of the cache, if reading all images takes long.
     """
 
-    images: Tensor
+    store: Store
     labels: Tensor
     train: Tensor
     test: Tensor | None
     classes: tuple[str, ...]
     fingerprint: str
+    kept: tuple[Path, str] | None = None
+
+    def mean_std(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel, of at most 50,000 of the images at ``index`` (stratified)."""
+        if len(index) > STATISTICS_IMAGES:
+            index = index[stratified(self.labels[index], STATISTICS_IMAGES)[1]]
+        return mean_std(self.store, index, self.store.shape[0], self.kept)
 
 
 @lru_cache(maxsize=1)
@@ -50,15 +57,12 @@ def digits() -> ImageSet:
 
     The file is read directly, since importing scikit-learn's loader takes longer than training on it.
     """
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or spec.origin is None:
-        raise ValueError("task=digits: scikit-learn, which ships the data, is not installed")
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    with gzip.open(path, "rt") as file:
+    with gzip.open(sklearn_file("data/digits.csv.gz"), "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = table[:, -1].astype(np.int64)
-    return _image_set(_arrays(images, labels, len(labels), [str(digit) for digit in range(10)]))
+    classes = [str(digit) for digit in range(10)]
+    return _image_set({"images": images} | _facts(images, labels, len(labels), classes))
 
 
 def cifar10(root: str, *, download: bool = False, cache: str) -> ImageSet:
@@ -72,159 +76,174 @@ def cifar10(root: str, *, download: bool = False, cache: str) -> ImageSet:
     Raises:
         ValueError: nothing usable in ``root``, not ten classes, or images of another size than 32 x 32.
     """
+    published = Published("CIFAR10", "cifar-10-batches-py", ("cifar-10-python.tar.gz",), 170, CIFAR_TREE)
+    return _cifar(published, "CIFAR-10", 10, root, download, cache)
+
+
+def cifar100(root: str, *, download: bool = False, cache: str) -> ImageSet:
+    """CIFAR-100 with its 100 fine classes; arguments and errors as of ``cifar10``, in ``cifar-100-python``."""
+    published = Published("CIFAR100", "cifar-100-python", ("cifar-100-python.tar.gz",), 169, CIFAR_TREE)
+    return _cifar(published, "CIFAR-100", 100, root, download, cache)
+
+
+def fashion_mnist(root: str, *, download: bool = False, cache: str) -> ImageSet:
+    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747), 28 x 28 and grey, from torchvision's files.
+
+    Args:
+        root: the folder that holds ``FashionMNIST/raw`` and in it the four files, packed or not.
+        download: let torchvision download the files (31 MB) into ``root`` if they are not there.
+        cache: folder for the images as one array, 55 MB.
+
+    Raises:
+        ValueError: nothing usable in ``root``.
+    """
+    check_bool("task.data.download", download)
+    raw = "FashionMNIST/raw"
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    # the last of the four is the last that torchvision unpacks
+    unpacked, archives = f"{raw}/{names[-1]}-ubyte", tuple(f"{raw}/{name}-ubyte.gz" for name in names)
+    published = Published("FashionMNIST", unpacked, archives, 31, tree="")
+    return _of_torchvision(published, Path(root).expanduser(), download, cache)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that torchvision can download.
+
+    Attributes:
+        name: torchvision's class.
+        unpacked: what is there, below the root, once all is unpacked.
+        archives: files below the root; if all are there, nothing has to be downloaded.
+        megabytes: to download.
+        tree: the folders that serve as well, in words, or nothing.
+    """
+
+    name: str
+    unpacked: str
+    archives: tuple[str, ...]
+    megabytes: int
+    tree: str
+
+    def packed(self, folder: Path) -> bool:
+        """Whether all archives are there."""
+        return all((folder / archive).is_file() for archive in self.archives)
+
+    def fetch(self, folder: Path, download: bool, load: Callable[[], object]) -> None:
+        """Call ``load`` to download or unpack, unless all is there.
+
+        Raises:
+            ValueError: there is nothing to unpack, and nothing may be downloaded.
+        """
+        if not (download or self.packed(folder) or (folder / self.unpacked).exists()):
+            state = "is empty" if folder.is_dir() and not any(folder.iterdir()) else "has none of them"
+            raise ValueError(
+                f"task.data.root={folder}: {state if folder.is_dir() else 'no such folder'}; needed are "
+                f"{self.tree}torchvision's {self.unpacked}, "
+                f"which task.data.download=true fetches ({self.megabytes} MB)"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".actbench.lock"):  # the cells of a grid must not download side by side
+            if not (folder / self.unpacked).exists():
+                load()
+
+    def load(self, folder: Path, download: bool, into: Path | None = None, **kwargs: Any) -> Any:
+        """torchvision's data set in ``folder`` (or ``into``), unpacked or, if that may be, downloaded.
+
+        Raises:
+            ValueError: torchvision could not.
+        """
+        from torchvision import datasets  # takes seconds to import, so only where it is needed
+
+        try:
+            may = download or self.packed(folder)
+            return getattr(datasets, self.name)(str(into or folder), download=may, **kwargs)
+        except (RuntimeError, EOFError, OSError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"task.data.root={folder}: torchvision says: {said}") from None
+
+
+def _cifar(
+    published: Published, title: str, num_classes: int, root: str, download: bool, cache: str
+) -> ImageSet:
+    """CIFAR-10 or -100 from either kind of files."""
     check_bool("task.data.download", download)
     folder = Path(root).expanduser()
     image_set = (
-        image_folder(root, cache=cache)
+        _of_tree(root, folder, cache)
         if (folder / "train").is_dir() or (folder / "test").is_dir()
-        else _torchvision_cifar10(folder, download, cache)
+        else _of_torchvision(published, folder, download, cache)
     )
-    if len(image_set.classes) != 10:
+    if len(image_set.classes) != num_classes:
         raise ValueError(
-            f"task.data.root={root}: CIFAR-10 has 10 classes, this folder has {len(image_set.classes)}"
+            f"task.data.root={root}: {title} has {num_classes} classes, this folder has {len(image_set.classes)}"
         )
-    if image_set.images.shape[1:] != (3, 32, 32):
-        height, width = image_set.images.shape[2:]
+    if image_set.store.shape != (3, 32, 32):
+        height, width = image_set.store.shape[1:]
         raise ValueError(
-            f"task.data.root={root}: CIFAR-10 has images of 32 x 32, this folder of {height} x {width}"
+            f"task.data.root={root}: {title} has images of 32 x 32, this folder of {height} x {width}"
         )
     return image_set
 
 
-def image_folder(root: str, *, cache: str) -> ImageSet:
-    """Images of one size in a tree {train,test}/<class>/*.{jpg,png}, decoded once to RGB and cached.
+def _of_tree(root: str, folder: Path, cache: str) -> ImageSet:
+    """Images of one size in a tree {train,test}/<class>/, decoded once."""
+    files = list_tree(root, folder, ("train", "test"))
+    read = ReadImages(files.paths)
 
-    Args:
-        root: the folder that holds ``train`` and ``test``.
-        cache: folder for the decoded images.
+    def build(entry: Path) -> None:
+        decode(Stream(read, len(files.paths), read.shape), entry / "images.npy", planar=True)
+        images = np.load(entry / "images.npy", mmap_mode="r")
+        save(entry, **_facts(images, np.array(files.labels), files.num_train, files.classes))
 
-    Raises:
-        ValueError: a folder missing or empty, classes that differ, an unreadable image, images of several sizes.
-    """
-    folder = Path(root).expanduser()
-    files: dict[str, list[Path]] = {}
-    classes: dict[str, list[str]] = {}
-    for split in ("train", "test"):
-        if not (folder / split).is_dir():
-            raise ValueError(f"task.data.root={root}: has no folder {split}/")
-        classes[split] = sorted(entry.name for entry in os.scandir(folder / split) if entry.is_dir())
-        files[split] = [path for name in classes[split] for path in _images_in(folder / split / name)]
-        if not files[split]:
-            raise ValueError(
-                f"task.data.root={root}: no images in {split}/<class>/ ({', '.join(EXTENSIONS)} are looked for)"
-            )
-    if classes["train"] != classes["test"]:
-        only = {
-            s: sorted(set(classes[s]) - set(classes[o])) for s, o in (("train", "test"), ("test", "train"))
-        }
-        raise ValueError(
-            f"task.data.root={root}: classes differ: only in train: {', '.join(only['train']) or 'none'}; "
-            f"only in test: {', '.join(only['test']) or 'none'}"
-        )
-
-    paths = files["train"] + files["test"]
-    number = {name: label for label, name in enumerate(classes["train"])}
-
-    def build() -> Arrays:
-        labels = np.array([number[path.parent.name] for path in paths], dtype=np.int64)
-        return _arrays(_decode(paths), labels, len(files["train"]), classes["train"])
-
-    return _image_set(cached(Path(cache).expanduser(), key_of_files("image-folder-1", folder, paths), build))
+    key = key_of_files("image-folder-2", folder, files.paths)
+    return _image_set(cached(Path(cache).expanduser(), key, build))
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.name.lower().endswith(EXTENSIONS))
+def _of_torchvision(published: Published, folder: Path, download: bool, cache: str) -> ImageSet:
+    """Arrays as torchvision reads them from its files."""
+
+    def load(train: bool) -> Any:
+        return published.load(folder, download, train=train)
+
+    def build(entry: Path) -> None:
+        train, test = load(True), load(False)
+        images = np.concatenate([train.data, test.data])
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        images = np.ascontiguousarray(images)
+        labels = np.concatenate([train.targets, test.targets]).astype(np.int64)
+        save(entry, images=images, **_facts(images, labels, len(train.data), train.classes))
+
+    published.fetch(folder, download, lambda: load(True))
+    unpacked = folder / published.unpacked
+    files = unpacked if unpacked.is_dir() else unpacked.parent
+    paths = sorted(path for path in files.iterdir() if path.is_file())
+    key = key_of_files(f"{published.name.lower()}-1", folder, paths)
+    return _image_set(cached(Path(cache).expanduser(), key, build))
 
 
-def _decode(paths: list[Path]) -> np.ndarray:
-    """All images as one (N, 3, H, W) array; the threads overlap reading and decoding."""
-    from PIL import Image
-
-    def read(path: Path) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable image ({error})") from None
-
-    first = read(paths[0])
-    images = np.empty((len(paths), 3, *first.shape[:2]), dtype=np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            decoded = tqdm(pool.map(read, paths), total=len(paths), desc="decoding", unit="img", disable=None)
-            for i, (path, image) in enumerate(zip(paths, decoded, strict=True)):
-                if image.shape != first.shape:
-                    sizes = (
-                        f"{image.shape[1]} x {image.shape[0]}, {paths[0]} {first.shape[1]} x {first.shape[0]}"
-                    )
-                    raise ValueError(f"{path}: images of one size are needed, this one is {sizes}")
-                images[i] = image.transpose(2, 0, 1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return images
-
-
-def _torchvision_cifar10(folder: Path, download: bool, cache: str) -> ImageSet:
-    batches, archive = folder / "cifar-10-batches-py", folder / "cifar-10-python.tar.gz"
-    if not download and not batches.is_dir() and not archive.is_file():
-        state = "is empty" if folder.is_dir() and not any(folder.iterdir()) else "has none of them"
-        raise ValueError(
-            f"task.data.root={folder}: {state if folder.is_dir() else 'no such folder'}; needed are train/ and "
-            f"test/ with a folder of images for each class, or torchvision's {batches.name}/, "
-            "which task.data.download=true fetches (170 MB)"
-        )
-
-    def load(*, train: bool) -> Any:
-        from torchvision.datasets import CIFAR10  # takes seconds to import, so only where it is needed
-
-        try:
-            return CIFAR10(str(folder), train=train, download=download or archive.is_file())
-        except (RuntimeError, EOFError, OSError) as error:
-            raise ValueError(
-                f"task.data.root={folder}: torchvision says: {' '.join(str(error).split())}"
-            ) from None
-
-    def build() -> Arrays:
-        train, test = load(train=True), load(train=False)
-        images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
-        labels = np.array(train.targets + test.targets, dtype=np.int64)
-        return _arrays(np.ascontiguousarray(images), labels, len(train.data), train.classes)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".actbench.lock"):  # the cells of a grid must not download side by side
-        if not batches.is_dir():
-            load(train=True)  # downloads, or unpacks the archive
-    paths = sorted(path for path in batches.iterdir() if path.is_file())
-    return _image_set(cached(Path(cache).expanduser(), key_of_files("cifar10-1", folder, paths), build))
-
-
-def _arrays(images: np.ndarray, labels: np.ndarray, num_train: int, classes: Sequence[str]) -> Arrays:
-    """What is stored of a set; the first ``num_train`` images are for training."""
+def _facts(
+    images: np.ndarray, labels: np.ndarray, num_train: int, classes: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What is stored of a set beside its images; the first ``num_train`` are for training."""
+    digest = hashlib.sha256(str(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(labels.data)
     return {
-        "images": images,
         "labels": labels,
         "num_train": np.array(num_train),
         "classes": np.array(classes),
-        "fingerprint": np.array(_fingerprint(images, labels)),
+        "fingerprint": np.array(digest.hexdigest()[:16]),
     }
 
 
-def _image_set(arrays: Arrays) -> ImageSet:
+def _image_set(arrays: dict[str, np.ndarray]) -> ImageSet:
     images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
     num_train = int(arrays["num_train"])
     return ImageSet(
-        images,
+        Memory(images),
         labels,
         train=torch.arange(num_train),
         test=torch.arange(num_train, len(labels)) if num_train < len(labels) else None,
         classes=tuple(arrays["classes"].tolist()),
         fingerprint=str(arrays["fingerprint"]),
     )
-
-
-def _fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
-    digest = hashlib.sha256(str(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).data)
-    digest.update(np.ascontiguousarray(labels).data)
-    return digest.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tasks import fits
 from tasks.base import check_range, check_whole
-from tasks.data.files import read_image
+from tasks.data.files import read_image, sklearn_file
 from tasks.data.points import Predict, SamplePoints
 from tasks.data.splits import stratified
 
@@ -96,14 +95,6 @@ def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> Sa
 
     index = {"train": train, "val": val, "test": test}
     return SamplePoints(inputs, targets, index, draw=draw, peak=1.0, fingerprint=_hash(pixels))
-
-
-def sklearn_file(name: str) -> Path:
-    """A file below scikit-learn's ``datasets``, found without importing scikit-learn, which takes seconds."""
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or spec.origin is None:
-        raise ValueError("task.data: scikit-learn, which ships the data, is not installed")
-    return Path(spec.origin).parent / "datasets" / name
 
 
 def _read_table(path: Path) -> np.ndarray:

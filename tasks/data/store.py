@@ -1,0 +1,224 @@
+"""Where the samples of a set live: as one uint8 tensor in memory, or in their files until they are asked for.
+
+Both give the same bytes: in memory is what the files' reader gave once, streamed is what it gives every time.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tasks.base import check_choice
+from tasks.data.cache import cached, save
+
+# picklable: position -> sample, uint8 (planes, H, W); ValueError names a file that cannot be read
+Read = Callable[[int], np.ndarray]
+
+CHUNK = 64  # samples that a worker decodes at a time when all of them are read
+MAX_WORKERS = 16
+# decoded files are kept pixel by pixel: torch resizes such images more than twice as fast
+TO_PIXELS, TO_PLANES = (0, 2, 3, 1), (0, 3, 1, 2)
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+log = logging.getLogger("actbench")
+
+
+class Store(Protocol):
+    """The samples of a set, all of one ``shape`` (planes, H, W), as uint8."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def batches(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For each of ``chunks``, (n,) positions, the samples there: (n, planes, H, W) uint8."""
+        ...
+
+
+class Memory:
+    """Samples in a tensor, (N, planes, H, W) uint8, in any memory format; batches have the same."""
+
+    def __init__(self, samples: Tensor) -> None:
+        self.samples = samples
+        self.shape = tuple(samples.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Copies of the samples at each of ``chunks``."""
+        # index_select copies whole samples, indexing goes byte by byte: 8 and 55 us for 77 kB
+        pixels = self.samples.permute(TO_PIXELS)
+        for chunk in chunks:
+            if pixels.is_contiguous():
+                yield pixels.index_select(0, chunk).permute(TO_PLANES)
+            else:
+                yield self.samples.index_select(0, chunk)
+
+
+class Stream:
+    """Samples that the workers of a DataLoader read while they are wanted, in order.
+
+    Args:
+        read: gives one sample; pickled or forked to the workers.
+        count: how many there are.
+        shape: of each.
+    """
+
+    def __init__(self, read: Read, count: int, shape: Sequence[int]) -> None:
+        self.read = read
+        self.count = count
+        self.shape = tuple(shape)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The samples at each of ``chunks``; workers read ahead by two chunks each.
+
+        Raises:
+            ValueError: a sample that cannot be read; the reader's own words.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            _Batches(self.read),  # type: ignore[arg-type]  # it serves whole batches only
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=min(os.cpu_count() or 1, MAX_WORKERS, len(chunks)),
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # else each pass would draw from torch's global one
+        )
+        for batch in loader:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+
+
+class _Batches:
+    """A DataLoader's view of ``read``. Errors travel as values: raised in a worker they become a page of text."""
+
+    def __init__(self, read: Read) -> None:
+        self.read = read
+
+    def __getitems__(self, positions: list[int]) -> Tensor | ValueError:
+        try:
+            pixels = np.stack([self.read(position).transpose(1, 2, 0) for position in positions])
+            return torch.from_numpy(pixels).permute(TO_PLANES)
+        except ValueError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def open_store(
+    read: Read, count: int, shape: Sequence[int], *, in_memory: bool | str, cache: Path, key: str
+) -> Store:
+    """Decode the samples into memory by way of ``cache``, or stream them if they are too many for that.
+
+    Args:
+        read: gives one sample.
+        count: how many there are.
+        shape: of each, (planes, H, W).
+        in_memory: true, false, or auto, which is true if the decoded set takes at most half of the memory
+            that is available.
+        cache: folder for decoded sets.
+        key: changes whenever what ``read`` gives does (``key_of_files``).
+
+    Raises:
+        ValueError: another ``in_memory``, a cache that cannot be written to, or a sample that cannot be read.
+    """
+    check_choice("task.data.in_memory", str(in_memory).lower(), ("auto", "true", "false"))
+    size, available = count * prod(shape), available_memory()
+    in_memory = 2 * size <= available if in_memory == "auto" else str(in_memory).lower() == "true"
+    log.info(
+        "data: %d samples of %s, %.2f GB decoded, %.2f GB available: %s",
+        *(count, " x ".join(map(str, shape)), size / 1e9, available / 1e9),
+        "kept in memory" if in_memory else "streamed from their files",
+    )
+    stream = Stream(read, count, shape)
+    if not in_memory:
+        return stream
+    arrays = cached(cache, f"pixels-{key}", lambda folder: decode(stream, folder / "pixels.npy"))
+    return Memory(torch.from_numpy(arrays["pixels"]).permute(TO_PLANES))
+
+
+def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
+    """Read all samples, with all cores, into an array file, of which a few chunks are in memory beside it.
+
+    Args:
+        stream: the samples.
+        path: of the file.
+        planar: (N, planes, H, W) instead of (N, H, W, planes).
+    """
+    planes, *size = stream.shape
+    shape = (len(stream), planes, *size) if planar else (len(stream), *size, planes)
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    chunks = torch.arange(len(stream)).split(CHUNK)
+    with tqdm(total=len(stream), desc="decoding", unit="img", disable=None) as bar:
+        for chunk, batch in zip(chunks, stream.batches(chunks), strict=True):
+            samples = batch if planar else batch.permute(TO_PIXELS)
+            array[chunk[0] : chunk[-1] + 1] = samples.numpy()
+            bar.update(len(chunk))
+    array.flush()
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping: the kernel's estimate, or what a container's limit leaves of it."""
+    try:
+        lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except OSError:  # no container, or one of the older kind
+        return available
+    return available if limit == "max" else min(available, int(limit) - used)
+
+
+def mean_std(
+    store: Store, index: Tensor, planes: int, kept: tuple[Path, str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (1 where it is 0) of each of the first ``planes``, float32.
+
+    Args:
+        store: the samples.
+        index: (n,) positions, of the training split and of nothing else.
+        planes: so many of each sample are images; masks behind them have no mean.
+        kept: folder of the cache and key of the samples, as for ``open_store``: the result is kept there, as
+            reading many files takes minutes. None computes it anew.
+    """
+    if kept is None:
+        total = _moments(store, index, planes)
+    else:
+        digest = hashlib.sha256(f"{kept[1]} {planes}".encode())
+        digest.update(index.numpy().tobytes())
+        key = f"statistics-{digest.hexdigest()[:20]}"
+        arrays = cached(kept[0], key, lambda folder: save(folder, moments=_moments(store, index, planes)))
+        total = torch.from_numpy(arrays["moments"])
+    mean, square = total.double() / (len(index) * prod(store.shape[1:]))
+    std = (square - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+
+
+def _moments(store: Store, index: Tensor, planes: int) -> Tensor:
+    """Sums of the values and of their squares over all pixels, (2, planes) whole numbers."""
+    total = torch.zeros(2, planes, dtype=torch.int64)
+    chunks = index.split(CHUNK)
+    with tqdm(total=len(index), desc="statistics", unit="img", leave=False, disable=None) as bar:
+        for chunk, batch in zip(chunks, store.batches(chunks), strict=True):
+            pixels = batch[:, :planes].to(torch.int32)
+            sums = [values.sum((0, 2, 3), dtype=torch.int64) for values in (pixels, pixels.square())]
+            total += torch.stack(sums)
+            bar.update(len(chunk))
+    return total
