@@ -44,7 +44,7 @@ def run_cell(cfg: DictConfig, grid: bool) -> None:
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     activation = own_class(cfg.activation._target_, choices["activation"]) or choices["activation"]
     # networks of other libraries are one choice and a name
-    network = ":".join(filter(None, (choices["network"], config["network"].get("name"))))
+    network = ":".join(map(str, filter(None, (choices["network"], config["network"].get("name")))))
     cell = Cell(config, activation=activation, task=choices["task"], network=network, grid=grid)
     if record := cell.finished():
         print(cell.line(record, note=" (finished before)"))

@@ -101,7 +101,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
     for value, group in settings.groupby(records[name].astype(str)):
         # a cell without any settings failed before it had them; it tells nothing of what varies
         known = group[(group != ABSENT).any(axis=1)]
-        varying = [column for column in columns if known[column].nunique() > 1]
+        # what is compared with others at other sites says where it stands, though it is at one kind only
+        varying = [c for c in columns if (settings if c == SITES else known)[c].nunique() > 1]
         for index, row in group.iterrows():
             telling = varying if index in known.index else []
             given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]

@@ -1,8 +1,7 @@
 """Make sure that an activation works before anything is trained with it."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from activations.base import Activation
 from runners.optim import activation_modules
 from tasks.base import ActLayer
+from tasks.networks.build import blaming_the_network
 
 
 def checked(act_layer: partial[Activation], name: str) -> ActLayer:
@@ -42,15 +42,6 @@ def checked(act_layer: partial[Activation], name: str) -> ActLayer:
             "activations.base.Activation"
         )
     return partial(cls, **hyper)
-
-
-@contextmanager
-def blaming_the_network(input_shape: Sequence[int]) -> Iterator[None]:
-    """What a network of somebody else's says of inputs that it cannot take, as a ValueError that says so."""
-    try:
-        yield
-    except (RuntimeError, AssertionError, IndexError) as error:
-        raise ValueError(f"the network cannot take samples of shape {tuple(input_shape)}: {error}") from error
 
 
 def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from results.files import CHECKPOINT, CLASSES, CURVES, METRICS, PICTURES, replac
 from runners import cost, seeding
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState
-from runners.factory import blaming_the_network, check_network
+from runners.factory import check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, source_hash, write_curves
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
@@ -221,7 +221,8 @@ class Train:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
         write_csv(cell.folder / METRICS, run.rows)
-        if classes := [*_class_rows(last, run.epoch - 1), *_class_rows(best, run.best["epoch"])]:
+        looks = {run.epoch - 1: last, run.best["epoch"]: best}
+        if classes := [row for epoch, scores in looks.items() for row in _class_rows(scores, epoch)]:
             write_csv(cell.folder / CLASSES, classes)
         if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
             return self._finish(cell, run, "diverged", reason="loss not finite in the test")
@@ -352,5 +353,4 @@ def find_device(name: str) -> torch.device:
 def build_network(act_layer: ActLayer, task: Task, seed: int) -> nn.Module:
     """The task's network with the initial weights of ``seed``, outside the activations the same for all of them."""
     seeding.seed_everything(seed, "network")
-    with blaming_the_network(task.input_shape):
-        return task.build_network(seeding.isolated(act_layer, seed))
+    return task.build_network(seeding.isolated(act_layer, seed))

@@ -35,7 +35,7 @@ class Recipe:
         schedule: constant, or cosine, which would reach 0 one step after the last.
         warmup: share of all steps during which lr rises linearly from 0, in [0, 1).
         clip_norm: largest norm of the whole gradient, above 0, or None.
-        label_smoothing: in [0, 1); classification only.
+        label_smoothing: in [0, 1); classification and segmentation only.
         mixup: alpha of the Beta distribution of each image's share, at least 0, which is off (arXiv 1710.09412);
             classification only.
 

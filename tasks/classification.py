@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import Batch, Means, Recipe, Task, check_range, check_whole
-from tasks.data.augment import Augment
+from tasks.data.augment import Augment, check_augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
 
@@ -54,6 +54,10 @@ class Classification(Task):
     ) -> None:
         for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             check_range(f"task.{name}", share, "in (0, 1)", lambda v: 0 < v < 1)
+        for name, step in (("augment", augment), ("eval_crop", eval_crop)):
+            check_augment(f"task.{name}", step, masks=0)
+        if len(data.classes) < 2:
+            raise ValueError(f"task.data: two classes or more are needed, there is only {data.classes[0]}")
         self.recipe = recipe
         self.network = network
         self.augment = augment

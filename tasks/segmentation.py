@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import Batch, Recipe, Task, check_range
+from tasks.data.augment import check_augment
 from tasks.data.masks import MaskSet
 from tasks.data.pairs import VOID
 from tasks.data.splits import stratified
@@ -64,6 +65,11 @@ class Segmentation(Task):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
     ) -> None:
+        for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            check_range(f"task.{name}", share, "in (0, 1)", lambda v: 0 < v < 1)
+        check_augment("task.augment", augment, masks=1)
+        if recipe.mixup > 0:
+            raise ValueError(f"task.recipe.mixup={recipe.mixup}: is for classification; 0 is legal here")
         self.recipe = recipe
         self.network = network
         self.augment = augment
@@ -208,7 +214,6 @@ def _classes(output: Tensor) -> Tensor:
 
 def _hold_out(index: Tensor, share: float, name: str) -> tuple[Tensor, Tensor]:
     """What is left of ``index`` and what is held out; the same whatever the seed."""
-    check_range(f"task.{name}", share, "in (0, 1)", lambda v: 0 < v < 1)
     try:
         rest, held = stratified(torch.zeros(len(index), dtype=torch.long), round(share * len(index)))
     except ValueError as error:
@@ -217,16 +222,16 @@ def _hold_out(index: Tensor, share: float, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _check(augment: Callable[[Tensor, torch.Generator], Tensor], shape: tuple[int, ...]) -> None:
-    """Try ``augment`` on masks of 0 and VOID, which it must not mix to anything else.
+    """Try ``augment`` on masks of 1 and VOID, which it must not mix or cover: 0 would be a class.
 
     Raises:
         ValueError: it does, or the images do not suit it.
     """
     generator = torch.Generator().manual_seed(0)
     samples = torch.zeros(4, *shape, dtype=torch.uint8)
-    samples[:, -1] = VOID * torch.randint(2, samples[:, -1].shape, generator=generator)
+    samples[:, -1] = 1 + (VOID - 1) * torch.randint(2, samples[:, -1].shape, generator=generator)
     masks = augment(samples, generator)[:, -1]
-    if not ((masks == 0) | (masks == VOID)).all():
+    if not ((masks == 1) | (masks == VOID)).all():
         raise ValueError(
             "task.augment: mixes the masks' values; masks=1 in its configuration keeps them whole"
         )

@@ -17,6 +17,7 @@ from toy import Toy
 from tasks import classification
 from tasks.classification import Tally, mixup
 from tasks.data import images
+from tasks.data.augment import Compose, Cutout, check_augment
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -259,3 +260,18 @@ def test_large_images_are_evaluated_in_smaller_batches() -> None:
     for side in (32, 128, 224, 4096):
         sizes[side] = classification.Classification._eval_batch(SimpleNamespace(input_shape=(3, side, side)))
     assert sizes == {32: 512, 128: 64, 224: 20, 4096: 1}
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (5, "task.augment=5: an augmentation"),
+        (Cutout(2, masks=1), "Cutout has masks=1, samples of this task have 0"),
+        (Compose(crop=None, cutout=Cutout(2, masks=1)), "Cutout has masks=1"),
+    ],
+)
+def test_augmentations_that_do_not_suit_images(augment: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_augment("task.augment", augment, masks=0)
+    check_augment("task.augment", Compose(crop=None, cutout=Cutout(2)), masks=0)
+    check_augment("task.augment", None, masks=0)

@@ -81,7 +81,7 @@ def test_weights_are_loaded_and_the_classifier_stays_fresh(tmp_path: Path) -> No
 def test_weights_of_heads_for_training_only_are_left_out(tmp_path: Path) -> None:
     network = nn.Linear(2, 2)
     torch.save(nn.Linear(2, 2).state_dict() | {"aux1.weight": torch.ones(1)}, tmp_path / "w.pt")
-    load_weights(network, tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt", 2)
 
 
 WEIGHTS = {
@@ -94,7 +94,7 @@ WEIGHTS = {
     ),
     "other shapes": (
         {"0.weight": torch.ones(3, 3), "1.weight": torch.ones(3, 3)},
-        "more than the classifier has another shape: 0.weight, 1.weight",
+        "more than the number of classes differs: 0.weight, 1.weight of another shape",
     ),
 }
 
@@ -112,7 +112,7 @@ def test_weights_that_do_not_fit(case: str, tmp_path: Path) -> None:
         nn.Sequential(nn.Linear(2, 2, False), nn.Linear(2, 2, False)) if case == "other shapes" else linear
     )
     with pytest.raises(ValueError, match=f"network.weights={path}: {message}"):
-        load_weights(network, path)
+        load_weights(network, path, 2)
 
 
 ERRORS = {
@@ -145,7 +145,17 @@ ERRORS = {
         ("network=torchvision", "network.name=lraspp_mobilenet_v3_large"),
         "the network makes (10, 8, 8) of a sample, this task needs (10,): it is for another kind of task",
     ),
+    "a size that a model refuses": (
+        ("network=torchvision", "network.name=maxvit_t"),
+        "network.name=maxvit_t: ",
+    ),
+    "a number for a name": (
+        ("network=torchvision", "network.name=5"),
+        "network.name=5: no such model of torchvision",
+    ),
+    "a number for weights": (("network.weights=3",), "network.weights=3: no such file"),
     "sites": (("network.sites=some",), "sites=some"),
+    "a number for sites": (("network.sites=3",), "sites=3: legal values are all, one_per_block"),
 }
 
 

@@ -245,6 +245,16 @@ def test_sites_are_told_with_the_activation_and_have_a_baseline(tmp_path: Path) 
     assert set(table["baseline"]) == {"relu[sites=all]"}
 
 
+def test_sites_are_told_of_activations_that_stand_at_one_kind_each(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0, 91.0], "prelu": [80.0, 81.0]})
+    for name, where in (("relu", "all"), ("prelu", "one_per_block")):
+        for seed in range(2):
+            path = study / "digits" / name / f"{seed}-abc" / "record.json"
+            write_json(path, json.loads(path.read_text()) | {"network": "resnet8", "network.sites": where})
+    table = leaderboard(add_labels(read_records(study)))
+    assert set(table["activation"]) == {"relu[sites=all]", "prelu[sites=one_per_block]"}
+
+
 def test_missing_and_damaged_records_are_rows(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", {"relu": [90.0, 91.0, 92.0]})
     (study / "digits" / "relu" / "0-abc" / "record.json").unlink()

@@ -262,8 +262,10 @@ def test_image_and_mask_are_resized_as_one() -> None:
 
 
 def test_an_augmentation_that_mixes_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"task\.augment: mixes the masks' values; masks=1"):
+    with pytest.raises(ValueError, match="RandomResizedCrop has masks=0, samples of this task have 1"):
         make_segmentation(random_set(), augment=RandomResizedCrop(6))
+    with pytest.raises(ValueError, match=r"task\.augment: mixes the masks' values"):
+        make_segmentation(random_set(), augment=lambda samples, generator: samples // 2)
 
 
 # generated scenes --------------------------------------------------------------------------------------------------

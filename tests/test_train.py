@@ -183,6 +183,7 @@ def test_scores_of_classes_are_written_to_a_table_of_their_own(tmp_path) -> None
     metrics = pd.read_csv(cell.folder / "metrics.csv")
     assert not [name for name in metrics if "/" in name]
     tests = metrics[metrics["split"] == "test"].set_index("epoch")
+    assert table.index.is_unique
     for epoch in (0, 2):
         assert table.loc[(epoch, "one"), "acc"] == tests.loc[epoch, "loss"]
         assert table.loc[(epoch, "two"), ["acc", "iou"]].tolist() == [2, 3]

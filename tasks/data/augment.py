@@ -32,6 +32,18 @@ class Compose:
         return images
 
 
+def check_augment(name: str, augment: object, masks: int) -> None:
+    """Raise ValueError unless ``augment`` is None or can be called, and treats ``masks`` planes as label maps."""
+    steps = augment.steps if isinstance(augment, Compose) else [augment]
+    if not all(step is None or callable(step) for step in steps):
+        raise ValueError(f"{name}={augment}: an augmentation (_target_: ...) or null is needed")
+    for step in steps:
+        if (wrong := getattr(step, "masks", masks)) != masks:
+            raise ValueError(
+                f"{name}: {type(step).__name__} has masks={wrong}, samples of this task have {masks}"
+            )
+
+
 class CropFlip:
     """Random shift with reflected borders, and random horizontal flip: the usual CIFAR augmentation.
 
@@ -240,7 +252,7 @@ class CenterCrop:
         height, width = images.shape[2:]
         _check_size("task.eval_crop.size", self.size, height, width)
         zoom = self.share * min(height / self.size[0], width / self.size[1])
-        h, w = (round(zoom * side) for side in self.size)
+        h, w = (max(1, round(zoom * side)) for side in self.size)
         top, left = (height - h) // 2, (width - w) // 2
         box = images[:, :, top : top + h, left : left + w]
         if (h, w) == self.size:
@@ -290,7 +302,7 @@ def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width."""
     if isinstance(size, Sequence):
         check_list(name, size, "whole and at least 1", lambda v: v >= 1 and v == int(v), length=2)
-        return (size[0], size[1])
+        return (int(size[0]), int(size[1]))
     check_whole(name, size, 1)
     return (size, size)
 

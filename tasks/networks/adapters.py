@@ -38,7 +38,10 @@ def torchvision(input_shape: Sequence[int], num_outputs: int, *, name: str) -> n
         given |= {"image_size": input_shape[1]}
     elif name == "maxvit_t":
         given |= {"input_size": tuple(input_shape[1:])}
-    network = models.get_model(name, **given)
+    try:
+        network = models.get_model(name, **given)
+    except (ValueError, AssertionError) as error:  # of sizes that do not suit it
+        raise ValueError(f"network.name={name}: {error}") from error
     # hooks, as a module around it would give every weight and site another name
     if input_shape[0] == 1:
         network.register_forward_pre_hook(_colour)

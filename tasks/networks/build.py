@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,13 @@ def build(
             f"network.{unknown}: no such hyper-parameter; {model.__name__} takes {', '.join(sorted(legal))}"
         ) from error
     if weights is not None:
-        load_weights(network, Path(weights).expanduser())
+        load_weights(network, Path(str(weights)).expanduser(), num_outputs)
     if not direct:
         from activations.swap import replace_activations  # with torch.fx behind it
 
         # of its own generator, as the network's weights must not depend on whether there is a swap
         example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():  # an input that it cannot take is its own affair, not the swap's
+        with torch.no_grad(), blaming_the_network(input_shape):
             network.eval()(example)
         network.train()
         report = replace_activations(network, act_layer, sites=sites, example_input=example)
@@ -69,8 +70,17 @@ def build(
     return network
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Start ``network`` from the state_dict in ``path``; a layer of another size (a classifier) stays fresh.
+@contextmanager
+def blaming_the_network(input_shape: Sequence[int]) -> Iterator[None]:
+    """What a network of somebody else's says of inputs that it cannot take, as a ValueError that says so."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, IndexError) as error:
+        raise ValueError(f"the network cannot take samples of shape {tuple(input_shape)}: {error}") from error
+
+
+def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
+    """Start ``network`` from the state_dict in ``path``; a classifier of another number of outputs stays fresh.
 
     Raises:
         ValueError: no such file, no state_dict, or names that differ.
@@ -94,9 +104,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
             f"network.weights={path}: weights of another network: missing {_some(missing)}; unknown {_some(unknown)}"
         )
     fresh = [name for name, value in state.items() if value.shape != own[name].shape]
-    if len({name.rpartition(".")[0] for name in fresh}) > 1:
+    classifier = [name for name in fresh if own[name].shape == (num_outputs, *state[name].shape[1:])]
+    if others := [name for name in fresh if name not in classifier]:
         raise ValueError(
-            f"network.weights={path}: more than the classifier has another shape: {_some(fresh)}"
+            f"network.weights={path}: more than the number of classes differs: {_some(others)} of another shape"
         )
     network.load_state_dict({name: own[name] if name in fresh else value for name, value in state.items()})
     log.info(
