@@ -311,5 +311,5 @@ def _check_size(name: str, size: tuple[int, int], height: int, width: int) -> No
     if height < size[0] or width < size[1]:
         raise ValueError(
             f"{name}={size[0]} x {size[1]}: the images are {height} x {width}, smaller than the crop; "
-            "a larger task.data.stored, where a task has it, makes them larger"
+            "a larger task.data.stored or task.data.size, where a task has it, makes them larger"
         )
