@@ -27,7 +27,7 @@ from hydra.utils import instantiate
 from torch.utils.data import DataLoader, Dataset
 
 from runners import seeding
-from tasks.data.files import ReadImages
+from tasks.data.files import EXTENSIONS, ReadImages
 from tasks.data.folders import IMAGENETTE
 from tasks.data.store import Stream, decode
 
@@ -59,16 +59,31 @@ def main() -> None:
         temporary = Path(name)
         for row in given.rows or rows:
             source = sources.get(row, row)
-            folder = getattr(given, source) or temporary / source
-            if not folder.exists():
+            if own := getattr(given, source):
+                folder = users_folder(source, own)
+            elif not (folder := temporary / source).exists():
                 made[source](folder)
             for line in rows[row](folder, temporary / "cache"):
                 print(line, flush=True)
 
 
+def users_folder(source: str, folder: Path) -> Path:
+    """The folder with the images in ``folder``, in which nothing is ever made; exits if there are none."""
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        sys.exit(f"actbench: --{source} {folder}: no such folder")
+    if source == "imagenette" and not (folder / "train").is_dir():
+        folder /= "imagenette2-160"
+    packed = source == "cifar10" and any(folder.glob("cifar-10-batches-py/data_batch_*"))
+    images = (path for path in (folder / "train").rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not packed and next(images, None) is None:
+        sys.exit(f"actbench: --{source} {folder}: no images in train/")
+    return folder
+
+
 def first_decode(folder: Path, cache: Path) -> Iterator[str]:
     """Files to one array: are all cores at work, and how much memory does it take?"""
-    paths = sorted((folder / "train").glob("*/*"))
+    paths = sorted(path for path in (folder / "train").glob("*/[!.]*") if path.suffix.lower() in EXTENSIONS)
     paths = (paths * (DECODED // len(paths) + 1))[:DECODED]
     read = ReadImages(paths, stored=160)
     cache.mkdir(exist_ok=True)
@@ -178,7 +193,19 @@ def waiting(folder: Path, cache: Path) -> Iterator[str]:
 
 def compare(name: str, task: Any, usual: Dataset, batches: int, limit: str) -> str:
     """One row: images per second of the task's batches and of a DataLoader of ``usual``, in turns."""
-    loader = DataLoader(usual, batch_size=task.batch_size, shuffle=True, num_workers=CORES, drop_last=True)
+    loader = DataLoader(
+        usual,
+        batch_size=task.batch_size,
+        shuffle=True,
+        num_workers=CORES,
+        drop_last=True,
+        persistent_workers=True,
+    )
+    batches = min(
+        batches, len(loader) - 1, task.steps_per_epoch - 1
+    )  # no second epoch, whose start takes time
+    if batches < 1:
+        sys.exit(f"actbench: {name}: at least two batches of {task.batch_size} training images are needed")
 
     def passes(batches_of: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
         for number in range(1_000_000):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from tasks.data import images, store
 from tasks.data.cache import cached, key_of_files, save
+from tasks.data.files import fingerprint_of_files
 from tasks.data.folders import image_folder, imagenette
 from tasks.data.functions import sines2d
 from tasks.data.images import cifar10, cifar100, digits, fashion_mnist
@@ -126,6 +127,46 @@ def test_a_cache_entry_appears_as_a_whole(tmp_path: Path) -> None:
     assert made["a"].tolist() == [0, 1, 2, 3, 4]
     assert str(made["name"]) == "text"
     assert sorted(os.listdir(tmp_path / "cache")) == [".key.lock", "key"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".key.123").mkdir()
+    (tmp_path / ".other.123").mkdir()
+    cached(tmp_path, "key", lambda folder: save(folder, a=np.arange(5)))
+    assert sorted(os.listdir(tmp_path)) == [".key.lock", ".other.123", "key"]
+
+
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_a_cache_entry_without_its_arrays_is_made_again(tmp_path: Path, all_of_it: bool) -> None:
+    def build(folder: Path) -> None:
+        save(folder, a=np.arange(5), b=np.arange(6))
+
+    cached(tmp_path, "key", build)
+    for path in list((tmp_path / "key").iterdir()):
+        if all_of_it or path.name == "b.npy":
+            path.unlink()
+    assert {name: len(array) for name, array in cached(tmp_path, "key", build).items()} == {"a": 5, "b": 6}
+
+
+def test_names_need_not_be_utf8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    path.write_text("x")
+    key = key_of_files("kind", tmp_path, [path])
+    assert len(fingerprint_of_files([path], [0], ["caf\udce9"], "kind", (tmp_path / "cache", key))) == 16
+
+
+def test_a_read_only_folder_with_the_files_will_do(tmp_path: Path, monkeypatch) -> None:
+    published = images.Published("Name", "unpacked", ("archive",), 1, "")
+
+    class Refused:
+        def __init__(self, path: Path) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(images, "FileLock", Refused)
+    with pytest.raises(ValueError, match=r"task\.data\.root=.*: cannot write there \(Permission denied\)"):
+        published.fetch(tmp_path, True, pytest.fail)
+    (tmp_path / "unpacked").mkdir()
+    published.fetch(tmp_path, False, pytest.fail)
 
 
 @pytest.mark.parametrize("length", [0, 500])

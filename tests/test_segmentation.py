@@ -1,9 +1,11 @@
 """Segmentation: scores against torchmetrics, masks that move with their images, sets of masks, pictures, and what is refused."""
 
 import http.server
+import struct
 import subprocess
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import md5
@@ -25,7 +27,7 @@ from tasks.base import Recipe
 from tasks.data import masks, shapes
 from tasks.data.augment import Compose, CropFlip, RandomResizedCrop
 from tasks.data.masks import VOC, MaskSet, camvid, mask_folder, oxford_pets, voc2012
-from tasks.data.pairs import VOID
+from tasks.data.pairs import VOID, read_mask
 from tasks.data.store import Memory
 from tasks.networks.unet import UNet
 from tasks.segmentation import Segmentation
@@ -410,6 +412,12 @@ def test_the_fingerprint_is_of_the_data(tmp_path: Path) -> None:
     assert open_folder(root, size=[5, 6]).fingerprint != first
     assert open_folder(root, class_names=["a", "b", "d"]).fingerprint != first
     assert open_folder(make_folder(tmp_path / "fewer", count=5)).fingerprint != first
+    same_size = [make_folder(tmp_path / name) / "test" / "labels" / "test0.png" for name in ("one", "other")]
+    for value, mask in zip((1, 2), same_size, strict=True):
+        Image.fromarray(np.full((10, 12), value, np.uint8)).save(mask)
+        mask.write_bytes(mask.read_bytes().ljust(200, b"\0"))  # what follows the image is not looked at
+    assert same_size[0].stat().st_size == same_size[1].stat().st_size
+    assert open_folder(tmp_path / "one").fingerprint != open_folder(tmp_path / "other").fingerprint
 
 
 def test_sizes_become_one(tmp_path: Path) -> None:
@@ -518,11 +526,47 @@ def test_a_folder_that_cannot_be(tmp_path: Path, damage: Callable[[Path], None])
     assert "\n" not in str(caught.value)
 
 
-def test_a_streamed_mask_that_cannot_be_is_said_when_it_is_read(tmp_path: Path) -> None:
+def test_a_streamed_mask_that_cannot_be_is_said_at_the_beginning(tmp_path: Path) -> None:
     out_of_range(root := make_folder(tmp_path / "set"))
-    data = open_folder(root, in_memory=False)
     with pytest.raises(ValueError, match=REFUSED[out_of_range]):
-        samples_of(data)
+        open_folder(root, in_memory=False)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
+    labels = np.arange(40).reshape(5, 8) % min(1 << bits, 20)
+    row = np.unpackbits(labels.astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - bits :].reshape(5, -1)
+    lines = b"".join(b"\0" + np.packbits(line).tobytes() for line in row)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", 8, 5, bits, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), labels)
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_folder(tmp_path / "set")
+    (root / "train" / "images" / "more").mkdir()
+    (root / "val" / "labels" / "x.tif").touch()
+    (root / "val" / "labels" / "._x.png").touch()
+    open_folder(root)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.endswith("2 entries are no images and left out, such as train/images/more")
+
+
+@pytest.mark.parametrize("setting", ["root", "cache"])
+@pytest.mark.parametrize("value", [None, 3])
+def test_a_folder_without_a_name(tmp_path: Path, setting: str, value: object) -> None:
+    settings = {"root": str(make_folder(tmp_path / "set")), "cache": str(tmp_path / "cache")} | {
+        setting: value
+    }
+    with pytest.raises(ValueError, match=rf"^task\.data\.{setting}={value}: a folder's name is needed$"):
+        camvid(**settings)
+    with pytest.raises(ValueError, match=rf"^task\.data\.{setting}={value}: a folder's name is needed$"):
+        mask_folder(**settings, class_names=["a", "b", "c"], ignore_index=255)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,44 @@ def test_a_set_that_fits_in_half_of_the_memory_is_kept_there(
         open_store(ReadNumbers(), 150, (2, 3, 4), in_memory="maybe", cache=tmp_path, key="numbers")
 
 
+@pytest.mark.parametrize("word", ["auto", "Auto", "AUTO"])
+def test_words_may_be_capital(word: str, tmp_path: Path) -> None:
+    opened = open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=word, cache=tmp_path, key="numbers")
+    assert isinstance(opened, Memory)
+    with pytest.raises(ValueError, match=r"task\.data\.in_memory=none: legal values are auto, true, false"):
+        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=None, cache=tmp_path, key="numbers")
+
+
+def test_streamed_samples_are_checked_once(tmp_path: Path, monkeypatch) -> None:
+    settings = {"in_memory": False, "cache": tmp_path, "key": "numbers"}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^number 149: not readable$"):
+            open_store(ReadNumbers(149), 150, (2, 3, 4), **settings)
+    open_store(ReadNumbers(), 150, (2, 3, 4), **settings)
+    monkeypatch.setattr(store, "_check", None)  # must not be asked again
+    open_store(ReadNumbers(), 150, (2, 3, 4), **settings)
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        assert (offset, length) == (0, 128 + 150 * 2 * 3 * 4)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"^task\.data\.cache=.*\(No space left on device\)$"):
+        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=True, cache=tmp_path, key="numbers")
+
+
+def open_tree(root: Path, cache: Path, in_memory: bool) -> int:
+    return len(image_folder(str(root), stored=32, in_memory=in_memory, cache=str(cache)).labels)
+
+
+def test_stores_open_in_a_worker_of_joblib(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "tree", {".": 3}, "ab")
+    jobs = [joblib.delayed(open_tree)(root, tmp_path / "cache", kind) for kind in (True, False)]
+    assert joblib.Parallel(n_jobs=2)(jobs) == [6, 6]
+
+
 def test_available_memory_is_the_kernels_and_the_containers(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  3000 kB\nMemFree: 100 kB\nMemAvailable:    2000 kB\n")
     monkeypatch.setattr(store, "MEMINFO", tmp_path / "meminfo")
@@ -308,6 +347,37 @@ def test_any_folder_of_classes(tmp_path: Path) -> None:
     assert found(tmp_path / "val") == (("a", "b"), 6, 4)
     assert found(tmp_path / "all") == (("a", "b"), 6, 8)
     assert found(tmp_path / "train") == (("a", "b"), 6, None)
+
+
+def test_hidden_and_other_files_do_not_count(tmp_path: Path, caplog) -> None:
+    root = make_folders(tmp_path / "tree", {"train": 2, "test": 1}, "ab")
+    for name in ("._0.jpg", "x.webp", "notes.txt"):
+        (root / "train" / "a" / name).touch()
+    (root / "test" / "b" / "more").mkdir()
+    found = image_folder(str(root), stored=32, cache=str(tmp_path / "cache"))
+    assert len(found.labels) == 6
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.endswith("tree: 3 entries are no images and left out, such as test/b/more")
+
+
+def test_images_that_were_enlarged_are_not_found_when_they_may_not_be(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "small", {".": 2}, "ab", (20, 40))
+    image_folder(str(root), stored=32, enlarge=True, cache=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"smaller than task\.data\.stored=32"):
+        image_folder(str(root), stored=32, cache=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("row", ["decode", "camvid"])
+def test_the_benchmark_makes_nothing_in_a_users_folder(row: str, tmp_path: Path) -> None:
+    option = "--camvid" if row == "camvid" else "--imagenette"
+    (tmp_path / "empty").mkdir()
+    for name, words in (("none", "no such folder"), ("empty", "no images in train/")):
+        command = [sys.executable, "bench_data.py", row, option, str(tmp_path / name)]
+        run = subprocess.run(command, **(PROCESS | {"cwd": Path("scripts").resolve()}))
+        assert run.returncode == 1
+        assert run.stderr.startswith("actbench: ")
+        assert words in run.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_trees_that_cannot_be_are_said(tmp_path: Path) -> None:

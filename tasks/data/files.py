@@ -2,8 +2,9 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,36 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+log = logging.getLogger("actbench")
+
+
+def named_folder(setting: str, value: object) -> Path:
+    """The folder that the user names.
+
+    Raises:
+        ValueError: ``value`` is null, a number or empty.
+    """
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise ValueError(f"{setting}={value}: a folder's name is needed")
+    return Path(value).expanduser()
+
+
+def warn_of_others(folder: Path, places: Iterable[tuple[Path, tuple[str, ...]]]) -> None:
+    """Log how many entries of ``places`` have none of the endings looked for there; hidden ones do not count.
+
+    Folders in folders, and images of other formats, would be missing from a set without a word.
+    """
+    others = [
+        Path(entry.path)
+        for place, endings in places
+        if place.is_dir()
+        for entry in os.scandir(place)
+        if entry.name[0] != "." and not entry.name.lower().endswith(endings)
+    ]
+    if others:
+        first = min(others).relative_to(folder)
+        log.warning("data: %s: %d entries are no images and left out, such as %s", folder, len(others), first)
 
 
 class ReadImages:
@@ -147,6 +178,7 @@ def list_tree(
             files = _images_in(root, folder, Path(split) / name)
             paths += files
             labels += [label] * len(files)
+    warn_of_others(folder, [(folder / split / name, EXTENSIONS) for split in splits for name in classes])
     return Listing(paths, labels, num_train or len(paths), tuple(classes))
 
 
@@ -170,7 +202,10 @@ def _images_in(root: str, folder: Path, place: Path) -> list[Path]:
     if not (folder / place).is_dir():
         raise ValueError(f"task.data.root={root}: has no folder {place}/")
     names = sorted(
-        entry.name for entry in os.scandir(folder / place) if entry.name.lower().endswith(EXTENSIONS)
+        entry.name
+        for entry in os.scandir(folder / place)
+        if entry.name.lower().endswith(EXTENSIONS)
+        and entry.name[0] != "."  # macOS leaves such beside each file
     )
     if not names:
         raise ValueError(
@@ -198,9 +233,10 @@ def fingerprint_of_files(
     """
 
     def build(entry: Path) -> None:
-        digest = hashlib.sha256("\0".join((kind, *names)).encode())
+        digest = hashlib.sha256(os.fsencode("\0".join((kind, *names))))
         for path, label in zip(tqdm(paths, desc="hashing", leave=False, disable=None), labels, strict=True):
-            digest.update(f"{path.name}\0{label}\0{os.stat(path).st_size}\n".encode())
+            digest.update(os.fsencode(path.name))  # names need not be UTF-8
+            digest.update(f"\0{label}\0{os.stat(path).st_size}\n".encode())
             digest.update(path.read_bytes())
         save(entry, fingerprint=digest.hexdigest()[:16])
 

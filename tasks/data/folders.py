@@ -10,7 +10,7 @@ import torch
 
 from tasks.base import check_bool, check_whole
 from tasks.data.cache import key_of_files
-from tasks.data.files import Listing, ReadImages, class_folders, fingerprint_of_files, list_tree
+from tasks.data.files import Listing, ReadImages, class_folders, fingerprint_of_files, list_tree, named_folder
 from tasks.data.images import ImageSet, Published
 from tasks.data.store import open_store
 
@@ -49,7 +49,7 @@ def imagenette(
     """
     check_bool("task.data.download", download)
     check_whole("task.data.stored", stored, 1)
-    folder = Path(root).expanduser()
+    folder = named_folder("task.data.root", root)
     if not (folder / "train").is_dir():
         sizes = [(size, mb) for size, side, mb in IMAGENETTE_SIZES if side >= stored]
         folders = {size: "imagenette2" + f"-{size[:-2]}" * (size != "full") for size, _ in sizes}
@@ -91,7 +91,7 @@ def imagenet_subset(
         ValueError: folders or a wnid not found, more classes than there are, or an unreadable image.
     """
     check_whole("task.data.stored", stored, 1)
-    folder = Path(root).expanduser()
+    folder = named_folder("task.data.root", root)
     there = class_folders(root, folder, "train")
     named = _chosen(classes, there)
     if missing := [wnid for wnid in named if wnid not in there]:
@@ -125,7 +125,7 @@ def image_folder(
     """
     check_whole("task.data.stored", stored, 1)
     check_bool("task.data.enlarge", enlarge)
-    folder = Path(root).expanduser()
+    folder = named_folder("task.data.root", root)
     if not folder.is_dir():
         raise ValueError(f"task.data.root={root}: no such folder; one with a folder for each class is needed")
     held_out = [split for split in ("test", "val") if (folder / split).is_dir()]
@@ -149,7 +149,8 @@ def _image_set(
     cache: str,
 ) -> ImageSet:
     read = ReadImages(files.paths, stored, enlarge)
-    kept = Path(cache).expanduser(), key_of_files(f"images-1 {stored}", folder, files.paths)
+    kind = f"images-2 {stored} {'enlarge' if enlarge else 'refuse'}"  # a set that was enlarged may have small images
+    kept = named_folder("task.data.cache", cache), key_of_files(kind, folder, files.paths)
     store = open_store(read, len(files.paths), read.shape, in_memory=in_memory, cache=kept[0], key=kept[1])
     count, num_train = len(files.paths), files.num_train
     return ImageSet(

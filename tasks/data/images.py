@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tasks.base import check_bool
 from tasks.data.cache import cached, key_of_files, save
-from tasks.data.files import ReadImages, list_tree, sklearn_file
+from tasks.data.files import ReadImages, list_tree, named_folder, sklearn_file
 from tasks.data.splits import stratified
 from tasks.data.store import Memory, Store, Stream, decode, mean_std
 
@@ -103,7 +104,7 @@ def fashion_mnist(root: str, *, download: bool = False, cache: str) -> ImageSet:
     # the last of the four is the last that torchvision unpacks
     unpacked, archives = f"{raw}/{names[-1]}-ubyte", tuple(f"{raw}/{name}-ubyte.gz" for name in names)
     published = Published("FashionMNIST", unpacked, archives, 31, tree="")
-    return _of_torchvision(published, Path(root).expanduser(), download, cache)
+    return _of_torchvision(published, named_folder("task.data.root", root), download, cache)
 
 
 @dataclass(frozen=True)
@@ -132,18 +133,27 @@ class Published:
         """Call ``load`` to download or unpack, unless all is there.
 
         Raises:
-            ValueError: there is nothing to unpack, and nothing may be downloaded.
+            ValueError: there is nothing to unpack, and nothing may be downloaded, or not into this folder.
         """
-        if not (download or self.packed(folder) or (folder / self.unpacked).exists()):
+        unpacked = folder / self.unpacked
+        if unpacked.exists() and not os.access(folder, os.W_OK):
+            return  # all of it: nobody can be unpacking here
+        if not (download or self.packed(folder) or unpacked.exists()):
             state = "is empty" if folder.is_dir() and not any(folder.iterdir()) else "has none of them"
             raise ValueError(
                 f"task.data.root={folder}: {state if folder.is_dir() else 'no such folder'}; needed are "
                 f"{self.tree}torchvision's {self.unpacked}, "
                 f"which task.data.download=true fetches ({self.megabytes} MB)"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".actbench.lock"):  # the cells of a grid must not download side by side
-            if not (folder / self.unpacked).exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = FileLock(folder / ".actbench.lock").acquire()
+        except OSError as error:
+            if unpacked.exists():  # and the lock is another user's
+                return
+            raise ValueError(f"task.data.root={folder}: cannot write there ({error.strerror})") from None
+        with held:  # the cells of a grid must not download side by side
+            if not unpacked.exists():
                 load()
 
     def load(self, folder: Path, download: bool, into: Path | None = None, **kwargs: Any) -> Any:
@@ -167,7 +177,7 @@ def _cifar(
 ) -> ImageSet:
     """CIFAR-10 or -100 from either kind of files."""
     check_bool("task.data.download", download)
-    folder = Path(root).expanduser()
+    folder = named_folder("task.data.root", root)
     image_set = (
         _of_tree(root, folder, cache)
         if (folder / "train").is_dir() or (folder / "test").is_dir()
@@ -196,7 +206,7 @@ def _of_tree(root: str, folder: Path, cache: str) -> ImageSet:
         save(entry, **_facts(images, np.array(files.labels), files.num_train, files.classes))
 
     key = key_of_files("image-folder-2", folder, files.paths)
-    return _image_set(cached(Path(cache).expanduser(), key, build))
+    return _image_set(cached(named_folder("task.data.cache", cache), key, build))
 
 
 def _of_torchvision(published: Published, folder: Path, download: bool, cache: str) -> ImageSet:
@@ -218,7 +228,7 @@ def _of_torchvision(published: Published, folder: Path, download: bool, cache: s
     files = unpacked if unpacked.is_dir() else unpacked.parent
     paths = sorted(path for path in files.iterdir() if path.is_file())
     key = key_of_files(f"{published.name.lower()}-1", folder, paths)
-    return _image_set(cached(Path(cache).expanduser(), key, build))
+    return _image_set(cached(named_folder("task.data.cache", cache), key, build))
 
 
 def _facts(

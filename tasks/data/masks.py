@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tasks.base import check_bool, check_list, check_whole
 from tasks.data.cache import key_of_files
-from tasks.data.files import read_image
+from tasks.data.files import EXTENSIONS, fingerprint_of_files, named_folder, read_image, warn_of_others
 from tasks.data.images import Published
 from tasks.data.pairs import ILLEGAL, VOID, Pairs, ReadPairs, names_in, pairs_in
 from tasks.data.store import Store, open_store
@@ -38,7 +38,7 @@ class MaskSet:
         store: samples of 4 planes: red, green, blue, and the class or VOID.
         train, val, test: positions of the splits; ``val`` and ``test`` are None where the source has none.
         classes: names, in the order of the numbers.
-        fingerprint: of the data, the same wherever and however they are stored; of files by name and size.
+        fingerprint: hash of the content, the same wherever and however it is stored.
         kept: where the cache may keep what is computed from them, see ``store.mean_std``.
     """
 
@@ -81,7 +81,7 @@ def mask_folder(
                 f"task.data.ignore_index={ignore_index}: {number} to 255 are legal, or null; {number} classes have "
                 f"the values 0 to {number - 1}"
             )
-    folder = Path(root).expanduser()
+    folder = named_folder("task.data.root", root)
     if not (folder / "train").is_dir():
         raise ValueError(
             f"task.data.root={root}: {'has no folder train/' if folder.is_dir() else 'no such folder'}; "
@@ -92,6 +92,10 @@ def mask_folder(
         for split in ("train", "val", "test")
         if (folder / split).is_dir()
     }
+    endings = {"images": EXTENSIONS, "labels": (".png",)}
+    warn_of_others(
+        folder, [(folder / split / name, ending) for split in splits for name, ending in endings.items()]
+    )
     values = {number: number for number in range(number)}
     if ignore_index is not None:
         values[ignore_index] = VOID
@@ -185,7 +189,10 @@ def _mask_set(
     table[list(values)] = list(values.values())
     height, width = map(int, size or reversed(read_image(pairs[0][0]).size))
     kind = f"masks-1 {'of' if size is None else 'to'} {height} x {width} {table.tobytes().hex()}"
-    place, key = Path(cache).expanduser(), key_of_files(kind, Path(root).expanduser(), files)
+    place, key = (
+        named_folder("task.data.cache", cache),
+        key_of_files(kind, named_folder("task.data.root", root), files),
+    )
     store = open_store(
         ReadPairs(pairs, (height, width), size is not None, table),
         *(len(pairs), (4, height, width)),
@@ -195,14 +202,14 @@ def _mask_set(
     )
     sizes = {split: len(part) for split, part in splits.items()}
     parts = dict(zip(sizes, torch.arange(len(pairs)).split(list(sizes.values())), strict=True))
-    names = [f"{path.name} {path.stat().st_size}" for path in files]
+    facts = f"{kind} {classes} {sizes}"
     return MaskSet(
         store,
         parts["train"],
         parts.get("val"),
         parts.get("test"),
         classes=classes,
-        fingerprint=hash_of(f"{kind} {classes} {sizes} {names}".encode()),
+        fingerprint=fingerprint_of_files(files, [0, 1] * len(pairs), classes, facts, (place, key)),
         kept=(place, key),
     )
 
@@ -220,7 +227,7 @@ def _class_names(names: Sequence[str]) -> tuple[str, ...]:
 def _fetched(published: Published, root: str, download: bool, **kwargs: Any) -> Path:
     """The root folder, with the set in it."""
     check_bool("task.data.download", download)
-    folder = Path(root).expanduser()
+    folder = named_folder("task.data.root", root)
     published.fetch(folder, download, lambda: published.load(folder, download, **kwargs))
     return folder
 

@@ -19,7 +19,7 @@ class ReadPairs:
     """Position -> image and mask, uint8 (4, H, W): what a store reads.
 
     Args:
-        pairs: files of images and of masks. A mask is an 8-bit PNG of class numbers, grey or with a palette, whose
+        pairs: files of images and of masks. A mask is a PNG of class numbers of at most 8 bits, grey or with a palette, whose
             colours do not matter.
         size: (H, W) of every sample. Where ``resize`` is set the image is resized to it (bilinear, antialiased)
             and the mask sampled (nearest neighbour), else both have it already.
@@ -77,6 +77,7 @@ def read_mask(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
+        unit = _unit(path)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from None
     if mode not in ("L", "P", "1"):
@@ -84,7 +85,16 @@ def read_mask(path: Path) -> np.ndarray:
             f"{path}: a mask of mode {mode}; an 8-bit PNG of class numbers is needed, grey or with a palette, "
             "not colours or 16 bits"
         )
-    return values.astype(np.uint8)
+    return values.astype(np.uint8) // unit
+
+
+def _unit(path: Path) -> int:
+    """What Pillow makes of a 1 in a mask: it stretches grey of 2 and 4 bits to 0 ... 255."""
+    with path.open("rb") as file:
+        start = file.read(26)
+    if not start.startswith(b"\x89PNG") or start[25] != 0:  # a palette's indices stay as they are
+        return 1
+    return {2: 85, 4: 17}.get(start[24], 1)
 
 
 def pairs_in(root: str, folder: Path) -> Pairs:

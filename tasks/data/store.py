@@ -3,8 +3,10 @@
 Both give the same bytes: in memory is what the files' reader gave once, streamed is what it gives every time.
 """
 
+import errno
 import hashlib
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
@@ -88,10 +90,12 @@ class Stream:
         Raises:
             ValueError: a sample that cannot be read; the reader's own words.
         """
+        workers = min(os.cpu_count() or 1, MAX_WORKERS, len(chunks))
         loader: DataLoader[Any] = DataLoader(
             _Batches(self.read),  # type: ignore[arg-type]  # it serves whole batches only
             batch_sampler=[chunk.tolist() for chunk in chunks],
-            num_workers=min(os.cpu_count() or 1, MAX_WORKERS, len(chunks)),
+            num_workers=workers,
+            multiprocessing_context=_start_method() if workers else None,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # else each pass would draw from torch's global one
         )
@@ -115,6 +119,11 @@ class _Batches:
             return error
 
 
+def _start_method() -> str:
+    """How workers start. Said, as in a worker of joblib the default is a method that DataLoader cannot use."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -123,6 +132,9 @@ def open_store(
     read: Read, count: int, shape: Sequence[int], *, in_memory: bool | str, cache: Path, key: str
 ) -> Store:
     """Decode the samples into memory by way of ``cache``, or stream them if they are too many for that.
+
+    Either way every sample has been read once before this returns: one that cannot be read is said at the beginning
+    of a training and not in its middle. That streamed samples have been read is kept in ``cache``.
 
     Args:
         read: gives one sample.
@@ -136,9 +148,10 @@ def open_store(
     Raises:
         ValueError: another ``in_memory``, a cache that cannot be written to, or a sample that cannot be read.
     """
-    check_choice("task.data.in_memory", str(in_memory).lower(), ("auto", "true", "false"))
+    choice = str(in_memory).lower()
+    check_choice("task.data.in_memory", choice, ("auto", "true", "false"))
     size, available = count * prod(shape), available_memory()
-    in_memory = 2 * size <= available if in_memory == "auto" else str(in_memory).lower() == "true"
+    in_memory = 2 * size <= available if choice == "auto" else choice == "true"
     log.info(
         "data: %d samples of %s, %.2f GB decoded, %.2f GB available: %s",
         *(count, " x ".join(map(str, shape)), size / 1e9, available / 1e9),
@@ -146,9 +159,19 @@ def open_store(
     )
     stream = Stream(read, count, shape)
     if not in_memory:
+        cached(cache, f"checked-{key}", lambda folder: save(folder, samples=_check(stream)))
         return stream
     arrays = cached(cache, f"pixels-{key}", lambda folder: decode(stream, folder / "pixels.npy"))
     return Memory(torch.from_numpy(arrays["pixels"]).permute(TO_PLANES))
+
+
+def _check(stream: Stream) -> int:
+    """Read all samples once; how many there are."""
+    chunks = torch.arange(len(stream)).split(CHUNK)
+    with tqdm(total=len(stream), desc="checking", unit="img", disable=None) as bar:
+        for batch in stream.batches(chunks):
+            bar.update(len(batch))
+    return len(stream)
 
 
 def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
@@ -162,6 +185,7 @@ def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
     planes, *size = stream.shape
     shape = (len(stream), planes, *size) if planar else (len(stream), *size, planes)
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    _reserve(path)
     chunks = torch.arange(len(stream)).split(CHUNK)
     with tqdm(total=len(stream), desc="decoding", unit="img", disable=None) as bar:
         for chunk, batch in zip(chunks, stream.batches(chunks), strict=True):
@@ -169,6 +193,18 @@ def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
             array[chunk[0] : chunk[-1] + 1] = samples.numpy()
             bar.update(len(chunk))
     array.flush()
+
+
+def _reserve(path: Path) -> None:
+    """Give a sparse file its blocks: writing to a map of it where the disk is full would kill the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this kind of disk
+                raise
 
 
 def available_memory() -> int:

@@ -76,7 +76,7 @@ def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> Sa
     """
     check_whole("task.data.longer_side", longer_side, LEAST_SIDE)
     check_range("task.data.val_fraction", val_fraction, "in (0, 1)", lambda v: 0 < v < 1)
-    path = sklearn_file("images/china.jpg") if file is None else Path(file).expanduser()
+    path = sklearn_file("images/china.jpg") if file is None else Path(str(file)).expanduser()
     pixels = torch.from_numpy(_read_pixels(path, longer_side))  # (H, W, 3)
     height, width = pixels.shape[:2]
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
