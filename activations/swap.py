@@ -7,12 +7,15 @@ once in evaluation, every call is recorded with the channels that it meets, and 
 * A module that is called once is replaced where it is registered, and so is a function kept as an attribute.
 * Where a ``forward`` calls one module several times, or a function, that ``forward`` alone is traced with torch.fx and
   generated anew. The object with its parameters, hooks and children stays and is still of its class; activations that
-  nothing uses any more go. It cannot be pickled whole (its ``state_dict`` can), and asserts that those of its
-  arguments that are None, flags or words are as in the example. Numbers that it reads from ``self`` are fixed, and
-  torch.utils.checkpoint within it saves no memory any more.
+  the forward uses no more go. It cannot be pickled whole (its ``state_dict`` can), and asserts that those of its
+  arguments that are None, flags or words are as in the example. Flags and numbers that it reads from ``self`` are
+  fixed, and torch.utils.checkpoint within it saves no memory any more. Its other methods, when called from outside,
+  are as they were: functions that they call are not replaced, and an activation module that went is missing there.
 
-Before anything stays, every place is filled with the very function that was called there: outputs in both modes must be
-the same bits as before. A network is replaced as asked or left as it was.
+Before anything stays, every place is filled with the very function that was called there: the network's outputs in both
+modes must be the same bits as before, and those of all modules the same sums of bits. Constant parameters have other
+values meanwhile, since behind a norm whose weights are all zero nothing could be seen. A network is replaced as asked
+or left as it was.
 
 The parts are in ``activations/surgery``: ``watch`` (calls and channels), ``choice``, ``rewrite``.
 """
@@ -23,12 +26,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from activations.surgery.choice import select
 from activations.surgery.kinds import one_line, outside
 from activations.surgery.rewrite import install, trace_both
-from activations.surgery.runs import restore, run_in_mode, structure, undisturbed, unshared
+from activations.surgery.runs import (
+    listening,
+    restore,
+    revived,
+    run_in_mode,
+    structure,
+    undisturbed,
+    unshared,
+)
 from activations.surgery.sites import Found, Report, Site
 from activations.surgery.watch import Watch, make_sites, watched
 
@@ -42,8 +55,9 @@ def replace_activations(
 ) -> Report:
     """Give every chosen site of ``network`` a unit of its own, in place.
 
-    Gates (the sigmoid of a squeeze-and-excitation block, softmax) stay, and so does what a forward writes out in
-    arithmetic, such as ``x * x.sigmoid()``. Parameters and buffers outside activations keep their names, so that
+    Gates (the sigmoid of a squeeze-and-excitation block, softmax, LSTM and GRU) stay, and so does what does not depend
+    on the input, and what a forward writes out in arithmetic, such as ``x * x.sigmoid()`` or
+    ``x * tanh(softplus(x))``; ``clamp(min=0)`` is not found. Parameters and buffers outside activations keep their names, so that
     pretrained weights can be loaded before or after. Only ``act_layer`` draws random numbers.
 
     Args:
@@ -53,16 +67,18 @@ def replace_activations(
             ``all``.
             ``one_per_block``: in each block (residual, inception, transformer, ...) the first activation behind a
             convolution wider than 1, as FReLU's authors advise, else the first; not one on 1x1 maps. None outside
-            of blocks, unless there are no blocks: then every site is one.
+            of blocks, unless there are no blocks: then every site is one. Of blocks within blocks (dla34, hrnet) the
+            outer ones count.
             ``no_stem_no_last``: without those before the first block, in the last stage (the last blocks, with the
-            smallest maps), behind it, and in auxiliary heads.
+            smallest maps; if most have these, as in dilated nets, those in the module around the last block), behind
+            it, and in auxiliary heads.
             ``first:K``, ``last:K``: K in the order of the calls.
             ``re:PATTERN``: those in whose name the regular expression is found.
         example_input: a batch, or a tuple of arguments. One small sample will do, if the stages can be told apart by
-            the size of their maps.
+            the size of their maps. It needs a batch dimension.
 
     Returns:
-        A row for every site and gate.
+        A row for every site, and for every call that stays with the reason why.
 
     Raises:
         ValueError: a network that cannot be run, a site that cannot be replaced, a unit that cannot stand at its site,
@@ -104,27 +120,37 @@ def _discover(network: nn.Module, example: Any) -> Found:
     """Run the network in both modes, make sites of the calls, and trace the forwards that must be rewritten."""
     if network not in outside(network):
         raise ValueError(f"the network is itself a {type(network).__name__}: there is no place for a unit")
+    weights = [*network.parameters(), *network.buffers()]
+    if any(map(is_lazy, weights)):
+        raise ValueError("the network has lazy modules without weights: run it once before")
+    if any(weight.is_meta for weight in weights):
+        raise ValueError("the network is on the meta device: it has no values, and nothing can be proved")
     with unshared(network) as places:
-        watches = {training: Watch(places) for training in (True, False)}
-        outputs = {
-            training: watched(network, example, training, watch) for training, watch in watches.items()
-        }
+        watches = {training: Watch(network, places) for training in (True, False)}
+        outputs: dict[bool, list[Tensor]] = {}
+        sums: dict[bool, list[Any]] = {True: [], False: []}
+        for training, watch in watches.items():
+            with revived(network), listening(outside(network), sums[training]):
+                outputs[training] = watched(network, example, training, watch)
+        if not all(outputs.values()):
+            raise ValueError("there are no tensors among the network's outputs")
         sites = make_sites(network, watches)
         graphs = {}
-        for owner in {site.call.owner for site in sites if site.can_be_replaced and site.index is not None}:
-            calls = {
-                t: [c for c in watch.calls if c.owner is owner and c.traced] for t, watch in watches.items()
-            }
-            try:
-                with undisturbed(network):
+        owners = {site.call.owner for site in sites if site.can_be_replaced and site.index is not None}
+        with undisturbed(network):
+            for owner in owners:
+                calls = {
+                    t: [c for c in watch.calls if c.owner is owner and c.traced]
+                    for t, watch in watches.items()
+                }
+                try:
                     graphs[owner] = trace_both(network, owner, calls, places)
-            except Exception as error:
-                for site in sites:
-                    if site.call.owner is owner and site.index is not None:
-                        site.why_not = (
-                            f"{type(owner).__name__}.forward cannot be rewritten: {one_line(error)}"
-                        )
-    return Found(sites, graphs, outputs)
+                except Exception as error:
+                    why_not = f"{type(owner).__name__}.forward cannot be rewritten: {one_line(error)}"
+                    for site in sites:
+                        if site.call.owner is owner and site.index is not None:
+                            site.why_not = why_not
+    return Found(sites, graphs, outputs, sums)
 
 
 class _Original(nn.Module):
@@ -162,12 +188,18 @@ def _prove(network: nn.Module, example: Any, found: Found, sites: Sequence[Site]
 def _same(network: nn.Module, example: Any, found: Found, sites: Sequence[Site]) -> bool:
     """Whether outputs keep their bits with the original calls at the sites' new places, each made where it was."""
     originals = {site: _Original(site) for site in sites}
-    saved = structure(network)
+    saved, modules = structure(network), list(outside(network))
     try:
         install(found, originals)
         for training, before in found.outputs.items():
-            after = run_in_mode(network, example, training)
-            if len(after) != len(before) or not all(map(_same_bits, after, before)):
+            sums: list[Any] = []
+            with revived(network), listening(modules, sums):
+                after = run_in_mode(network, example, training)
+            if (
+                sums != found.sums[training]
+                or len(after) != len(before)
+                or not all(map(_same_bits, after, before))
+            ):
                 return False
             if any(original.count != (training in site.calls) for site, original in originals.items()):
                 return False
@@ -224,11 +256,28 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
             )
         under_way.pop()
 
+    kept: list[tuple[Site, Tensor, int]] = []
+
+    def keep(x: Tensor) -> Tensor:
+        if under_way:
+            kept.append((under_way[-1], x, x._version))
+        return x
+
+    def check(*args: Any) -> None:
+        for site, x, version in kept:
+            if x._version != version:
+                under_way.append(site)
+                raise ValueError("the network overwrites in place what it keeps for its gradient")
+        kept.clear()
+
     modes = {site.auxiliary for site in units}  # one is enough, unless there are auxiliary heads
     with ExitStack() as stack:
         for site, unit in units.items():
             stack.callback(unit.register_forward_pre_hook(functools.partial(enter, site)).remove)
             stack.callback(unit.register_forward_hook(leave).remove)
+        stack.callback(network.register_forward_hook(check).remove)
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x))
         try:
             for training in modes:
                 run_in_mode(network, example, training)

@@ -16,7 +16,7 @@ def select(every: list[Site], sites: str) -> list[Site]:
     """Those of ``every`` that ``sites`` means."""
     if not every:
         raise ValueError("the network calls no activation: there is nothing to replace")
-    kind, _, value = sites.partition(":")
+    kind, _, value = sites.partition(":") if isinstance(sites, str) else ("", "", "")
     if sites == "all":
         return every
     if sites == "one_per_block":
@@ -61,13 +61,26 @@ def _no_stem_no_last(every: list[Site]) -> list[Site]:
     # gates have 1x1 maps in every stage
     sizes = {block: min([n for n in ns if n > 1], default=min(ns)) for block, ns in maps.items()}
     smallest = min((size for size in sizes.values() if size), default=0)
+    last = {block for block, size in sizes.items() if size <= smallest}
+    home = _home(inside[-1], blocks[inside[-1]])
+    at_home = {block for site, block in blocks.items() if home in site.call.stack}
+    if home is None or len(at_home) == len(sizes):
+        home = None  # of all blocks, which is no stage
+    elif 2 * len(last) > len(sizes):
+        last = at_home  # a dilated net has the smallest maps in several stages
     end = len(inside)
-    while end and sizes[blocks[inside[end - 1]]] <= smallest:
+    while end and blocks[inside[end - 1]] in last:
         end -= 1
     if end in (0, len(inside)):
         raise ValueError("sites=no_stem_no_last: no last stage can be told by its smaller maps")
     between = every[every.index(inside[0]) : every.index(inside[end])]
-    return [site for site in between if not site.auxiliary]
+    return [site for site in between if not site.auxiliary and home not in site.call.stack]
+
+
+def _home(site: Site, block: Any) -> nn.Module | None:
+    """The module around the block of a site; none where every site is its own block."""
+    stack = site.call.stack
+    return stack[stack.index(block) - 1] if block in stack else None
 
 
 def _blocks(every: list[Site]) -> dict[Site, Any]:

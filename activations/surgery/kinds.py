@@ -31,7 +31,15 @@ FUNCTIONS = re.compile(
 )
 GATE_FUNCTIONS = re.compile("sigmoid_?|(hard|log)sigmoid|(log_)?softmax|softmin|glu")
 # kernels that no call in Python explains come from compiled code
-KERNELS = re.compile("(relu|hardtanh|leaky_relu|elu|silu|hardswish)_?|gelu|mish")
+KERNELS = re.compile(
+    "(relu|hardtanh|leaky_relu|elu|silu|hardswish|tanh|threshold)_?|gelu|mish|softplus|_prelu_kernel|"
+    "(hard|soft)shrink"
+)
+RECURRENT = re.compile("(lstm|gru)(_cell)?")  # their kernels are gates'
+# why a call is no site
+GATE = "gate, stays"
+FIXED = "does not depend on the input, stays"
+BY_HAND = "part of hand-written arithmetic, stays"
 
 
 def kind_of(module: nn.Module) -> str:

@@ -88,7 +88,26 @@ def trace_both(
         if list(keys.values()) != expected:
             raise ValueError("the trace shows other activations than the run")
         graphs[training] = Graph(graph, list(keys))
+    if _sources(graphs[True]) != _sources(graphs[False]):
+        raise ValueError("it calls its activations in another order in training than in evaluation")
     return graphs
+
+
+def _sources(traced: Graph) -> list[Any]:
+    """What every activation of a traced forward is called on: operations back to modules, attributes and arguments.
+
+    Constants and dropout are left out, since they may differ between training and evaluation.
+    """
+    sources: dict[fx.Node, int] = {}
+    for node in traced.graph.nodes:
+        below = tuple(sources[x] for x in node.all_input_nodes)
+        if "drop" in getattr(node.target, "__name__", str(node.target)) and below:
+            sources[node] = below[0]
+        elif node.op == "call_module" and "key" not in node.meta:
+            sources[node] = hash(node.target)
+        else:
+            sources[node] = hash((node.target, below))
+    return [sources[node] for i, node in enumerate(traced.graph.nodes) if i in traced.nodes]
 
 
 def _trace(owner: nn.Module, constants: dict[str, Any], places: dict[nn.Module, Place]) -> fx.Graph:

@@ -2,8 +2,8 @@
 
 import copy
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -32,11 +32,10 @@ def set_mode(network: nn.Module, training: bool) -> None:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Put back what running a network changes: random states, training flags, buffers."""
+    """Put back what running a network changes: random states, training flags, parameters, buffers."""
     flags = [(module, module.training) for module in network.modules()]
-    buffers = [
-        (m, n, b, b.clone()) for m in network.modules() for n, b in m._buffers.items() if b is not None
-    ]
+    tables = [(table, dict(table)) for m in outside(network) for table in (m._parameters, m._buffers)]
+    values = [(x, x.detach().clone()) for x in (*network.parameters(), *network.buffers())]
     state = random.getstate()
     with torch.random.fork_rng({p.device.index for p in network.parameters() if p.device.type == "cuda"}):
         try:
@@ -45,10 +44,49 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
             random.setstate(state)
             for module, training in flags:
                 module.training = training
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.detach().copy_(value)
+            for table, content in tables:
+                refill(table, content)
+            _write(values)
+
+
+def _write(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for x, value in values:
+            if not torch.equal(x, value):
+                x.copy_(value)
+
+
+@contextmanager
+def revived(network: nn.Module) -> Iterator[None]:
+    """With other values in constant parameters: behind a norm whose weights are all zero nothing could be seen."""
+    parameters = {p for m in outside(network) for p in m._parameters.values() if p is not None}
+    constant = [p for p in parameters if p.is_floating_point() and p.numel() and (p == p.flatten()[0]).all()]
+    values = [(p, p.detach().clone()) for p in constant]
+    ramps = [torch.linspace(0.25, 0.75, p.numel()).view(p.shape) / max(1, p[:1].numel()) for p in constant]
+    try:
+        _write([(p, ramp.to(p)) for p, ramp in zip(constant, ramps, strict=True)])
+        yield
+    finally:
+        _write(values)
+
+
+@contextmanager
+def listening(modules: Iterable[nn.Module], sums: list[tuple[nn.Module, list[int]]]) -> Iterator[None]:
+    """Append each module that runs, with a sum over the bits of each of its outputs, to ``sums``."""
+
+    def note(module: nn.Module, args: Any, out: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            sums.append((module, [_bits(x.detach()) for x in tensors_in(out)]))
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(note).remove)
+        yield
+
+
+def _bits(x: Tensor) -> int:
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64)
+    return int(x.reshape(-1).view(integers).sum())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from activations.surgery.kinds import FUNCTIONS, Place
+from activations.surgery.kinds import FUNCTIONS, Place, kind_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Call:
     args: tuple[Any, ...]  # of the call, without the input
     kwargs: dict[str, Any]
     channel: int | None
-    gate: bool
+    gate: str  # why it is no activation, if it is none
     why_not: str
     window: tuple[nn.Module, ...]  # the stack of the convolution wider than 1 since the last activation
     in_place: bool = False
@@ -77,6 +77,11 @@ class Call:
     @property
     def owner(self) -> nn.Module:
         return self.stack[-1]
+
+    @property
+    def bounds(self) -> tuple[Any, ...]:
+        """The first two arguments behind the input."""
+        return (*self.args, *self.kwargs.values())[:2]
 
     @property
     def key(self) -> Any:
@@ -90,7 +95,9 @@ class Call:
     @property
     def traced(self) -> bool:
         """Whether a traced graph must show it: a gate only if it looks like an activation there."""
-        return not self.gate or FUNCTIONS.fullmatch(self.name.lower()) is not None
+        if isinstance(self.function, nn.Module):
+            return kind_of(self.function) == "activation"
+        return not self.gate or FUNCTIONS.fullmatch(self.name) is not None
 
 
 @dataclass(eq=False)
@@ -131,11 +138,10 @@ class Site:
 
     def row(self, replaced: bool, why_not: str) -> Row:
         kind = ("module " if isinstance(self.call.function, nn.Module) else "call ") + self.call.name
-        why_not = "" if replaced else "gate, stays" if self.call.gate else why_not
+        why_not = "" if replaced else self.call.gate or why_not
         channels = self.num_features, self.channel_dim
-        return Row(
-            self.path, kind, tuple(self.call.x.shape[1:]), *channels, self.call.gate, replaced, why_not
-        )
+        shape, gate = tuple(self.call.x.shape[1:]), bool(self.call.gate)
+        return Row(self.path, kind, shape, *channels, gate, replaced, why_not)
 
 
 @dataclass(eq=False)
@@ -153,3 +159,4 @@ class Found:
     sites: list[Site]  # and gates, in the order of the calls
     graphs: dict[nn.Module, dict[bool, Graph]]  # for owners that must be rewritten, by training flag
     outputs: dict[bool, list[Tensor]]
+    sums: dict[bool, list[tuple[nn.Module, list[int]]]]  # over what every module put out, as it ran

@@ -16,9 +16,13 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from activations.surgery.kinds import (
+    BY_HAND,
+    FIXED,
     FUNCTIONS,
+    GATE,
     GATE_FUNCTIONS,
     KERNELS,
+    RECURRENT,
     Place,
     kind_of,
     one_line,
@@ -30,13 +34,17 @@ from activations.surgery.sites import Call, Site
 
 # functions that put channels first or last, or move them; those that do not mix leave them in their dimension
 FIRST = re.compile("conv(_transpose)?[123]d|(batch|instance|group)_norm")
-LAST = re.compile("linear|layer_norm|rms_norm|embedding|multi_head_attention_forward")
+LAST = re.compile("linear|embedding|multi_head_attention_forward|(lstm|gru)(_cell)?")
+NORMS = re.compile("layer_norm|rms_norm")  # leave channels where they are
 MOVES = re.compile(
-    "view(_as)?|reshape(_as)?|(un)?flatten|permute|transpose_?|swap(axes|dims)|move(dim|axis)|(un)?squeeze_?|t|"
+    "view(_as)?|reshape(_as)?|(un)?flatten|permute|transpose|swap(axes|dims)|move(dim|axis)|(un)?squeeze|t|"
     "select|split|chunk|stack|unbind|expand|__getitem__|__get__|mean|sum|amax"
 )
 PRODUCTS = re.compile("_*matmul_*|bmm")
-MIXES = re.compile("__rmatmul__|baddbmm|einsum|tensordot")
+# those in place leave no input whose shadow could be moved
+MIXES = re.compile("__rmatmul__|baddbmm|einsum|tensordot|(t|transpose|swap(axes|dims)|(un)?squeeze)_")
+ELEMENTWISE = re.compile("_*[ri]?(add|sub|mul|div|true_?div|pow|neg|square)_*")
+FACTORS = re.compile("tanh_?|softplus|relu6|hardtanh_?")  # of which other activations are made by hand
 
 
 class Watch(TorchFunctionMode):
@@ -46,7 +54,7 @@ class Watch(TorchFunctionMode):
     number of each element's channel. Shadows make the same moves, and so show where the channels went.
     """
 
-    def __init__(self, places: dict[nn.Module, Place]) -> None:
+    def __init__(self, network: nn.Module, places: dict[nn.Module, Place]) -> None:
         super().__init__()
         self.places = places
         self.calls: list[Call] = []
@@ -56,13 +64,19 @@ class Watch(TorchFunctionMode):
         self.window: tuple[nn.Module, ...] = ()
         self.marks: Any = WeakTensorKeyDictionary()
         self.plus_three: Any = WeakTensorKeyDictionary()
+        # tensors that are sure not to depend on the input
+        self.fixed: Any = WeakTensorKeyDictionary()
+        self.fixed.update(dict.fromkeys([*network.parameters(), *network.buffers()], True))
+        self.origins: Any = WeakTensorKeyDictionary()  # see derive
+        self.tokens = itertools.count()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of all modules but those inside activations."""
         if module in self.places:
             if not self.inside:
-                gate = kind_of(module) == "gate"
-                self.record(module, type(module).__name__, self.places[module], args, kwargs, gate)
+                gate = GATE if kind_of(module) == "gate" else ""
+                with torch._C.DisableTorchFunction():
+                    self.record(module, type(module).__name__, self.places[module], args, kwargs, gate)
             self.inside += 1
         else:
             self.runs[module] += 1
@@ -76,23 +90,25 @@ class Watch(TorchFunctionMode):
         self.inside -= 1
         if not self.inside:
             self.calls[-1].in_place = any(out is x for x in tensors_in((args, kwargs)))
-            self.follow("", module, args, kwargs, out)
+            with torch._C.DisableTorchFunction():
+                self.follow("", module, args, kwargs, out)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.inside or not self.stack:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if not FUNCTIONS.fullmatch(name) and not GATE_FUNCTIONS.fullmatch(name):
-            out = func(*args, **kwargs)
-        else:
-            gate = GATE_FUNCTIONS.fullmatch(name) is not None
+        activation = FUNCTIONS.fullmatch(name) or GATE_FUNCTIONS.fullmatch(name)
+        if activation:
+            gate = GATE if GATE_FUNCTIONS.fullmatch(name) else ""
             self.record(func, name, self.attribute(func, args, kwargs), args, kwargs, gate)
-            self.inside += 1
-            try:
-                out = func(*args, **kwargs)
-            finally:
-                self.inside -= 1
+        opaque = bool(activation or RECURRENT.fullmatch(name))
+        self.inside += opaque
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.inside -= opaque
+        if activation:
             self.calls[-1].in_place = any(out is x for x in tensors_in((args, kwargs)))
         self.follow(name, func, args, kwargs, out)
         return out
@@ -115,20 +131,27 @@ class Watch(TorchFunctionMode):
         place: Place | None,
         args: Any,
         kwargs: Any,
-        gate: bool,
+        gate: str,
         why_not: str = "",
     ) -> None:
         """Note a call, and what stands in the way of a unit."""
         stack = tuple(module for module, _ in self.stack)
         owner, constants = self.stack[-1]
         x = next(tensors_in((args, kwargs)))
-        channel = 1 if x.ndim == 2 else self.marks.get(x)
-        # a hard sigmoid written by hand is relu6(x + 3) / 6; a function of a parameter is no activation
+        channel = self.marks.get(x)
+        if x.ndim == 2 and (
+            channel is None or (isinstance(channel, Tensor) and (channel == channel[:1]).all())
+        ):
+            channel = 1
+        # a hard sigmoid written by hand is relu6(x + 3) / 6
         by_hand = name.lower() in ("relu6", "hardtanh", "hardtanh_") and x in self.plus_three
-        gate = gate or by_hand or x.ndim < 2 or isinstance(x, nn.Parameter)
+        gate = FIXED if x in self.fixed else gate or (GATE if by_hand or x.ndim < 2 else "")
         if isinstance(function, nn.Module) and (len(args) != 1 or kwargs or args[0] is not x):
             why_not = "it is called with something else than one tensor"
-        elif not isinstance(channel, int) or channel == 0:
+        elif isinstance(channel, int) and channel == 0:
+            why_not = why_not or f"unbatched input: dimension 0 of {tuple(x.shape)} holds the channels"
+            channel = None
+        elif not isinstance(channel, int):
             why_not = why_not or f"which dimension of {tuple(x.shape)} holds the channels cannot be told"
             channel = None
         kwargs = {key: value for key, value in kwargs.items() if value is not x}
@@ -142,7 +165,19 @@ class Watch(TorchFunctionMode):
     def follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Mark the outputs of a call."""
         results = list(tensors_in(out))
-        marked = [x for x in tensors_in((args, kwargs)) if x in self.marks]
+        operands = list(tensors_in((args, kwargs)))
+        if operands and all(x in self.fixed for x in operands):
+            self.fixed.update(dict.fromkeys(results, True))
+        else:
+            written = [x for x in operands if name == "__setitem__" or any(x is result for result in results)]
+            for x in [*written, *(x._base for x in written if x._base is not None)]:
+                self.fixed.pop(x, None)
+        factor = FACTORS.fullmatch(name) and (
+            not name.startswith("hardtanh") or self.calls[-1].bounds == (0, 1)
+        )
+        if results and (factor or ELEMENTWISE.fullmatch(name)):
+            self.derive(name, operands, results[0], self.calls[-1] if factor else None)
+        marked = [x for x in operands if x in self.marks]
         marks: list[Any] = [None] * len(results)
         if FIRST.fullmatch(name) and name.startswith("conv"):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -151,31 +186,63 @@ class Watch(TorchFunctionMode):
         if re.fullmatch("_*[ri]?add_*", name) and any(type(x) in (int, float) and x == 3 for x in args):
             self.plus_three[out] = True
         if FIRST.fullmatch(name):
-            marks = [1] * len(results)
+            # an unbatched input of a convolution has channels first
+            marks = [r.ndim - int(name[-2]) - 1 if name.endswith("d") else 1 for r in results]
         elif LAST.fullmatch(name):
             marks = [result.ndim - 1 for result in results]
+        elif NORMS.fullmatch(name) and args[0] not in self.marks:
+            shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+            marks = [result.ndim - 1 if len(shape) == 1 else None for result in results]
         elif marked and MOVES.fullmatch(name):
-            marks = self.moved(Tensor.reshape if name == "view" else func, args, kwargs) or marks
+            moved = self.moved(Tensor.reshape if name == "view" else func, args, kwargs)
+            marks = moved if len(moved) == len(results) else marks
         elif marked and PRODUCTS.fullmatch(name):
             marks = [self.multiplied(results[0], *args)]
         elif marked and not MIXES.fullmatch(name):
             marks = [self.inherited(result, marked) for result in results]
         for result, mark in zip(results, marks, strict=True):
-            if mark is not None:
+            if mark is None:
+                self.marks.pop(result, None)
+            else:
                 self.marks[result] = mark
+
+    def derive(self, name: str, operands: list[Tensor], out: Tensor, call: Call | None) -> None:
+        """Find factors of a product that are functions of the other factor, as in ``x * softplus(x).tanh()``: no sites.
+
+        The origin of a tensor is what it is a multiple of, what it is computed from element by element, and the calls
+        whose result it is, up to constants, each with the origin of its input.
+        """
+        operands = [x for x in operands if x not in self.fixed]
+        origins = [self.origins.get(x) or self.origins.setdefault(x, self.origin()) for x in operands]
+        if "mul" in name:
+            for (multiples, _, _), (_, _, calls) in itertools.permutations(origins, 2):
+                for factor, computed_from in calls:
+                    if multiples & computed_from:
+                        factor.gate = factor.gate or BY_HAND
+        multiples, computed_from, calls = self.origin()
+        computed_from = computed_from.union(*(origin[1] for origin in origins))
+        if len(operands) == 1:
+            calls = origins[0][2]
+        if call and origins:
+            calls = (*calls, (call, origins[0][1]))
+        elif len(operands) == 1:
+            multiples |= origins[0][0]
+        self.origins[out] = multiples, computed_from, calls
+
+    def origin(self) -> tuple[frozenset[int], frozenset[int], tuple[Any, ...]]:
+        """That of a tensor which is not computed element by element."""
+        token = frozenset([next(self.tokens)])
+        return token, token, ()
 
     def moved(self, func: Any, args: Any, kwargs: Any) -> list[Any]:
         """The marks of what comes out of a move; none if its input has none, or shadows cannot make it."""
         if not args or not all(x in self.marks for x in tensors_in(args[0])):
             return []
         try:
-            return [
-                *map(
-                    _where, tensors_in(func(tree_map_only(Tensor, self.shadow, args[0]), *args[1:], **kwargs))
-                )
-            ]
-        except (RuntimeError, TypeError):
+            out = func(tree_map_only(Tensor, self.shadow, args[0]), *args[1:], **kwargs)
+        except (RuntimeError, TypeError, IndexError):
             return []
+        return [*map(_where, tensors_in(out))]
 
     def multiplied(self, result: Tensor, a: Tensor, b: Tensor) -> Any:
         """The mark of a product: of the factor that has no channels in the dimension that is summed over."""
@@ -213,7 +280,7 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if KERNELS.fullmatch(name) and self.watch.stack and not self.watch.inside:
-            self.watch.record(func, name, None, args, kwargs or {}, False, "it is called by compiled code")
+            self.watch.record(func, name, None, args, kwargs or {}, "", "it is called by compiled code")
         return func(*args, **(kwargs or {}))
 
 
@@ -225,11 +292,10 @@ def _where(shadow: Tensor) -> Any:
         lines = shadow[(*ends[:dim], slice(None), *ends[dim + 1 :])]
         if n > 1 and (lines != lines.narrow(dim, 0, 1)).any():
             dims.append(dim)
-    if (
-        len(dims) == 1
-        and shadow.movedim(dims[0], 0).flatten(1)[:, 0].unique().numel() == shadow.shape[dims[0]]
-    ):
-        return dims[0]
+    if len(dims) == 1:
+        n = shadow.shape[dims[0]]
+        if shadow.movedim(dims[0], 0).reshape(n, -1)[:, 0].unique().numel() == n:
+            return dims[0]
     return shadow if dims else None
 
 
@@ -259,8 +325,13 @@ def watched(network: nn.Module, example: Any, training: bool, watch: Watch) -> l
         try:
             return run_in_mode(network, example, training)
         except Exception as error:
-            mode = "training" if training else "evaluation"
-            raise ValueError(f"the network fails on example_input in {mode}: {one_line(error)}") from error
+            own = error
+    mode = "training" if training else "evaluation"
+    try:
+        run_in_mode(network, example, training)
+    except Exception as error:
+        raise ValueError(f"the network fails on example_input in {mode}: {one_line(error)}") from error
+    raise ValueError(f"the network runs in {mode}, but not while it is watched: {one_line(own)}") from own
 
 
 def make_sites(network: nn.Module, watches: dict[bool, Watch]) -> list[Site]:
