@@ -97,6 +97,17 @@ class Activation(nn.Module):
         return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
 
 
+def check_kept(x: Tensor, output: object) -> None:
+    """Raise ValueError unless what a unit makes of ``x`` is a tensor of its shape and dtype."""
+    if not isinstance(output, Tensor) or output.shape != x.shape or output.dtype != x.dtype:
+        came = (
+            f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+        )
+        raise ValueError(
+            f"{tuple(x.shape)} {x.dtype} goes in and {came} comes out; shape and dtype must be kept"
+        )
+
+
 def upcast(x: Tensor) -> Tensor:
     """``x`` in float32 if it has less: for sums, powers and table positions, which half precision spoils."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

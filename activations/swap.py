@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from activations.base import check_kept
 from activations.surgery.choice import select
 from activations.surgery.kinds import one_line, outside
 from activations.surgery.rewrite import install, trace_both
@@ -244,16 +245,7 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
         calls[site] += 1
 
     def leave(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
-        x = args[0]
-        if not isinstance(output, Tensor) or output.shape != x.shape or output.dtype != x.dtype:
-            came = (
-                f"{tuple(output.shape)} {output.dtype}"
-                if isinstance(output, Tensor)
-                else type(output).__name__
-            )
-            raise ValueError(
-                f"{tuple(x.shape)} {x.dtype} goes in and {came} comes out; shape and dtype must be kept"
-            )
+        check_kept(args[0], output)
         under_way.pop()
 
     kept: list[tuple[Site, Tensor, int]] = []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation
+from activations.base import Activation, check_kept
 from runners.optim import activation_modules
 from tasks.base import ActLayer
 from tasks.networks.build import blaming_the_network
@@ -59,25 +59,16 @@ def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: 
     def enter(site: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         under_way.append(site)
 
-    def leave(site: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+    def leave(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        check_kept(args[0], output)
         under_way.pop()
-        if not isinstance(output, Tensor) or output.shape != args[0].shape or output.dtype != args[0].dtype:
-            came = (
-                f"{tuple(output.shape)} {output.dtype}"
-                if isinstance(output, Tensor)
-                else type(output).__name__
-            )
-            raise ValueError(
-                f"{type(module).__name__} at {site}: {tuple(args[0].shape)} {args[0].dtype} goes in and {came} comes "
-                "out; shape and dtype must be kept"
-            )
 
     sites = activation_modules(network)
     if not sites:
         raise ValueError("the network never called act_layer: there is nothing to compare")
     for site, module in sites.items():
         handles.append(module.register_forward_pre_hook(partial(enter, site)))
-        handles.append(module.register_forward_hook(partial(leave, site)))
+        handles.append(module.register_forward_hook(leave))
     training = network.training
     network.eval()
     try:
