@@ -12,6 +12,7 @@ from tasks.base import Batch, Means, Recipe, Task, check_range, check_whole
 from tasks.data.augment import Augment, check_augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
+from tasks.data.store import one_threaded
 
 EVAL_BATCH, EVAL_PIXELS = 512, 1 << 20  # at most so many images, and so many pixels of them
 BINS = 15  # of the calibration error, as in the paper
@@ -85,6 +86,9 @@ class Classification(Task):
 
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Normalised float images and labels, (N,) or with mixup (N, K); training batches all of one size."""
+        return one_threaded(self._batches(split, generator))
+
+    def _batches(self, split: str, generator: torch.Generator | None) -> Iterator[Batch]:
         index = self.index[split]
         training = split == "train"
         draws = generator or torch.default_generator

@@ -13,7 +13,7 @@ from tasks.data.augment import check_augment
 from tasks.data.masks import MaskSet
 from tasks.data.pairs import VOID
 from tasks.data.splits import stratified
-from tasks.data.store import mean_std
+from tasks.data.store import mean_std, one_threaded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,6 +92,9 @@ class Segmentation(Task):
 
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Normalised images and int64 masks; training batches shuffled, augmented and all of one size."""
+        return one_threaded(self._batches(split, generator))
+
+    def _batches(self, split: str, generator: torch.Generator | None) -> Iterator[Batch]:
         index, training = self.index[split], split == "train"
         if training:
             order = torch.randperm(len(index), generator=generator)

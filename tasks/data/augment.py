@@ -6,8 +6,6 @@ at the end of each sample are label maps: they move with the image, and their va
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -177,18 +175,11 @@ class RandomResizedCrop:
         pixels = images.contiguous(memory_format=torch.channels_last)
         out = images.new_empty(n, planes, *self.size)
 
-        def resize(part: range) -> None:
-            for i in part:
-                top, left, h, w = places[i]
-                box = pixels[i : i + 1, :, top : top + h, left : left + w]
-                one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
-                out[i : i + 1] = one.flip(3) if flipped[i] else one
-
-        # image by image, as each has a box of its own; torch's uint8 kernel lets go of Python meanwhile
-        places, flipped = boxes.tolist(), flips.tolist()
-        threads = min(torch.get_num_threads(), n)
-        parts = [range(first, n, threads) for first in range(threads)]
-        list(_pool(threads).map(resize, parts) if threads > 1 else map(resize, parts))
+        # image by image, as each has a box of its own
+        for i, (flipped, (top, left, h, w)) in enumerate(zip(flips.tolist(), boxes.tolist(), strict=True)):
+            box = pixels[i : i + 1, :, top : top + h, left : left + w]
+            one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
+            out[i : i + 1] = one.flip(3) if flipped else one
         if self.masks:
             top, left, h, w = boxes.T[:, :, None]
             rows, columns = (
@@ -265,12 +256,6 @@ class CenterCrop:
             )
             out[:, -self.masks :] = _pick(box[:, -self.masks :], rows, columns)
         return out
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: starting them for every batch takes as long as resizing a few images."""
-    return ThreadPoolExecutor(threads)
 
 
 def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

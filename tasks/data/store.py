@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from tasks.data.cache import cached, save
 
 # picklable: position -> sample, uint8 (planes, H, W); ValueError names a file that cannot be read
 Read = Callable[[int], np.ndarray]
+
+T = TypeVar("T")
 
 CHUNK = 64  # samples that a worker decodes at a time when all of them are read
 MAX_WORKERS = 16
@@ -205,6 +207,24 @@ def _reserve(path: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this kind of disk
                 raise
+
+
+def one_threaded(batches: Iterator[T]) -> Iterator[T]:
+    """``batches``, each made with one of torch's threads.
+
+    Making a batch is many small operations, and for those the threads wait for each other longer than they work:
+    two of them made less than half of what one makes (docs/log.md).
+    """
+    while True:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            batch = next(batches, None)
+        finally:
+            torch.set_num_threads(threads)
+        if batch is None:
+            return
+        yield batch
 
 
 def available_memory() -> int:
