@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,12 @@ class Recipe:
         check_list(at + "betas", self.betas, "in [0, 1)", lambda v: 0 <= v < 1, length=2)
         if self.clip_norm is not None:
             check_range(at + "clip_norm", self.clip_norm, "above 0, or null", lambda v: v > 0)
+
+
+def some(names: Collection[str], most: int = 3) -> str:
+    """The first few of ``names`` in words, for messages."""
+    first = ", ".join(sorted(names)[:most]) or "none"
+    return first + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def check_whole(name: str, value: object, least: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from tasks.base import some
 from tasks.data.cache import cached, save
 
 if TYPE_CHECKING:
@@ -167,8 +168,8 @@ def list_tree(
         if found[splits[-1]] != classes:
             (a, b), (first, second) = splits, (set(found[split]) for split in splits)
             raise ValueError(
-                f"task.data.root={root}: classes differ: only in {a}: {_names(first - second)}; "
-                f"only in {b}: {_names(second - first)}"
+                f"task.data.root={root}: classes differ: only in {a}: {some(first - second, 5)}; "
+                f"only in {b}: {some(second - first, 5)}"
             )
     paths: list[Path] = []
     labels: list[int] = []
@@ -212,12 +213,6 @@ def _images_in(root: str, folder: Path, place: Path) -> list[Path]:
             f"task.data.root={root}: no images in {place}/ ({', '.join(EXTENSIONS)} are looked for)"
         )
     return [folder / place / name for name in names]
-
-
-def _names(names: set[str], most: int = 5) -> str:
-    """Some of ``names``, in words."""
-    some = ", ".join(sorted(names)[:most]) or "none"
-    return some + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def fingerprint_of_files(

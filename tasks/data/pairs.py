@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.base import some
 from tasks.data.files import EXTENSIONS, read_image
 
 VOID = 255  # in every store: a pixel without a class
@@ -108,8 +109,7 @@ def pairs_in(root: str, folder: Path) -> Pairs:
     if alone := [*(images.keys() - masks.keys()), *(masks.keys() - images.keys())]:
         raise ValueError(
             f"task.data.root={root}: {len(images)} images in {folder.name}/images/ and {len(masks)} masks in "
-            f"{folder.name}/labels/, matched by name; without a partner: {', '.join(sorted(alone)[:3])}"
-            + (f" and {len(alone) - 3} more" if len(alone) > 3 else "")
+            f"{folder.name}/labels/, matched by name; without a partner: {some(alone)}"
         )
     return [(images[name], masks[name]) for name in sorted(images)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.base import ActLayer
+from tasks.base import ActLayer, some
 
 log = logging.getLogger("actbench")
 
@@ -101,23 +101,18 @@ def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         raise ValueError(
-            f"network.weights={path}: weights of another network: missing {_some(missing)}; unknown {_some(unknown)}"
+            f"network.weights={path}: weights of another network: missing {some(missing)}; unknown {some(unknown)}"
         )
     fresh = [name for name, value in state.items() if value.shape != own[name].shape]
     classifier = [name for name in fresh if own[name].shape == (num_outputs, *state[name].shape[1:])]
     if others := [name for name in fresh if name not in classifier]:
         raise ValueError(
-            f"network.weights={path}: more than the number of classes differs: {_some(others)} of another shape"
+            f"network.weights={path}: more than the number of classes differs: {some(others)} of another shape"
         )
     network.load_state_dict({name: own[name] if name in fresh else value for name, value in state.items()})
     log.info(
         "weights from %s%s", path, f"; of another shape, and so fresh: {', '.join(fresh)}" if fresh else ""
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few of ``names``."""
-    return (", ".join(names[:3]) or "none") + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _relu(num_features: int, *, channel_dim: int = 1) -> nn.Module:
