@@ -1,0 +1,54 @@
+"""Compile csrc/ for this machine's kind of processor: ``python activations/kernels/build.py``, or pip while it installs.
+
+The compiler is clang from the package ``ziglang``, which pip brings along for the build alone; none is needed on
+the machine. The result includes neither torch nor Python and links to the C library alone, so that one file serves all
+their versions. Each variant takes about ten seconds.
+"""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FLAGS = "-O3 -s -shared -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=off"
+X86 = {"avx2": "x86_64_v3", "avx512": "x86_64_v4"}
+SYSTEMS = {"Linux": "linux-gnu.2.17", "Darwin": "macos", "Windows": "windows-gnu"}
+
+
+def variants(machine: str, system: str) -> dict[str, list[str]]:
+    """The compiler's words for what can be built for a kind of machine, by the name of the variant."""
+    if system not in SYSTEMS:
+        return {}
+    if machine.lower() in ("arm64", "aarch64"):
+        return {"neon": ["-target", f"aarch64-{SYSTEMS[system]}"]}
+    if machine.lower() in ("x86_64", "amd64"):
+        target = f"x86_64-{SYSTEMS[system]}"
+        return {name: ["-target", target, f"-mcpu={cpu}"] for name, cpu in X86.items()}
+    return {}
+
+
+def build(folder: Path, machine: str = platform.machine(), system: str = platform.system()) -> list[Path]:
+    """Compile every variant to ``folder``; returns what was made.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: the compiler is missing or fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [str(path) for path in sorted((HERE / "csrc").glob("*.cpp"))]
+    running = {}
+    for name, words in variants(machine, system).items():
+        output = folder / f"fused_{name}.so"
+        half = output.with_suffix(".tmp")  # a process that has the old file loaded keeps it
+        command = [sys.executable, "-m", "ziglang", "cc", *FLAGS.split(), *words, "-o", str(half), *sources]
+        running[output] = half, subprocess.Popen(command)
+    for output, (half, process) in running.items():
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        half.replace(output)
+    return list(running)
+
+
+if __name__ == "__main__":
+    for path in build(HERE):
+        print(path)

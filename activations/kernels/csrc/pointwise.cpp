@@ -1,0 +1,194 @@
+// The units themselves; formulas and sources stand in the files of the activations.
+#include "pointwise.h"
+
+#define UNIT(name, count)                 \
+    struct name {                         \
+        static constexpr int params = count; \
+        static constexpr bool many = false;
+#define FORWARD  \
+    template <class T, class V = Vec<T>> \
+    INLINE V forward(V x, const V* p, int n)
+#define BACKWARD \
+    template <class T, class V = Vec<T>> \
+    INLINE V backward(V x, V g, const V* p, V* dp, int n)
+
+UNIT(PReLU, 1)  // a
+FORWARD { return x < V(0) ? p[0] * x : x; }
+BACKWARD {
+    auto negative = x < V(0);
+    dp[0] += negative ? g * x : V(0);
+    return negative ? g * p[0] : g;
+}
+};
+
+UNIT(Swish, 1)  // beta
+FORWARD { return x * sigmoid<T>(p[0] * x); }
+BACKWARD {
+    V s = sigmoid<T>(p[0] * x), slope = s * x * (T(1) - s);
+    dp[0] += g * x * slope;
+    return g * fma(p[0], slope, s);
+}
+};
+
+UNIT(Acon, 3)  // p1, p2, beta
+FORWARD {
+    V z = (p[0] - p[1]) * x;
+    return fma(z, sigmoid<T>(p[2] * z), p[1] * x);
+}
+BACKWARD {
+    V d = p[0] - p[1], z = d * x, s = sigmoid<T>(p[2] * z), slope = s * z * (T(1) - s);
+    V dz = g * fma(p[2], slope, s), gx = g * x;
+    dp[0] = fma(dz, x, dp[0]);
+    dp[1] += gx - dz * x;
+    dp[2] = fma(g * z, slope, dp[2]);
+    return fma(dz, d, g * p[1]);
+}
+};
+
+UNIT(Pelu, 2)  // a, b
+FORWARD {
+    V e = expm1<T>((x < V(0) ? x : V(0)) / p[1]);
+    return x < V(0) ? p[0] * e : (x >= V(0) ? p[0] / p[1] * x : x);
+}
+BACKWARD {
+    V inverse = T(1) / p[1], ratio = p[0] * inverse, z = x * inverse;
+    auto negative = x < V(0);
+    V e = expm1<T>(negative ? z : V(0)), grow = e + T(1);
+    // above 0: y = (a / b) x, below: y = a (exp(x / b) - 1)
+    V slope = negative ? ratio * grow : ratio;
+    dp[0] += g * (negative ? e : z);
+    dp[1] -= g * slope * z;
+    return g * slope;
+}
+};
+
+UNIT(Snake, 1)  // a
+FORWARD {
+    V s = sincos<T>(p[0] * x).sin;
+    return x + s * s / p[0];
+}
+BACKWARD {
+    auto t = sincos<T>(p[0] * x);
+    V inverse = T(1) / p[0], twice = (t.sin + t.sin) * t.cos;  // sin(2 a x)
+    dp[0] += g * inverse * (x * twice - t.sin * t.sin * inverse);
+    return fma(g, twice, g);
+}
+};
+
+UNIT(Sine, 1)  // omega
+FORWARD { return sincos<T>(p[0] * x).sin; }
+BACKWARD {
+    V slope = g * sincos<T>(p[0] * x).cos;
+    dp[0] = fma(slope, x, dp[0]);
+    return slope * p[0];
+}
+};
+
+UNIT(SRelu, 4)  // t_left, a_left, t_right, a_right
+FORWARD {
+    V left = x <= p[0] ? fma(p[1], x - p[0], p[0]) : x;
+    return x >= p[2] ? fma(p[3], x - p[2], p[2]) : left;
+}
+BACKWARD {
+    auto right = x >= p[2], left = (x <= p[0]) & ~right;
+    V on_left = left ? g : V(0), on_right = right ? g : V(0);
+    dp[0] += on_left * (T(1) - p[1]);
+    dp[1] += left ? g * (x - p[0]) : V(0);
+    dp[2] += on_right * (T(1) - p[3]);
+    dp[3] += right ? g * (x - p[2]) : V(0);
+    return g * (right ? p[3] : (left ? p[1] : V(1)));
+}
+};
+
+struct Apl {  // a_1 ... a_S, b_1 ... b_S
+    static constexpr int params = 2;
+    static constexpr bool many = true;
+    FORWARD {
+        V y = relu(x);
+        for (int s = 0, S = n / 2; s < S; s++) y = fma(p[s], relu(p[S + s] - x), y);
+        return y;
+    }
+    BACKWARD {
+        V slope = x > V(0) ? V(1) : V(0);
+        for (int s = 0, S = n / 2; s < S; s++) {
+            V hinge = p[S + s] - x;
+            auto on = hinge > V(0);
+            V a = on ? p[s] : V(0);
+            dp[s] += on ? g * hinge : V(0);
+            dp[S + s] = fma(g, a, dp[S + s]);
+            slope -= a;
+        }
+        return g * slope;
+    }
+};
+
+UNIT(Pau, 10)  // p_0 ... p_5, q_1 ... q_4
+FORWARD {
+    V top = fma(fma(fma(fma(fma(p[5], x, p[4]), x, p[3]), x, p[2]), x, p[1]), x, p[0]);
+    V bottom = fma(fma(fma(p[9], x, p[8]), x, p[7]), x, p[6]) * x;
+    return top / (abs(bottom) + T(1));
+}
+BACKWARD {
+    V top = p[5], dtop = p[5];
+    for (int k = 4; k > 0; k--) top = fma(top, x, p[k]), dtop = fma(dtop, x, top);
+    top = fma(top, x, p[0]);
+    V bottom = p[9], dbottom = p[9];
+    for (int k = 8; k > 5; k--) bottom = fma(bottom, x, p[k]), dbottom = fma(dbottom, x, bottom);
+    bottom *= x;
+    V inverse = T(1) / (abs(bottom) + T(1)), y = top * inverse;
+    V u = g * inverse, sign = bottom < V(0) ? V(-1) : (bottom > V(0) ? V(1) : V(0)), w = -u * y * sign;
+    V power = V(1);
+    for (int k = 0; k < 6; k++) {
+        dp[k] = fma(u, power, dp[k]);
+        power *= x;
+        if (k < 4) dp[6 + k] = fma(w, power, dp[6 + k]);
+    }
+    return fma(u, dtop, w * dbottom);
+}
+};
+
+UNIT(TanhExp, 0)
+// tanh(e) = (exp(2 e) - 1) / (exp(2 e) + 1) with e = exp(x)
+template <class T, class V = Vec<T>>
+INLINE V clamped(V x) {
+    constexpr T saturated = sizeof(T) == 4 ? T(3) : T(4);  // where tanh(exp(x)) is 1
+    return x > V(saturated) ? V(saturated) : x;
+}
+FORWARD {
+    V e = exp<T>(clamped<T>(x)), m = expm1<T>(e + e);
+    return x * m * reciprocal<T>(m + T(2));
+}
+BACKWARD {
+    V e = exp<T>(clamped<T>(x)), m = expm1<T>(e + e), r = reciprocal<T>(m + T(2)), t = m * r;
+    // 1 - tanh^2 = 4 (m + 1) / (m + 2)^2, without the difference of what is nearly equal
+    V slope = fma(x * e, T(4) * (m + T(1)) * r * r, t);
+    return g * (x > V(T(20)) ? V(1) : slope);
+}
+};
+
+#define EXPORT_AS(symbol, Unit, T)                                                                       \
+    extern "C" void symbol##_forward(int64_t outer, int64_t units, int64_t inner, int64_t threads,      \
+                                     const T* x, T* y, const T* const* p, int64_t n) {                  \
+        Runner<Unit, T, false>(Pointwise<T>{{outer, units, inner}, threads, x, x, y, p, nullptr, n})(); \
+    }                                                                                                    \
+    extern "C" void symbol##_backward(int64_t outer, int64_t units, int64_t inner, int64_t threads,     \
+                                      const T* x, T* dx, const T* const* p, int64_t n, const T* g,      \
+                                      T* const* dp) {                                                    \
+        Runner<Unit, T, true>(Pointwise<T>{{outer, units, inner}, threads, x, g, dx, p, dp, n})();      \
+    }
+#define EXPORT(symbol, Unit)               \
+    EXPORT_AS(symbol##_f32, Unit, float)   \
+    EXPORT_AS(symbol##_f64, Unit, double)
+
+EXPORT(prelu, PReLU)
+EXPORT(swish, Swish)
+EXPORT(acon, Acon)
+EXPORT(pelu, Pelu)
+EXPORT(snake, Snake)
+EXPORT(sine, Sine)
+EXPORT(srelu, SRelu)
+EXPORT(apl, Apl)
+EXPORT(pau, Pau)
+EXPORT(tanh_exp, TanhExp)
+
+extern "C" void set_parallel_for(ParallelFor function) { torch_parallel_for = function; }

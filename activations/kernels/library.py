@@ -1,0 +1,180 @@
+"""The compiled kernels: finding them, when they are used, and how a tensor is handed to them.
+
+The rule, for every primitive alike. A call goes to the fused kernel if
+
+- the kernels were built and this processor has AVX2 with FMA, AVX-512 or ARM's NEON,
+- they are not switched off (``using("reference")``, ``ACTBENCH_KERNELS=reference``, ``runner.kernels=reference``),
+- input and parameters are plain tensors on the CPU, in float32 or float64, all alike, and not empty,
+- nobody wants to look inside: no torch.compile, export, tracing, torch.func transform, forward-mode derivative or
+  dispatch mode (fake tensors, counters) is at work.
+
+All else goes to the reference, plain torch operations that those tools see through. A second derivative is no
+reason: a fused backward that is asked for a graph of its own computes it through the reference.
+
+Any layout in which the elements fill their memory without gaps is used as it is (contiguous, channels_last, any
+permutation, channels in any dimension); others (slices, expanded tensors) are copied first.
+
+``torch.set_num_threads`` counts: the threads are torch's own. Several callers at once, DataLoader workers and forked
+processes are safe; the child of a fork, where torch's threads are gone, computes in its one thread.
+"""
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+MODES = ("auto", "reference")
+FOLDER = Path(__file__).parent
+DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _variant() -> str | None:
+    """Which of the compiled files suits this processor; torch knows what it can do."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "neon"
+    return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability())
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library or None, and what it is or why there is none."""
+    variant = _variant()
+    if variant is None:
+        return None, "this processor has neither AVX2 nor NEON"
+    path = FOLDER / f"fused_{variant}.so"
+    if not path.exists():
+        return None, f"{path.name} was not built"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, str(error)
+    library.set_parallel_for(_parallel_for())
+    os.register_at_fork(after_in_child=lambda: library.set_parallel_for(None))
+    return library, variant
+
+
+def _parallel_for() -> ctypes.c_void_p:
+    """torch's own parallel loop, from its stable C interface."""
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        if (folder / name).exists():
+            return ctypes.cast(ctypes.CDLL(str(folder / name)).torch_parallel_for, ctypes.c_void_p)
+    return ctypes.c_void_p(None)
+
+
+def _mode_of_environment() -> str:
+    mode = os.environ.get("ACTBENCH_KERNELS", "auto")
+    if mode not in MODES:
+        raise ValueError(f"ACTBENCH_KERNELS={mode}: legal values are {', '.join(MODES)}")
+    return mode
+
+
+_mode = _mode_of_environment()
+_library, _about = _load()
+
+
+def available() -> bool:
+    """Whether there are fused kernels on this machine."""
+    return _library is not None
+
+
+def described() -> str:
+    """What computes on the CPU: ``fused avx512``, or ``reference`` and the reason."""
+    if _mode == "reference":
+        return "reference (asked for)"
+    return f"fused {_about}" if available() else f"reference ({_about})"
+
+
+@contextmanager
+def using(mode: str) -> Iterator[None]:
+    """``reference`` forces the plain torch operations, ``auto`` follows the rule; for the whole process, while entered.
+
+    Raises:
+        ValueError: another mode.
+    """
+    global _mode
+    if mode not in MODES:
+        raise ValueError(f"kernels={mode}: legal values are {', '.join(MODES)}")
+    before, _mode = _mode, mode
+    try:
+        yield
+    finally:
+        _mode = before
+
+
+def fusable(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether this call goes to the fused kernel; the rule is at the head of this file."""
+    if torch.compiler.is_compiling() or _mode != "auto" or _library is None:
+        return False
+    if type(x) not in PLAIN or x.dtype not in DTYPES or x.device.type != "cpu" or not x.numel():
+        return False
+    for parameter in parameters:
+        if type(parameter) not in PLAIN or parameter.dtype != x.dtype or parameter.device.type != "cpu":
+            return False
+    return not (
+        x.layout != torch.strided
+        or x.is_neg()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def function(name: str, dtype: torch.dtype, arguments: str) -> Callable[..., None]:
+    """A function of the library; ``arguments``: p for a pointer, i for a whole number, d for a double."""
+    found = getattr(_library, name.format(DTYPES[dtype]))
+    types: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
+    found.argtypes, found.restype = [types[letter] for letter in arguments], None
+    return found
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x``, or a copy of it where its elements do not fill their memory."""
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    return x if torch.empty_like(x).stride() == x.stride() else x.contiguous()
+
+
+def alike(g: Tensor, x: Tensor) -> Tensor:
+    """The gradient ``g`` in the layout of ``x``."""
+    return g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
+
+
+def layout(x: Tensor, units: int, channel_dim: int) -> tuple[int, int, int]:
+    """Dense ``x`` as (outer, units, inner) in the order of its memory."""
+    if units == 1:
+        return 1, 1, x.numel()
+    inner = x.stride(channel_dim)
+    return x.numel() // (units * inner), units, inner
+
+
+def pointers(rows: Sequence[tuple[Tensor, int]]) -> Any:
+    """Addresses of the rows of several (rows, units) tensors, for C."""
+    addresses = []
+    for tensor, count in rows:
+        first, step = tensor.data_ptr(), tensor.numel() // count * tensor.element_size()
+        addresses += [first + row * step for row in range(count)]
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def through_reference(
+    reference: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    needed: Sequence[bool],
+    g: Tensor,
+) -> list[Tensor | None]:
+    """The gradients of ``reference(*inputs)`` as a graph that can be differentiated again."""
+    with torch.enable_grad():
+        # one input may have been computed from another; views of them have not
+        views = [value.view_as(value) for value in inputs]
+        wanted = [view for view, need in zip(views, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(reference(*views), wanted, g, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
