@@ -24,8 +24,7 @@ class ACONC(Activation):
         self.beta = nn.Parameter(torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        p1, p2, beta = (self.along_channels(p, x) for p in (self.p1, self.p2, self.beta))
-        return _acon(x, p1, p2, beta)
+        return self.pointwise("acon", _acon, x, self.p1, self.p2, self.beta)
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_not_negative, check_whole
+from activations.kernels.pointwise import pointwise
 
 
 class APL(Activation):
@@ -34,9 +35,13 @@ class APL(Activation):
         self.b = nn.Parameter(torch.randn(hinges, num_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        return pointwise("apl", self._apl, x, a, b, channel_dim=self.channel_dim)
+
+    def _apl(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         y = x.relu()
-        for a, b in zip(self.a, self.b, strict=True):
-            y = y + self.along_channels(a, x) * (self.along_channels(b, x) - x).relu()
+        for slope, hinge in zip(a.unbind(), b.unbind(), strict=True):
+            y = y + self.along_channels(slope, x) * (self.along_channels(hinge, x) - x).relu()
         return y
 
     def regularization(self) -> Tensor | float:

@@ -1,12 +1,13 @@
 """The contract of an activation: what a network and a runner may expect of every unit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from activations.kernels.lookup import along
+from activations.kernels.pointwise import pointwise
 
 
 class Activation(nn.Module):
@@ -83,6 +84,17 @@ class Activation(nn.Module):
         shape = [1] * x.ndim
         shape[0], shape[self.channel_dim] = values.shape
         return values.to(x.dtype).view(shape)
+
+    def pointwise(
+        self, kernel: str, formula: Callable[..., Tensor], x: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        """``formula(x, *parameters)``, with parameters (num_features,) or (1,) along x's channels; fused if it can be."""
+
+        def reference(x: Tensor, *parameters: Tensor) -> Tensor:
+            return formula(x, *(self.along_channels(parameter, x) for parameter in parameters))
+
+        same = (p if p.dtype is x.dtype else p.to(x.dtype) for p in parameters)
+        return pointwise(kernel, reference, x, *same, channel_dim=self.channel_dim)
 
     def pooled(self, x: Tensor) -> Tensor:
         """(N, num_features): the mean over positions; (N, C) has none and is its own mean."""

@@ -3,7 +3,7 @@ arXiv 2407.07564, section 4.
 
 Differs from the authors' code where that departs from the mathematics or cannot be trusted: the data gradient of theta
 is not multiplied by its dimension, the regulariser is part of the loss and its gradient that of the stated form,
-the table is interpolated and made anew in every forward (it cannot be stale), and intervals need not contain 0.
+the table holds y, is interpolated and made anew in every forward (it cannot be stale), and intervals need not contain 0.
 """
 
 import math
@@ -25,7 +25,9 @@ from activations.base import (
     upcast,
 )
 from activations.cpab import cell_pairs, knot_basis, transform, transform_and_slope
+from activations.kernels import library
 from activations.kernels.lookup import piecewise_linear, take
+from activations.kernels.tabulated import DiTACTable, Frame, make_frame
 
 FORMS = ("gelu", "ge", "leaky", "inf")
 
@@ -39,8 +41,9 @@ class DiTAC(Activation):
         inf:    T(x) everywhere: beyond [a, b] the end cells' affine velocity goes on (inf-DiTAC)
 
     theta (d,), one per site, are the coordinates of the velocity field on ``cells`` equal cells of [a, b] in an
-    orthonormal basis (see ``cpab.knot_basis``). T is evaluated at ``table_size`` equally spaced points and
-    interpolated; gradients reach theta through the table.
+    orthonormal basis (see ``cpab.knot_basis``). On [a, b] y is computed at ``table_size`` equally spaced points and
+    interpolated; gradients reach theta through the table. The fused kernel interpolates GELU outside [a, b] as well, in
+    steps of 1/512: within 4e-7 of its values and 8e-4 of its slopes.
 
     The released code has the gelu form alone; ge, leaky and inf are reconstructed from descriptions of the paper.
 
@@ -51,8 +54,8 @@ class DiTAC(Activation):
         zero_boundary: v(a) = v(b) = 0, so that T maps [a, b] to itself (d = cells - 1). false frees the ends
             (d = cells + 1); all forms but inf then jump at them.
         table_size: points of the table, at least 2 (2048 in the authors' code); null: T at every element, exactly.
-        interpolation: ``linear``, error O(step^2); ``nearest``, the authors': value and slope of T at the nearest
-            point, error O(step).
+        interpolation: ``linear``, of y, error O(step^2); ``nearest``, the authors': value and slope of T at the
+            nearest point, error O(step), in plain torch operations.
         gelu_of: ``x``: the cdf's argument in the gelu form is the original x (the authors' code); ``z``: GELU(z).
         negative_slope: of the leaky form outside [a, b].
         init: ``prior``: theta ~ N(0, Sigma) with the authors' covariance, exp(-|d| / (2 init_smooth^2)) init_var^2
@@ -127,6 +130,7 @@ class DiTAC(Activation):
         self.precision: Tensor
         self.register_buffer("basis", None, persistent=False)
         self.register_buffer("precision", None, persistent=False)
+        self._frames: dict[torch.dtype, Frame] = {}
         self._make_buffers()
 
     def _make_buffers(self) -> None:
@@ -142,34 +146,60 @@ class DiTAC(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)
-        if self.form == "inf":
-            return self._warp(wide).to(x.dtype)
-        inside = (wide >= self.a) & (wide <= self.b)
-        warped = self._warp(torch.where(inside, wide, self.a))  # no overflow out there for autograd to meet
-        if self.form == "gelu":
-            z = torch.where(inside, warped, wide)
-            y = F.gelu(z) if self.gelu_of == "z" else z * torch.special.ndtr(wide)
-        elif self.form == "ge":
-            y = torch.where(inside, warped, torch.where(wide < self.a, F.gelu(wide), wide))
+        theta, basis = self.theta.to(wide.dtype), self.basis.to(wide.dtype)
+        by_table = self.table_size is not None and self.interpolation == "linear" and self.form != "inf"
+        if by_table and library.fusable(wide, theta, basis):
+            frame = self._frame(wide.dtype)
+            y: Tensor = DiTACTable.apply(self._respond, frame, basis.contiguous(), library.dense(wide), theta)
         else:
-            y = torch.where(inside, warped, F.leaky_relu(wide, self.negative_slope))
+            y = self._respond(wide, theta)
         return y.to(x.dtype)
 
-    def _warp(self, x: Tensor) -> Tensor:
-        """T(x)."""
+    def _frame(self, dtype: torch.dtype) -> Frame:
+        """What the fused table has besides theta, made once."""
+        if dtype not in self._frames:
+            assert self.table_size is not None
+            frame = make_frame(
+                self.form, self.a, self.b, self.table_size, self.negative_slope, self.gelu_of
+            )
+            self._frames[dtype] = frame._replace(pairs=frame.pairs.to(dtype))
+        return self._frames[dtype]
+
+    def _respond(self, x: Tensor, theta: Tensor) -> Tensor:
+        """y in plain torch operations."""
         # no matrix product, whose digits autocast would take
-        velocity = (self.basis.to(x.dtype) * self.theta.to(x.dtype)).sum(1)
+        velocity = (self.basis.to(x.dtype) * theta).sum(1)
+        if self.form == "inf":
+            return self._warp(x, velocity)
+        inside = (x >= self.a) & (x <= self.b)
+        held = torch.where(inside, x, self.a)  # no overflow out there for autograd to meet
+        if self.form == "gelu":
+            within = self._warp(held, velocity, gelu=True)
+            return torch.where(inside, within, x * torch.special.ndtr(x))
+        if self.form == "ge":
+            outside = torch.where(x < self.a, F.gelu(x), x)
+        else:
+            outside = F.leaky_relu(x, self.negative_slope)
+        return torch.where(inside, self._warp(held, velocity), outside)
+
+    def _warp(self, x: Tensor, velocity: Tensor, gelu: bool = False) -> Tensor:
+        """T(x), or T(x) Phi(x), or GELU(T(x)): exactly, from a table of it, or from the nearest point of one of T."""
         if self.table_size is None:
-            return self._exact(x, velocity)
+            return self._gated(self._exact(x, velocity), x, gelu)
         left, right = self._table_ends(velocity)
         share = torch.linspace(0, 1, self.table_size, dtype=x.dtype, device=x.device)
         points = torch.lerp(left, right, share)
         if self.interpolation == "nearest":
-            return self._nearest(x, velocity, points)
-        heights = self._exact(points, velocity)
+            return self._gated(self._nearest(x, velocity, points), x, gelu)
+        heights = self._gated(self._exact(points, velocity), points, gelu)
         slopes = self.cells * velocity.diff()
         tails = slopes[:1].exp(), slopes[-1:].exp()
         return piecewise_linear(x, left, right, heights[None], *tails, channel_dim=self.channel_dim)
+
+    def _gated(self, warped: Tensor, x: Tensor, gelu: bool) -> Tensor:
+        if not gelu:
+            return warped
+        return F.gelu(warped) if self.gelu_of == "z" else warped * torch.special.ndtr(x)
 
     def _exact(self, x: Tensor, velocity: Tensor) -> Tensor:
         length = self.b - self.a

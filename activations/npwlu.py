@@ -9,12 +9,14 @@ properties; it may differ from the authors' in detail, so do not cite scores of 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_bool, check_positive, check_whole, upcast
 from activations.kernels.lookup import along, take
+from activations.kernels.pointwise import pointwise
 
 
 class NPWLU(Activation):
@@ -69,15 +71,10 @@ class NPWLU(Activation):
         widths = self.log_widths.to(wide.dtype).exp()
         knots = torch.cat([left[:, None], left[:, None] + widths.cumsum(1)], 1)  # (units, N + 1)
         heights = height[:, None] + (slopes[:, 1:-1] * widths).cumsum(1)
-        anchors = torch.cat([knots[:, :1], knots], 1)  # (units, N + 2), one for each piece
-        values = torch.cat([height[:, None], height[:, None], heights], 1)
-        piece = sum(
-            (wide.detach() >= along(knot, wide, channel_dim)).to(wide.dtype)
-            for knot in knots.detach().unbind(1)
-        )
-        assert isinstance(piece, Tensor)
-        anchor, value, slope = take(piece, anchors, values, slopes, channel_dim=channel_dim)
-        return (value + slope * (wide - anchor)).to(x.dtype)
+        heights = torch.cat([height[:, None], heights], 1)
+        reference = partial(_pieces, channel_dim)
+        y = pointwise("npwlu", reference, wide, knots.T, heights.T, slopes.T, channel_dim=channel_dim)
+        return y.to(x.dtype)
 
     @property
     def no_decay(self) -> frozenset[str]:
@@ -92,3 +89,13 @@ class NPWLU(Activation):
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return dict(self.named_parameters())
+
+
+def _pieces(channel_dim: int, x: Tensor, knots: Tensor, heights: Tensor, slopes: Tensor) -> Tensor:
+    """The function with ``knots`` and ``heights`` there (N + 1, units), ``slopes`` before, between and after (N + 2, units)."""
+    anchors, values = (torch.cat([at[:1], at]).T for at in (knots, heights))  # one for each piece
+    piece = torch.zeros_like(x)
+    for knot in knots.detach().unbind():
+        piece = piece + (x.detach() >= along(knot, x, channel_dim))
+    anchor, value, slope = take(piece, anchors, values, slopes.T, channel_dim=channel_dim)
+    return value + slope * (x - anchor)

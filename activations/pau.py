@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_finite, upcast
+from activations.kernels.pointwise import pointwise
 
 # (c_0 + c_2 x^2 + c_4 x^4) / (1 + q_2 x^2 + q_4 x^4), the least-squares fit to |x| on [-3, 3] (tests/test_formulas.py repeats it)
 ABSOLUTE = (0.06755026, 3.34468516, 1.88695571)
@@ -38,10 +39,8 @@ class PAU(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)
-        p, q = self.numerator.to(wide.dtype).unbind(), self.denominator.to(wide.dtype).unbind()
-        top = ((((p[5] * wide + p[4]) * wide + p[3]) * wide + p[2]) * wide + p[1]) * wide + p[0]
-        bottom = (((q[3] * wide + q[2]) * wide + q[1]) * wide + q[0]) * wide
-        return (top / (1 + bottom.abs())).to(x.dtype)
+        p, q = (coefficients.to(wide.dtype)[:, None] for coefficients in (self.numerator, self.denominator))
+        return pointwise("pau", _pau, wide, p, q).to(x.dtype)
 
     @property
     def no_decay(self) -> frozenset[str]:
@@ -52,3 +51,10 @@ class PAU(Activation):
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"numerator": self.numerator, "denominator": self.denominator}
+
+
+def _pau(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+    p, q = numerator.unbind(), denominator.unbind()
+    top = ((((p[5] * x + p[4]) * x + p[3]) * x + p[2]) * x + p[1]) * x + p[0]
+    bottom = (((q[3] * x + q[2]) * x + q[1]) * x + q[0]) * x
+    return top / (1 + bottom.abs())

@@ -32,7 +32,7 @@ class PELU(Activation):
         self.b = nn.Parameter(torch.ones(units))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _pelu(x, *(self.along_channels(self._positive(p), x) for p in (self.a, self.b)))
+        return self.pointwise("pelu", _pelu, x, self._positive(self.a), self._positive(self.b))
 
     def _positive(self, parameter: Tensor) -> Tensor:
         return parameter + (self.minimum - parameter.detach()).clamp_min(0)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activations.base import Activation, check_bool, check_finite
+from activations.kernels.pointwise import pointwise
 
 
 class PReLU(Activation):
@@ -30,8 +31,12 @@ class PReLU(Activation):
         self.weight = nn.Parameter(torch.full((1 if shared else num_features,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight.dtype is x.dtype else self.weight.to(x.dtype)
+        return pointwise("prelu", self._prelu, x, weight, channel_dim=self.channel_dim)
+
+    def _prelu(self, x: Tensor, weight: Tensor) -> Tensor:
         # torch's PReLU knows channels in dimension 1 only; the views cost nothing and keep the strides
-        y = F.prelu(x.movedim(self.channel_dim, 1), self.weight).movedim(1, self.channel_dim)
+        y = F.prelu(x.movedim(self.channel_dim, 1), weight).movedim(1, self.channel_dim)
         return y.to(x.dtype)  # autocast lets prelu lower the precision
 
     @property

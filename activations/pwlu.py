@@ -108,10 +108,9 @@ class PWLU(Activation):
         if self.is_collecting:
             return x.relu()
         wide = upcast(x)  # positions in a table need it
-        shape = (self.left, self.right, self.heights, self.slope_left, self.slope_right)
-        left, right, *rest = (parameter.to(wide.dtype) for parameter in shape)
-        right = torch.maximum(right, left + _min_width(left))
-        return piecewise_linear(wide, left, right, *rest, channel_dim=channel_dim).to(x.dtype)
+        # in the order of the arguments; five attributes of a module would cost more than a small input does
+        shape = (p if p.dtype is wide.dtype else p.to(wide.dtype) for p in self._parameters.values() if p is not None)
+        return piecewise_linear(wide, *shape, channel_dim=channel_dim, narrowest=MIN_WIDTH).to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         first = min(self.statistics_epochs, -(-epochs // 4), epochs - 1)

@@ -45,8 +45,8 @@ class Snake(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)  # half precision would lose the phase
-        a = self.along_channels(self.a, wide) if isinstance(self.a, Tensor) else self.a
-        return _snake(wide, a).to(x.dtype)
+        a = self.a if isinstance(self.a, Tensor) else wide.new_full((1,), self.a)
+        return self.pointwise("snake", _snake, wide, a).to(x.dtype)
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -31,12 +31,13 @@ class SReLU(Activation):
         check_finite(t_right=t_right, a_left=a_left)
         if t_right <= 0:
             raise ValueError(f"t_right={t_right}: a number above 0 is needed, where the left piece ends")
-        initial = {"t_left": 0.0, "a_left": a_left, "t_right": t_right, "a_right": 1.0}
-        for name, value in initial.items():
-            setattr(self, name, nn.Parameter(torch.full((num_features,), float(value))))
+        self.t_left = nn.Parameter(torch.zeros(num_features))
+        self.a_left = nn.Parameter(torch.full((num_features,), float(a_left)))
+        self.t_right = nn.Parameter(torch.full((num_features,), float(t_right)))
+        self.a_right = nn.Parameter(torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _srelu(x, *(self.along_channels(p, x) for p in self.parameters()))
+        return self.pointwise("srelu", _srelu, x, self.t_left, self.a_left, self.t_right, self.a_right)
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -45,8 +45,8 @@ class Swish(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.beta, Tensor):
-            return _swish(x, self.along_channels(self.beta, x))
-        return F.silu(x) if self.beta == 1 else _swish(x, self.beta)
+            return self.pointwise("swish", _swish, x, self.beta)
+        return F.silu(x) if self.beta == 1 else self.pointwise("swish", _swish, x, x.new_full((1,), self.beta))
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -12,7 +12,11 @@ class TanhExp(Activation):
     """y = x tanh(exp(x))."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * x.clamp_max(SATURATED).exp().tanh()
+        return self.pointwise("tanh_exp", _tanh_exp, x)
 
     def curves(self, x: Tensor) -> Tensor:
         return self(x).unsqueeze(0)
+
+
+def _tanh_exp(x: Tensor) -> Tensor:
+    return x * x.clamp_max(SATURATED).exp().tanh()

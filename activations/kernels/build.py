@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FLAGS = "-O3 -s -shared -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=off"
+FLAGS = "-O3 -s -shared -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=off -Wno-psabi"
 X86 = {"avx2": "x86_64_v3", "avx512": "x86_64_v4"}
 SYSTEMS = {"Linux": "linux-gnu.2.17", "Darwin": "macos", "Windows": "windows-gnu"}
 

@@ -113,14 +113,14 @@ def fusable(x: Tensor, *parameters: Tensor) -> bool:
     """Whether this call goes to the fused kernel; the rule is at the head of this file."""
     if torch.compiler.is_compiling() or _mode != "auto" or _library is None:
         return False
-    if type(x) not in PLAIN or x.dtype not in DTYPES or x.device.type != "cpu" or not x.numel():
+    dtype = x.dtype
+    if dtype not in DTYPES or type(x) not in PLAIN or not x.is_cpu or not x.numel() or x.is_neg():
         return False
     for parameter in parameters:
-        if type(parameter) not in PLAIN or parameter.dtype != x.dtype or parameter.device.type != "cpu":
+        if parameter.dtype is not dtype or type(parameter) not in PLAIN or not parameter.is_cpu:
             return False
     return not (
-        x.layout != torch.strided
-        or x.is_neg()
+        x.layout is not torch.strided
         or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
@@ -156,13 +156,22 @@ def layout(x: Tensor, units: int, channel_dim: int) -> tuple[int, int, int]:
     return x.numel() // (units * inner), units, inner
 
 
-def pointers(rows: Sequence[tuple[Tensor, int]]) -> Any:
-    """Addresses of the rows of several (rows, units) tensors, for C."""
-    addresses = []
-    for tensor, count in rows:
-        first, step = tensor.data_ptr(), tensor.numel() // count * tensor.element_size()
-        addresses += [first + row * step for row in range(count)]
-    return (ctypes.c_void_p * len(addresses))(*addresses)
+def addresses(tensors: Sequence[Tensor]) -> Any:
+    """Where the numbers of contiguous tensors are, for C."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def row_addresses(tensors: Sequence[Tensor]) -> Any:
+    """Where the rows of contiguous (units,) or (rows, units) tensors are, for C."""
+    found = []
+    for tensor in tensors:
+        first = tensor.data_ptr()
+        if tensor.ndim > 1:
+            step = tensor.shape[1] * tensor.element_size()
+            found += [first + row * step for row in range(tensor.shape[0])]
+        else:
+            found.append(first)
+    return (ctypes.c_void_p * len(found))(*found)
 
 
 def through_reference(

@@ -1,7 +1,16 @@
-"""Piecewise-linear functions given by a table of heights: PWLU's own form, and DiTAC's tabulated flow."""
+"""Piecewise-linear functions given by a table of heights: PWLU's own form, and DiTAC's tabulated flow.
+
+The fused kernels are in csrc/table.h and csrc/table.cpp.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from activations.kernels import library
 
 
 def piecewise_linear(
@@ -13,6 +22,7 @@ def piecewise_linear(
     slope_right: Tensor,
     *,
     channel_dim: int,
+    narrowest: float = 0.0,
 ) -> Tensor:
     """The function through ``heights`` at equally spaced knots, with straight tails; one for all channels or one each.
 
@@ -28,10 +38,31 @@ def piecewise_linear(
     Args:
         left, right, slope_left, slope_right: (units,), units being 1 or the number of channels; left < right.
         heights: (units, n + 1), n at least 1.
+        narrowest: ``right`` acts as at least left + narrowest max(1, |left|).
 
     Shape:
         that of ``x``, dtype and memory format too.
     """
+    parameters = (left, right, heights, slope_left, slope_right)
+    if library.fusable(x, *parameters):
+        dense = (p.contiguous() for p in parameters)
+        y: Tensor = _PiecewiseLinear.apply(channel_dim, narrowest, library.dense(x), *dense)
+        return y
+    return _piecewise_linear(channel_dim, narrowest, x, *parameters)
+
+
+def _piecewise_linear(
+    channel_dim: int,
+    narrowest: float,
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    heights: Tensor,
+    slope_left: Tensor,
+    slope_right: Tensor,
+) -> Tensor:
+    """The reference."""
+    right = torch.maximum(right, left + narrowest * left.detach().abs().clamp_min(1))
     width, steps = (right - left)[:, None] / (heights.shape[1] - 1), heights.diff(dim=1)
     knots = left[:, None] + width * torch.arange(steps.shape[1], device=x.device)
     anchors = torch.cat([left[:, None], knots, right[:, None]], 1)  # (units, n + 2)
@@ -40,6 +71,49 @@ def piecewise_linear(
     piece = _piece(x, left, right, steps.shape[1], channel_dim)
     anchor, value, slope = take(piece, anchors, values, slopes, channel_dim=channel_dim)
     return value + slope * (x - anchor)
+
+
+@cache
+def _pwlu_kernels(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
+    forward = library.function("pwlu_{}_forward", dtype, "iiiipppid")
+    return forward, library.function("pwlu_{}_backward", dtype, "iiiipppidpp")
+
+
+class _PiecewiseLinear(torch.autograd.Function):
+    """The fused form; saves its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, channel_dim: int, narrowest: float, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        units, knots = parameters[2].shape
+        ctx.channel_dim, ctx.narrowest = channel_dim, narrowest
+        ctx.layout = library.layout(x, units, channel_dim)
+        y, p = torch.empty_like(x), library.addresses(parameters)
+        threads = torch.get_num_threads()
+        _pwlu_kernels(x.dtype)[0](*ctx.layout, threads, x.data_ptr(), y.data_ptr(), p, knots - 1, narrowest)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            reference = partial(_piecewise_linear, ctx.channel_dim, ctx.narrowest)
+            needed = ctx.needs_input_grad[2:]
+            return None, None, *library.through_reference(reference, (x, *parameters), needed, g)
+        g, dx = library.alike(g, x), torch.empty_like(x)
+        gradients = [torch.empty_like(p) for p in parameters]
+        _pwlu_kernels(x.dtype)[1](
+            *ctx.layout,
+            torch.get_num_threads(),
+            x.data_ptr(),
+            dx.data_ptr(),
+            library.addresses(parameters),
+            parameters[2].shape[1] - 1,
+            ctx.narrowest,
+            g.data_ptr(),
+            library.addresses(gradients),
+        )
+        return None, None, dx, *gradients
 
 
 def take(index: Tensor, *tables: Tensor, channel_dim: int) -> tuple[Tensor, ...]:

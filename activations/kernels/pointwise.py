@@ -15,24 +15,32 @@ from activations.kernels import library
 Reference = Callable[..., Tensor]
 
 
-def pointwise(
-    name: str, reference: Reference, x: Tensor, *parameters: Tensor, channel_dim: int = 1, rows: int = 1
-) -> Tensor:
+# numbers for each unit, at most; as in csrc/pointwise.h
+MOST = 40
+
+
+def pointwise(name: str, reference: Reference, x: Tensor, *parameters: Tensor, channel_dim: int = 1) -> Tensor:
     """``reference(x, *parameters)``, by the kernel ``name`` where that can be.
 
     Args:
         name: of the kernel.
         reference: the unit in plain torch operations, of ``x`` and the parameters.
-        parameters: each (units,) or (rows, units), units being 1 or the number of channels; in x's dtype.
+        parameters: each (units,), or (rows, units) if it is several numbers for each unit, units being 1 or the number
+            of channels; in x's dtype.
         channel_dim: of ``x``.
-        rows: 1 where a parameter is one number for each unit, else how many it is.
 
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    if not library.fusable(x, *parameters):
+    if sum(_rows(p) for p in parameters) > MOST or not library.fusable(x, *parameters):
         return reference(x, *parameters)
-    return _Pointwise.apply(name, reference, channel_dim, rows, x, *parameters)
+    dense = (p.contiguous() for p in parameters)
+    y: Tensor = _Pointwise.apply(name, reference, channel_dim, library.dense(x), *dense)
+    return y
+
+
+def _rows(parameter: Tensor) -> int:
+    return parameter.shape[0] if parameter.ndim > 1 else 1
 
 
 @cache
@@ -46,16 +54,12 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, name: str, reference: Reference, channel_dim: int, rows: int, x: Tensor, *parameters: Tensor
+        ctx: Any, name: str, reference: Reference, channel_dim: int, x: Tensor, *parameters: Tensor
     ) -> Tensor:
-        x = library.dense(x)
-        parameters = tuple(p.contiguous() for p in parameters)
         ctx.save_for_backward(x, *parameters)
-        ctx.name, ctx.reference, ctx.channel_dim = name, reference, channel_dim
-        ctx.counts = [p.shape[0] if p.ndim > 1 else rows for p in parameters]
-        units = max((p.numel() // k for p, k in zip(parameters, ctx.counts, strict=True)), default=1)
-        ctx.layout = library.layout(x, units, channel_dim)
-        p = library.pointers(list(zip(parameters, ctx.counts, strict=True)))
+        ctx.name, ctx.reference = name, reference
+        ctx.layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)
+        p = library.row_addresses(parameters)
         y = torch.empty_like(x)
         threads = torch.get_num_threads()
         _kernels(name, x.dtype)[0](*ctx.layout, threads, x.data_ptr(), y.data_ptr(), p, len(p))
@@ -65,14 +69,13 @@ class _Pointwise(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled():
-            needed = ctx.needs_input_grad[4:]
-            return None, None, None, None, *library.through_reference(ctx.reference, (x, *parameters), needed, g)
+            needed = ctx.needs_input_grad[3:]
+            return None, None, None, *library.through_reference(ctx.reference, (x, *parameters), needed, g)
         g, dx = library.alike(g, x), torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
-        p = library.pointers(list(zip(parameters, ctx.counts, strict=True)))
-        dp = library.pointers(list(zip(gradients, ctx.counts, strict=True)))
+        p, dp = library.row_addresses(parameters), library.row_addresses(gradients)
         threads = torch.get_num_threads()
         _kernels(ctx.name, x.dtype)[1](
             *ctx.layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
         )
-        return None, None, None, None, dx, *gradients
+        return None, None, None, dx, *gradients

@@ -6,7 +6,7 @@
 
 using Range = void (*)(int64_t begin, int64_t end, void* task);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range run, void* task);
-static ParallelFor torch_parallel_for = nullptr;  // none: everything runs in the caller's thread
+extern ParallelFor torch_parallel_for;  // none: everything runs in the caller's thread
 
 constexpr int64_t GRAIN = 16384;  // elements that are worth a thread
 

@@ -122,6 +122,41 @@ struct Apl {  // a_1 ... a_S, b_1 ... b_S
     }
 };
 
+struct NPwlu {  // B_0 ... B_N, Y_0 ... Y_N, S_0 ... S_N+1
+    static constexpr int params = 4;
+    static constexpr bool many = true;
+    FORWARD {
+        const int knots = (n - 1) / 3;
+        V anchor = p[0], value = p[knots], slope = p[2 * knots];
+        for (int k = 0; k < knots; k++) {
+            auto beyond = x >= p[k];
+            anchor = beyond ? p[k] : anchor, value = beyond ? p[knots + k] : value;
+            slope = beyond ? p[2 * knots + k + 1] : slope;
+        }
+        return fma(slope, x - anchor, value);
+    }
+    BACKWARD {
+        const int knots = (n - 1) / 3;
+        // piece k ends at knot k; its anchor is the knot before, for the first piece that knot itself
+        V slope = p[2 * knots], anchor = p[0];
+        auto behind = x >= p[0];
+        V here = behind ? V(0) : g;
+        dp[2 * knots] = fma(here, x - p[0], dp[2 * knots]);
+        dp[0] -= here * slope, dp[knots] += here;
+        V total = here * slope;
+        for (int k = 0; k < knots; k++) {
+            auto next = x >= p[k + 1 < knots ? k + 1 : k];
+            here = behind & (k + 1 < knots ? ~next : behind) ? g : V(0);
+            slope = p[2 * knots + k + 1], anchor = p[k];
+            dp[2 * knots + k + 1] = fma(here, x - anchor, dp[2 * knots + k + 1]);
+            V along = here * slope;
+            dp[k] -= along, dp[knots + k] += here, total += along;
+            behind = next;
+        }
+        return total;
+    }
+};
+
 UNIT(Pau, 10)  // p_0 ... p_5, q_1 ... q_4
 FORWARD {
     V top = fma(fma(fma(fma(fma(p[5], x, p[4]), x, p[3]), x, p[2]), x, p[1]), x, p[0]);
@@ -188,7 +223,6 @@ EXPORT(snake, Snake)
 EXPORT(sine, Sine)
 EXPORT(srelu, SRelu)
 EXPORT(apl, Apl)
+EXPORT(npwlu, NPwlu)
 EXPORT(pau, Pau)
 EXPORT(tanh_exp, TanhExp)
-
-extern "C" void set_parallel_for(ParallelFor function) { torch_parallel_for = function; }

@@ -9,7 +9,7 @@
 
 #include "parallel.h"
 
-constexpr int MAX_PARAMS = 20;
+constexpr int MAX_PARAMS = 40;
 // vectors that are added up in the input's own precision before their sum goes to a double: at most 64 roundings
 constexpr int64_t BLOCK = 64;
 
