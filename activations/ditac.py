@@ -171,7 +171,8 @@ class DiTAC(Activation):
         velocity = (self.basis.to(x.dtype) * theta).sum(1)
         if self.form == "inf":
             return self._warp(x, velocity)
-        inside = (x >= self.a) & (x <= self.b)
+        exact = self.table_size is None or self.interpolation == "nearest"
+        inside = (x >= self.a) & ((x <= self.b) if exact else (x < self.b))  # at b a table's slope is that of the right
         held = torch.where(inside, x, self.a)  # no overflow out there for autograd to meet
         if self.form == "gelu":
             within = self._warp(held, velocity, gelu=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation
+from activations.kernels import library
 from results.files import replacing
 from runners.optim import activation_modules
 
@@ -80,6 +81,9 @@ def source_hash(classes: Iterable[type[Activation]]) -> str:
     for name in sorted(modules):
         if path := getattr(sys.modules[name], "__file__", None):
             digest.update(Path(path).read_bytes())
+            if name == library.__name__:  # and the sources of what it loads
+                for source in sorted(Path(path).with_name("csrc").iterdir()):
+                    digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from activations.base import Activation
+from activations.kernels import library
 from results.files import CHECKPOINT, CLASSES, CURVES, METRICS, PICTURES, replacing, write_csv
 from runners import cost, seeding
 from runners.cell import Cell
@@ -48,6 +49,7 @@ class Train:
             trained ("freeze, then thaw"). Norms keep updating their running statistics meanwhile.
         device: auto (cuda, then cpu), or a torch device.
         threads: of torch on the CPU; None for torch's choice.
+        kernels: auto (the rule of ``activations.kernels.library``) or reference (plain torch operations).
         channels_last: memory format of image batches and networks.
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
         compile: off or on (torch.compile).
@@ -63,6 +65,7 @@ class Train:
     activation_only_epochs: int = 0
     device: str = "auto"
     threads: int | None = None
+    kernels: str = "auto"
     channels_last: bool = False
     amp: str = "off"
     compile: str = "off"
@@ -74,6 +77,7 @@ class Train:
                 check_whole(f"runner.{name}", getattr(self, name), 1)
         check_whole("runner.activation_only_epochs", self.activation_only_epochs, 0)
         check_range("runner.epochs_scale", self.epochs_scale, "above 0", lambda v: v > 0)
+        check_choice("runner.kernels", self.kernels, library.MODES)
         check_choice("runner.amp", self.amp, tuple(AMP))
         check_choice("runner.compile", self.compile, ("off", "on"))
         for name in ("channels_last", "pictures"):
@@ -90,7 +94,8 @@ class Train:
         """
         threads = torch.get_num_threads()
         try:
-            with _Stop() as stop:
+            # auto leaves the environment's word as it is
+            with library.using(self.kernels) if self.kernels != "auto" else nullcontext(), _Stop() as stop:
                 record = self._train(act_layer, task, cell, stop)
             return record | ({"signal": int(stop.received)} if stop.received else {})
         finally:
@@ -268,6 +273,7 @@ class Train:
                 "higher_is_better": task.higher_is_better,
                 "device": torch.cuda.get_device_name(task.device) if cuda else str(task.device),
                 "num_threads": torch.get_num_threads(),
+                "kernels": library.described(),
                 "data_fingerprint": task.fingerprint,
                 "epochs": epochs,
                 "steps": epochs * steps,

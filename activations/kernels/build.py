@@ -42,9 +42,10 @@ def build(folder: Path, machine: str = platform.machine(), system: str = platfor
         half = output.with_suffix(".tmp")  # a process that has the old file loaded keeps it
         command = [sys.executable, "-m", "ziglang", "cc", *FLAGS.split(), *words, "-o", str(half), *sources]
         running[output] = half, subprocess.Popen(command)
-    for output, (half, process) in running.items():
-        if process.wait():
-            raise subprocess.CalledProcessError(process.returncode, process.args)
+    failed = [process for _, process in running.values() if process.wait()]
+    for process in failed:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    for output, (half, _) in running.items():
         half.replace(output)
     return list(running)
 

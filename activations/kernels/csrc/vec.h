@@ -125,6 +125,10 @@ INLINE Vec<T> from_bits(IVec<T> v) {
 }
 // ---- exp and its relatives: x = n ln 2 + r with |r| <= ln(2) / 2, exp(r) - 1 by its Taylor series
 
+// beyond it the result is taken to be the largest normal number, not infinity, so that no NaN comes of it; or 0
+template <class T>
+constexpr T LIMIT = sizeof(T) == 4 ? T(87.3) : T(708.3);
+
 template <class T>
 struct Exp {
     Vec<T> rest;    // exp(r) - 1
@@ -134,10 +138,8 @@ template <class T>
 INLINE Exp<T> split_exp(Vec<T> x) {
     using V = Vec<T>;
     constexpr bool single = sizeof(T) == 4;
-    // beyond these the result is the largest or smallest normal number, not infinity or 0: no NaN from inf * 0
-    const T limit = single ? T(87.3) : T(708.3);
-    x = x > V(limit) ? V(limit) : x;
-    x = x < V(-limit) ? V(-limit) : x;
+    x = x > V(LIMIT<T>) ? V(LIMIT<T>) : x;
+    x = x < V(-LIMIT<T>) ? V(-LIMIT<T>) : x;
     // adding 1.5 * 2^mantissa rounds to whole numbers and leaves n in the lowest bits
     const V round = V(single ? T(12582912) : T(6755399441055744));
     V t = fma(x, V(T(1.4426950408889634074)), round), n = t - round;
@@ -166,7 +168,7 @@ INLINE Exp<T> split_exp(Vec<T> x) {
 template <class T>
 INLINE Vec<T> exp(Vec<T> x) {
     auto e = split_exp<T>(x);
-    return from_bits<T>(bits<T>(e.rest + T(1)) + e.power);
+    return x < Vec<T>(-LIMIT<T>) ? Vec<T>(0) : from_bits<T>(bits<T>(e.rest + T(1)) + e.power);
 }
 template <class T>
 INLINE Vec<T> expm1(Vec<T> x) {
@@ -189,7 +191,9 @@ inline __attribute__((always_inline)) Vec<float> reciprocal<float>(Vec<float> x)
 #endif
 template <class T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
-    return reciprocal<T>(exp<T>(-x) + T(1));
+    auto e = split_exp<T>(-x);
+    Vec<T> s = reciprocal<T>(from_bits<T>(bits<T>(e.rest + T(1)) + e.power) + T(1));
+    return x < Vec<T>(-LIMIT<T>) ? Vec<T>(0) : s;
 }
 
 // ---- natural logarithm of positive normal numbers: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m by artanh's series

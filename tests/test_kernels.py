@@ -1,0 +1,479 @@
+"""The fused kernels against the reference, and the rule by which one or the other is taken."""
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import PROCESS, ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from activations.acon import ACONC
+from activations.apl import APL
+from activations.base import Activation
+from activations.ditac import DiTAC
+from activations.kernels import build, library
+from activations.npwlu import NPWLU
+from activations.pau import PAU
+from activations.pelu import PELU
+from activations.prelu import PReLU
+from activations.pwlu import PWLU
+from activations.sine import Sine
+from activations.snake import Snake
+from activations.srelu import SReLU
+from activations.swish import Swish
+from activations.tanh_exp import TanhExp
+
+if not library.available():
+    pytest.skip(library.described(), allow_module_level=True)
+
+UNITS: dict[str, Callable[..., Activation]] = {
+    "acon_c": ACONC,
+    "apl": APL,
+    "apl one hinge": lambda c, **kw: APL(c, hinges=1, **kw),
+    "ditac": DiTAC,
+    "ditac wide": lambda c, **kw: DiTAC(c, a=-9.0, b=7.0, cells=20, init_var=0.5, **kw),
+    "ditac leaky": lambda c, **kw: DiTAC(c, form="leaky", a=0.5, b=3.0, **kw),
+    "ditac leaky below 0": lambda c, **kw: DiTAC(c, form="leaky", a=-3.0, b=-1.0, **kw),
+    "ditac ge": lambda c, **kw: DiTAC(c, form="ge", a=0.0, b=3.0, **kw),
+    "ditac of z": lambda c, **kw: DiTAC(c, gelu_of="z", **kw),
+    "ditac free ends": lambda c, **kw: DiTAC(c, zero_boundary=False, init_smooth=0.3, init_var=0.4, **kw),
+    "ditac inf": lambda c, **kw: DiTAC(c, form="inf", init_var=0.4, **kw),
+    "npwlu": NPWLU,
+    "npwlu per channel": lambda c, **kw: NPWLU(c, per_channel=True, intervals=3, **kw),
+    "pau": PAU,
+    "pelu": PELU,
+    "pelu per channel": lambda c, **kw: PELU(c, shared=False, **kw),
+    "prelu": PReLU,
+    "prelu shared": lambda c, **kw: PReLU(c, shared=True, **kw),
+    "pwlu": PWLU,
+    "pwlu per channel": lambda c, **kw: PWLU(c, per_channel=True, **kw),
+    "sine": Sine,
+    "snake": Snake,
+    "snake per channel": lambda c, **kw: Snake(c, per_channel=True, **kw),
+    "srelu": SReLU,
+    "swish 1.7": lambda c, **kw: Swish(c, beta=1.7, **kw),
+    "swish per channel": lambda c, **kw: Swish(c, trainable=True, per_channel=True, **kw),
+    "tanh_exp": TanhExp,
+}
+SHAPES = [(5, 3), (98, 50), (4, 17, 9), (3, 6, 5, 4), (2, 33, 1, 1), (1, 1, 7, 1), (2, 16, 16, 16), (1, 65, 2, 3), (2, 3, 2, 3, 2)]
+# what GELU outside [a, b] may be off by: its line over a step of 1/512
+OUTSIDE = {"y": 4e-7, "dx": 8e-4}
+
+
+def shuffled(unit: Activation, seed: int, dtype: torch.dtype) -> Activation:
+    """The unit with parameters that are all different."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in unit.parameters():
+        with torch.no_grad():
+            parameter.add_(0.2 * torch.rand(parameter.shape, generator=generator))
+    return unit.to(dtype)
+
+
+def run(unit: Activation, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+    x = x.detach().requires_grad_()
+    unit.zero_grad()
+    y = unit(x)
+    y.backward(g)
+    assert x.grad is not None
+    found = {"y": y.detach(), "dx": x.grad}
+    return found | {name: p.grad for name, p in unit.named_parameters() if p.grad is not None}
+
+
+def both(unit: Activation, x: Tensor, g: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    fused = run(unit, x, g)
+    with library.using("reference"):
+        return fused, run(unit, x, g)
+
+
+def compare(name: str, unit: Activation, x: Tensor, g: Tensor) -> None:
+    """Fused against reference; sums of many terms are as exact as the reference's own."""
+    fused, reference = both(unit, x, g)
+    assert fused.keys() == reference.keys()
+    single = x.dtype == torch.float32
+    for key, expected in reference.items():
+        scale = g.abs().max().item() if key != "y" else 1.0
+        close = {"rtol": 2e-4, "atol": 2e-4 * scale} if single else {"rtol": 1e-9, "atol": 1e-9 * scale}
+        if name.startswith("ditac") and key in OUTSIDE:
+            # and single precision's slopes of a table are differences of its heights: the reference's digits, not ours
+            close["atol"] += (OUTSIDE[key] + (2e-3 if single and key == "dx" else 0)) * scale
+        if key not in ("y", "dx"):
+            close["atol"] *= 1 + x.numel() ** 0.5 * (1 + x.abs().nan_to_num(posinf=0, neginf=0).max().item())
+        torch.testing.assert_close(fused[key], expected, **close, equal_nan=True)
+    assert fused["y"].stride() == torch.empty_like(x).stride()
+
+
+def arranged(x: Tensor, layout: str) -> Tensor:
+    if layout == "channels_last" and x.ndim == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "gaps":
+        return torch.stack([x, x], -1)[..., 0]
+    if layout == "expanded":
+        return x[:1].expand(x.shape)
+    return x
+
+
+@pytest.mark.parametrize("name", UNITS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_fused_is_the_reference(name: str, data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from(SHAPES))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    layout = data.draw(st.sampled_from(["contiguous", "channels_last", "transposed", "gaps", "expanded"]))
+    channel_dim = data.draw(st.sampled_from([1, -1]))
+    scale = data.draw(st.sampled_from([0.1, 1.0, 5.0]))
+    seed = data.draw(st.integers(0, 1000))
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    unit = shuffled(UNITS[name](shape[channel_dim], channel_dim=channel_dim), seed, dtype)
+    x = arranged(scale * torch.randn(shape, generator=generator, dtype=dtype), layout)
+    g = torch.randn(shape, generator=generator, dtype=dtype)
+    compare(name, unit, x, arranged(g, data.draw(st.sampled_from(["contiguous", "channels_last", "expanded"]))))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("segments", [1, 2, 15, 17, 30, 31, 62, 63, 100, 1023, 4096])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_tables_of_any_size(segments: int, per_channel: bool, layout: str) -> None:
+    unit = shuffled(PWLU(5, segments=segments, per_channel=per_channel), 0, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x, g = (2 * torch.randn(3, 5, 21, 19, generator=generator, dtype=torch.float64) for _ in range(2))
+    compare("pwlu", unit, arranged(x, layout), arranged(g, layout))
+    compare("pwlu", unit.float(), arranged(x, layout).float(), arranged(g, layout).float())
+
+
+@pytest.mark.parametrize("size", [2, 3, 17, 65, 256, 4096])
+def test_ditac_with_tables_of_any_size(size: int) -> None:
+    torch.manual_seed(0)
+    unit = DiTAC(4, table_size=size).double()
+    x = torch.cat([2 * torch.randn(300, 4), torch.tensor([[-0.5, 2.0, -6.0, 6.0], [-7.0, 7.0, 0.0, 1e4]])]).double()
+    compare("ditac", unit, x, torch.randn(x.shape).double())
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-30, 1e4, -1e4, 1e30, -1e30, math.inf, -math.inf, math.nan])
+def test_extreme_values(name: str, value: float) -> None:
+    """In y and in the gradient: what is not finite in the one is not finite in the other, and the rest is the same."""
+    unit = shuffled(UNITS[name](3), 0, torch.float64)
+    x = torch.linspace(-2, 2, 3 * 35).double().view(7, 3, 5)
+    x[2, 1, 3] = value
+    fused, reference = both(unit, x, torch.ones_like(x))
+    bad = torch.zeros_like(x, dtype=torch.bool)
+    bad[2, 1, 3] = True
+    for key in ("y", "dx"):
+        torch.testing.assert_close(fused[key][~bad], reference[key][~bad], rtol=1e-9, atol=2e-3 if "ditac" in name else 1e-9)
+    got, expected = fused["y"][bad], reference["y"][bad]
+    if abs(value) != 1e30 or name not in ("pau", "snake", "sine", "snake per channel"):  # no digits are left in these
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert fused["dx"][bad].isfinite().all() or not reference["dx"][bad].isfinite().all() or not math.isfinite(value)
+
+
+@pytest.mark.parametrize("name", ["pwlu", "pwlu per channel", "prelu", "swish per channel", "ditac", "pau"])
+def test_ten_million_elements_sum_to_six_digits(name: str) -> None:
+    """The gradients of float32 parameters against float64 on the same numbers."""
+    torch.manual_seed(0)
+    unit = UNITS[name](64)
+    x = torch.randn(160, 64, 32, 31)
+    g = torch.randn(x.shape) + 0.3
+    single = run(unit, x, g)
+    double = run(unit.double(), x.double(), g.double())
+    for parameter in single.keys() - {"y", "dx"}:
+        error = (single[parameter] - double[parameter]).abs().max() / double[parameter].abs().max()
+        # DiTAC's slopes, and the exponential of Swish, are single precision before they are summed
+        assert error < 1e-6, f"{parameter}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_saves_its_input_and_nothing_else_of_its_size(name: str) -> None:
+    unit = UNITS[name](64)
+    x = torch.randn(32, 64, 20, 20, requires_grad=True)
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        unit(x)
+    saved.pop(x.untyped_storage().data_ptr())
+    assert max(saved.values(), default=0) < 0.05 * x.nbytes  # parameters and their tables
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", ["pwlu", "pwlu per channel", "ditac", "prelu", "pau"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_same_threads_same_bits(name: str, threads: int, layout: str) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    unit = UNITS[name](20)
+    x, g = (arranged(torch.randn(16, 20, 24, 24), layout) for _ in range(2))
+    first = run(unit, x, g)
+    for _ in range(3):
+        again = run(unit, x, g)
+        assert all(torch.equal(first[key], again[key]) for key in first)
+    torch.set_num_threads(1)
+    alone = run(unit, x, g)
+    for key in first:
+        torch.testing.assert_close(first[key], alone[key], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_callers_at_once(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    units = [UNITS[name](8) for name in ("pwlu", "ditac", "swish per channel", "pwlu per channel")]
+    inputs = [torch.randn(32, 8, 20, 20) for _ in units]
+    expected = [run(unit, x, x) for unit, x in zip(units, inputs, strict=True)]
+
+    def work(i: int) -> bool:
+        torch.set_num_threads(threads)
+        found = [run(units[i], inputs[i], inputs[i]) for _ in range(20)]
+        return all(torch.equal(one[key], expected[i][key]) for one in found for key in one)
+
+    with ThreadPoolExecutor(len(units)) as pool:
+        assert all(pool.map(work, range(len(units))))
+
+
+def test_the_child_of_a_fork_computes_alone() -> None:
+    """torch's threads do not come along; a parallel loop of its own would hang there."""
+    code = """
+import os, sys, torch
+from activations.pwlu import PWLU
+torch.set_num_threads(2)
+x = torch.randn(64, 8, 32, 32)
+unit = PWLU(8)
+def total():
+    unit.zero_grad()
+    unit(x).sum().item()
+    unit(x).backward(x)
+    return unit.heights.grad.clone()
+before = total()
+child = os.fork()
+if child == 0:
+    from activations.kernels import library
+    y = torch.empty_like(x)
+    from activations.kernels.lookup import _pwlu_kernels
+    parameters = [p.detach() for p in unit.parameters()]
+    p = library.addresses(parameters)
+    _pwlu_kernels(x.dtype)[0](1, 1, x.numel(), 2, x.data_ptr(), y.data_ptr(), p, 16, 1e-6)
+    os._exit(0 if library.described().startswith("fused") else 3)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status) or not torch.allclose(before, total()))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], **PROCESS | {"timeout": 60, "text": True})
+    assert done.returncode == 0, done.stderr
+
+
+class _Samples:
+    def __init__(self) -> None:
+        self.unit = PWLU(8)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Tensor:
+        with torch.no_grad():
+            return self.unit(torch.full((8, 64, 64), float(i))[None])[0]
+
+
+# python 3.12 warns of any fork beside threads
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_works_in_the_workers_of_a_data_loader() -> None:
+    samples = _Samples()
+    samples.unit(torch.randn(32, 8, 32, 32))
+    for i, batch in enumerate(DataLoader(samples, num_workers=2)):  # type: ignore[arg-type, var-annotated]
+        torch.testing.assert_close(batch, samples[i][None])
+
+
+def small(name: str = "pwlu") -> tuple[Activation, Tensor]:
+    torch.manual_seed(0)
+    return UNITS[name](6).double(), torch.randn(4, 6, 5, dtype=torch.float64, requires_grad=True)
+
+
+def test_the_graph_can_be_used_twice_with_hooks_and_checkpoints() -> None:
+    unit, x = small()
+    seen = []
+    x.register_hook(lambda g: seen.append("x"))
+    next(unit.parameters()).register_hook(lambda g: seen.append("left"))
+    y = unit(x)
+    one = torch.autograd.grad(y.sum(), (x, *unit.parameters()), retain_graph=True)
+    two = torch.autograd.grad(y.sum(), (x, *unit.parameters()))
+    three = torch.autograd.grad(checkpoint(unit, x, use_reentrant=False).sum(), (x, *unit.parameters()))
+    assert sorted(set(seen)) == ["left", "x"]
+    for a, b, c in zip(one, two, three, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y.sum(), x)
+
+
+def test_frozen_parameters_and_inputs_get_no_gradient() -> None:
+    unit, x = small()
+    unit.requires_grad_(False)
+    unit(x).sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is None for p in unit.parameters())
+    unit.requires_grad_(True)
+    unit(x.detach()).sum().backward()
+    assert all(p.grad is not None for p in unit.parameters())
+    with torch.no_grad():
+        assert not unit(x).requires_grad
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_third_derivatives(name: str) -> None:
+    """However often: a backward that is differentiated goes through the reference."""
+    unit, x = small(name)
+    results = []
+    for mode in ("auto", "reference"):
+        with library.using(mode):
+            value = unit(x).sin().sum()
+            for _ in range(3):
+                if not value.requires_grad:  # a straight line's
+                    break
+                (value,) = torch.autograd.grad(value, x, create_graph=True)
+                value = value.square().sum()
+            results.append(value.detach())
+    torch.testing.assert_close(*results, rtol=2e-2 if "ditac" in name else 1e-6, atol=1e-6)
+
+
+def fused_calls(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often ``work`` went to a fused kernel."""
+    count = 0
+    original = library.fusable
+
+    def note(*args: Tensor) -> bool:
+        nonlocal count
+        found = original(*args)
+        count += found
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "fusable", note)
+        work()
+    return count
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # torch's own
+def test_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = PReLU(6)
+    x = torch.randn(4, 6, 5)
+
+    def calls(work: Callable[[], object]) -> int:
+        return fused_calls(work, monkeypatch)
+
+    assert calls(lambda: unit(x)) == 1
+    assert calls(lambda: unit(x[..., ::2])) == 1
+    assert calls(lambda: unit.double()(x.double())) == 1
+    unit.float()
+    assert calls(lambda: unit(x.half())) == 0
+    assert calls(lambda: unit(x[:0])) == 0
+    assert calls(lambda: torch.func.vmap(unit)(x[:, None])) == 0
+    assert calls(lambda: torch.func.grad(lambda x: unit(x).sum())(x)) == 0
+    assert calls(lambda: torch.func.jvp(unit, (x,), (x,))) == 0
+    assert calls(lambda: torch.export.export(unit, (x,))) == 0
+    assert calls(lambda: unit.to("meta")(x.to("meta"))) == 0
+    with library.using("reference"):
+        assert calls(lambda: PReLU(6)(x)) == 0
+        with library.using("auto"):
+            assert calls(lambda: PReLU(6)(x)) == 1
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        assert calls(lambda: PReLU(6)(torch.randn(4, 6, 5))) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+def test_tracing_sees_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, x = PReLU(6), torch.randn(4, 6, 5)
+    assert fused_calls(lambda: torch.jit.trace(unit, x, check_trace=False), monkeypatch) == 0
+
+
+def test_a_thread_that_forces_nothing_is_told_too() -> None:
+    """The switch is the process's, as torch's flags are."""
+    said = []
+    with library.using("reference"):
+        thread = threading.Thread(target=lambda: said.append(library.described()))
+        thread.start()
+        thread.join()
+    assert said == ["reference (asked for)"]
+
+
+def test_refuses_an_unknown_mode() -> None:
+    with pytest.raises(ValueError, match="kernels=fast: legal values are auto, reference"), library.using("fast"):
+        pass
+
+
+@pytest.mark.parametrize(("value", "expected"), [("reference", "reference (asked for)"), ("auto", "fused")])
+def test_the_environment_switches(value: str, expected: str) -> None:
+    done = python("from activations.kernels import library; print(library.described())", ACTBENCH_KERNELS=value)
+    assert done.stdout.startswith(expected), done.stderr
+
+
+def test_a_wrong_word_in_the_environment_is_one_line(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "run.py", "runner=smoke", f"outputs={tmp_path}"],
+        **PROCESS | {"env": PROCESS["env"] | {"ACTBENCH_KERNELS": "fast"}},
+    )
+    assert done.returncode == 1
+    assert done.stderr == "actbench: ACTBENCH_KERNELS=fast: legal values are auto, reference\n"
+
+
+def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, x = small()
+    expected = run(unit, x, torch.ones_like(x))
+    monkeypatch.setattr(library, "_library", None)
+    monkeypatch.setattr(library, "_about", "fused_avx2.so was not built")
+    assert not library.available()
+    assert library.described() == "reference (fused_avx2.so was not built)"
+    found = run(unit, x, torch.ones_like(x))
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key])
+
+
+@pytest.mark.skipif(not (ROOT / "activations/kernels/fused_avx2.so").exists(), reason="no x86 machine")
+@pytest.mark.skipif(library.described() != "fused avx512", reason="this processor uses it anyway")
+def test_the_variant_for_older_processors_passes_as_well() -> None:
+    """torch's own switch: all of this file, and the reference vectors, with half as wide registers."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    select = "fused_is_the_reference or tables_of_any_size or extreme or agrees_with"
+    files = ["tests/test_kernels.py", "tests/test_parity.py"]
+    environment = PROCESS["env"] | {"ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([*command, "-k", select, *files], **PROCESS | {"env": environment})
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_what_can_be_built_where() -> None:
+    assert set(build.variants("x86_64", "Linux")) == set(build.variants("AMD64", "Windows")) == {"avx2", "avx512"}
+    assert set(build.variants("arm64", "Darwin")) == {"neon"}
+    assert build.variants("riscv64", "Linux") == build.variants("x86_64", "FreeBSD") == {}
+
+
+def test_the_build_fails_loudly_without_its_compiler(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(subprocess.CalledProcessError):
+        build.build(tmp_path)
+    assert not list(tmp_path.glob("*.so"))
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], **PROCESS | {"env": os.environ | environment})
+
+
+def test_compiled_units_use_the_reference_without_graph_breaks() -> None:
+    unit, x = nn.Sequential(PWLU(6), DiTAC(6)), torch.randn(4, 6, 5)
+    compiled = torch.compile(unit, fullgraph=True, backend="eager")
+    with library.using("reference"):
+        expected = unit(x)
+    torch.testing.assert_close(compiled(x), expected)
