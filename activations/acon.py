@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_whole
+from activations.kernels import gate
 
 
 class ACONC(Activation):
@@ -67,11 +68,20 @@ class MetaACON(Activation):
 
     def switch(self, x: Tensor) -> Tensor:
         """(N, C) beta in (0, 1)."""
-        return self.fc2(self.fc1(self.pooled(x))).sigmoid()
+        return self._switch(self.pooled(x))
+
+    def _switch(self, mean: Tensor) -> Tensor:
+        return self.fc2(self.fc1(mean)).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        p1, p2 = (self.along_channels(p, x) for p in (self.p1, self.p2))
-        return _acon(x, p1, p2, self.along_samples(self.switch(x), x))
+        return gate.gated(
+            gate.acon,
+            gate.mean,
+            x,
+            lambda mean: (self._switch(mean).unsqueeze(-1), self.p1.view(1, -1, 1), self.p2.view(1, -1, 1)),
+            *(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.p1, self.p2),
+            channel_dim=self.channel_dim,
+        )
 
     @property
     def no_decay(self) -> frozenset[str]:

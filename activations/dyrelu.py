@@ -18,6 +18,7 @@ from activations.base import (
     check_whole,
     upcast,
 )
+from activations.kernels import gate
 
 
 class DyReLU(Activation):
@@ -94,26 +95,36 @@ class DyReLU(Activation):
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""
-        theta = 2 * self.fc2(self.fc1(self.pooled(x)).relu()).sigmoid() - 1
+        return self._coefficients(self.pooled(x))
+
+    def _coefficients(self, mean: Tensor) -> Tensor:
+        theta = 2 * self.fc2(self.fc1(mean).relu()).sigmoid() - 1
         theta = theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
-        initial, scale = x.new_tensor(self.initial), x.new_tensor(self.scale)
-        return initial + scale * theta.to(x.dtype)
+        initial, scale = mean.new_tensor(self.initial), mean.new_tensor(self.scale)
+        return initial + scale * theta.to(mean.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        terms = [self.along_samples(term, x) for term in self.coefficients(x).unbind(-1)]
-        slopes, intercepts = terms[: self.pieces], terms[self.pieces :]
-        y = torch.addcmul(intercepts[0], slopes[0], x)
-        for slope, intercept in zip(slopes[1:], intercepts[1:], strict=True):
-            y = torch.maximum(y, torch.addcmul(intercept, slope, x))
-        if self.form == "C" and x.ndim > 2:
-            y = y * self.spatial(x)
-        return y
+        with_map = self.form == "C" and x.ndim > 2
+        return gate.gated(
+            gate.mapped_lines if with_map else gate.lines,
+            gate.mean_and_map if with_map else gate.mean,
+            x,
+            lambda mean, *z: (self._coefficients(mean), *map(self._shares, z)),
+            *(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias),
+            channel_dim=self.channel_dim,
+            attention=self.attention if with_map else None,
+            fuse=self.pieces <= gate.MOST_LINES,
+        )
 
     def spatial(self, x: Tensor) -> Tensor:
         """The map pi, of x's shape with one channel; form C."""
         z = (x * self.along_channels(self.attention, x)).sum(self.channel_dim, keepdim=True)
-        share = upcast(z.flatten(1)).div(self.temperature).softmax(1)
-        return (share * (share.shape[1] / 3)).clamp_max(1).to(x.dtype).view(z.shape)
+        return self._shares(z.flatten(1)).view(z.shape)
+
+    def _shares(self, z: Tensor) -> Tensor:
+        """pi (N, P) of the attention's map."""
+        share = upcast(z).div(self.temperature).softmax(1)
+        return (share * (share.shape[1] / 3)).clamp_max(1).to(z.dtype)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {} if x is None else {"coefficients": self.coefficients(x)}

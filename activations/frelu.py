@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activations.base import Activation, check_bool, check_finite, check_whole
+from activations.kernels import window as kernel
 
 
 class FReLU(Activation):
@@ -75,7 +76,26 @@ class FReLU(Activation):
             needed = "(N, C, H, W); dims=1 is the form for (N, C, L)" if self.dims == 2 else "(N, C, L)"
             raise ValueError(f"input of shape {tuple(x.shape)}: a window over positions needs {needed}")
         x = x.movedim(self.channel_dim, 1)
-        return self.combine(x, self.window(x).to(x.dtype)).movedim(1, self.channel_dim)
+        y = self._fused(x)
+        if y is None:
+            y = self.combine(x, self.window(x).to(x.dtype))
+        return y.movedim(1, self.channel_dim)
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """The output by the CPU kernel, or None where the modules are to compute it."""
+        if type(self) not in (FReLU, DwConvReLU) or self.dims != 2:
+            return None
+        pairs = [(self.conv1, self.norm1), (self.conv2, self.norm2)] if self.light else [(self.conv, self.norm)]
+        train = bool(pairs[0][1].training)
+        if not all(_plain(conv, norm, self.light, train) for conv, norm in pairs):
+            return None
+        branches = [kernel.branch(conv, norm) for conv, norm in pairs]
+        if not kernel.fusable(x, branches, train):
+            return None
+        if train:
+            for _, norm in pairs:
+                norm.num_batches_tracked += 1
+        return kernel.window(x, branches, against=type(self) is FReLU, train=train)
 
 
 class DwConvReLU(FReLU):
@@ -126,3 +146,23 @@ class BatchNorm1d(_SkipsBadBatches, nn.BatchNorm1d):
 
 class BatchNorm2d(_SkipsBadBatches, nn.BatchNorm2d):
     """For (N, C, H, W)."""
+
+
+def _plain(conv: nn.Module, norm: nn.Module, light: bool, train: bool) -> bool:
+    """Whether both are as ``_window`` made them, with a window of 3, and nobody looks at what passes between them."""
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) is BatchNorm2d
+        and norm.training == train
+        and conv.kernel_size in ((3, 3), (1, 3), (3, 1))
+        and conv.padding == tuple(k // 2 for k in conv.kernel_size)
+        and (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
+        and (conv.bias is None) == light
+        and all(value is not None for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
+        and not (_hooked(conv) or _hooked(norm) or nn.modules.module._has_any_global_hook())
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_bool, check_choice, check_positive, upcast
+from activations.kernels import gate
+from activations.torch_nn import ReLU
 
 
 class GCT(Activation):
@@ -61,24 +63,43 @@ class GCT(Activation):
         self.beta = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.position == "after":
-            x = self.base(x)
-            return x * self.gate(x)
-        return self.base(x * self.gate(x))
+        if self.position == "before":
+            if type(self.base) is ReLU:
+                return self._gated(gate.relu_scale, self._norm, x)
+            return self.base(self._gated(gate.scale, self._norm, x))
+        if type(self.base) is ReLU:
+            norm = gate.total_relu_square if self.mode == "l2" else gate.total_relu
+            return self._gated(gate.scale_relu, norm, x)
+        return self._gated(gate.scale, self._norm, self.base(x))
 
-    def gate(self, x: Tensor) -> Tensor:
-        """1 + tanh(...), of x's shape with one position."""
-        wide = upcast(x)
-        positions = self.positions(x)
-        alpha, gamma, beta = (self.along_channels(p, wide) for p in (self.alpha, self.gamma, self.beta))
+    def _gated(self, form: Callable[..., Tensor], norm: Callable[..., Tensor], x: Tensor) -> Tensor:
+        # half precision would lose the norm
+        wide = x.dtype in (torch.float16, torch.bfloat16)
+        return gate.gated(
+            form,
+            (lambda x, channel_dim: norm(upcast(x), channel_dim)) if wide else norm,
+            x,
+            lambda norm: (self._gate(norm).unsqueeze(-1),),
+            *(self.alpha, self.gamma, self.beta),
+            channel_dim=self.channel_dim,
+        )
+
+    @property
+    def _norm(self) -> Callable[..., Tensor]:
         if self.mode == "l2":
-            norm = _sum(wide.square(), positions)
+            return gate.total_square
+        return gate.total if self.after_relu else gate.total_abs
+
+    def _gate(self, norm: Tensor) -> Tensor:
+        """1 + tanh(...), (N, C)."""
+        alpha, gamma, beta = (p.to(norm.dtype) for p in (self.alpha, self.gamma, self.beta))
+        if self.mode == "l2":
             s = alpha * (norm + self.eps).sqrt()
-            scale = (s.square().mean(self.channel_dim, keepdim=True) + self.eps).rsqrt()
+            scale = (s.square().mean(1, keepdim=True) + self.eps).rsqrt()
         else:
-            s = alpha * _sum(wide if self.after_relu else wide.abs(), positions)
-            scale = (s.abs().mean(self.channel_dim, keepdim=True) + self.eps).reciprocal()
-        return (1 + (gamma * s * scale + beta).tanh()).to(x.dtype)
+            s = alpha * norm
+            scale = (s.abs().mean(1, keepdim=True) + self.eps).reciprocal()
+        return 1 + (gamma * s * scale + beta).tanh()
 
     @property
     def no_decay(self) -> frozenset[str]:
@@ -101,7 +122,3 @@ def _make_base(base: Callable[..., Activation], num_features: int, channel_dim: 
     if not isinstance(unit, Activation):
         raise ValueError(f"base: {type(unit).__name__} is no subclass of activations.base.Activation")
     return unit
-
-
-def _sum(x: Tensor, positions: tuple[int, ...]) -> Tensor:
-    return x.sum(positions, keepdim=True) if positions else x

@@ -6,6 +6,7 @@ The block after a ReLU, the order of MobileNetV3 (arXiv 1905.02244): what DyReLU
 from torch import Tensor, nn
 
 from activations.base import Activation, check_whole
+from activations.kernels import gate
 
 
 class SEReLU(Activation):
@@ -35,11 +36,20 @@ class SEReLU(Activation):
 
     def gate(self, r: Tensor) -> Tensor:
         """(N, C) in (0, 1), from the rectified input."""
-        return self.fc2(self.fc1(self.pooled(r)).relu()).sigmoid()
+        return self._gate(self.pooled(r))
+
+    def _gate(self, mean: Tensor) -> Tensor:
+        return self.fc2(self.fc1(mean).relu()).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        r = x.relu()
-        return r * self.along_samples(self.gate(r), x)
+        return gate.gated(
+            gate.scale_relu,
+            gate.mean_relu,
+            x,
+            lambda mean: (self._gate(mean).unsqueeze(-1),),
+            *(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias),
+            channel_dim=self.channel_dim,
+        )
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {} if x is None else {"gate": self.gate(x.relu())}

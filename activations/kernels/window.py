@@ -1,0 +1,174 @@
+"""max(x, T(x)) or max(0, T(x)), T being batch norm of a depthwise 3 x 3 window, or the light form's sum of two such.
+
+The modules stand in activations/frelu.py; the kernels are in csrc/window.cpp. They take contiguous input and channels_last
+as they are, others are copied to contiguous.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from activations.kernels import library
+
+
+class Branch(NamedTuple):
+    """One convolution and its norm."""
+
+    weight: Tensor  # (C, 1, 3, 3), or light: (C, 1, 1, 3) in the first branch and (C, 1, 3, 1) in the second
+    bias: Tensor | None  # (C,); none in the light form
+    gamma: Tensor  # (C,) as all that follow
+    beta: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+    momentum: float
+
+
+class _Setting(NamedTuple):
+    against: bool
+    train: bool
+    running: tuple[Tensor, ...]  # mean and variance of each branch
+    numbers: tuple[float, ...]  # eps and momentum of each branch
+
+
+def branch(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Branch:
+    """What the kernel needs of the two."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    found = conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return Branch(*found, norm.eps, norm.momentum or 0.0)
+
+
+def fusable(x: Tensor, branches: Sequence[Branch], train: bool) -> bool:
+    """Whether ``window`` can do it: the library's rule, no autocast, and what batch norm itself asks for."""
+    tensors = [value for branch in branches for value in branch if isinstance(value, Tensor)]
+    return (
+        library.fusable(x, *tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and x.shape[1] == branches[0].gamma.numel()
+        and not (train and x.numel() == x.shape[1])  # there batch norm raises its error
+    )
+
+
+def window(x: Tensor, branches: Sequence[Branch], *, against: bool, train: bool) -> Tensor:
+    """max(x, T) (``against``) or max(0, T).
+
+    Args:
+        branches: one, or the two of the light form.
+        train: with the batch's statistics, which enter the running ones where they are finite.
+
+    Shape:
+        (N, C, H, W).
+    """
+    parameters = [p for branch in branches for p in branch[:4] if p is not None]
+    running = tuple(value for branch in branches for value in branch[4:6])
+    numbers = tuple(float(value) for branch in branches for value in branch[6:])
+    y: Tensor = _Window.apply(_Setting(against, train, running, numbers), x, *parameters)
+    return y
+
+
+def _reference(setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
+    """The same in torch operations, for second derivatives."""
+    top, light = torch.zeros((), dtype=x.dtype), len(parameters) > 4
+    for b in range(2 if light else 1):
+        weight, *bias, gamma, beta = parameters[3 * b : 3 * b + 3] if light else parameters
+        padding = weight.shape[2] // 2, weight.shape[3] // 2
+        z = F.conv2d(x, weight, bias[0] if bias else None, padding=padding, groups=x.shape[1])
+        running = (None, None) if setting.train else setting.running[2 * b : 2 * b + 2]
+        top = top + F.batch_norm(z, *running, gamma, beta, setting.train, 0.0, setting.numbers[2 * b])
+    return torch.maximum(x, top) if setting.against else top.relu()
+
+
+@cache
+def _kernels(light: bool, dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
+    name = "window_light_{}_" if light else "window_{}_"
+    forward = library.function(name + "forward", dtype, "piiiipppppp")
+    return forward, library.function(name + "backward", dtype, "piiiippppppp")
+
+
+class _Window(torch.autograd.Function):
+    """Saves its inputs, and mean and 1 / std of each channel's convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
+        last = _channels_last(x)
+        x = x if last else x.contiguous()
+        parameters = tuple(p.contiguous() for p in parameters)
+        running = tuple(value.contiguous() for value in setting.running)
+        stats = torch.empty(len(running), x.shape[1], dtype=torch.float64)
+        updated = [torch.empty_like(value) for value in running]
+        y, common = torch.empty_like(x), _common(setting, x, last, parameters, running, stats)
+        kernel = _kernels(len(running) > 2, x.dtype)[0]
+        kernel(*common, x.data_ptr(), y.data_ptr(), library.addresses(updated))
+        if setting.train:
+            for value, new in zip(setting.running, updated, strict=True):
+                value.copy_(new)
+        # running statistics among them so that a change before backward is an error, as it is in batch norm
+        ctx.save_for_backward(x, stats, *parameters, *(() if setting.train else setting.running))
+        ctx.setting, ctx.last = setting._replace(running=()), last
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, stats, *rest = ctx.saved_tensors
+        count = len(ctx.needs_input_grad) - 2
+        parameters, running = rest[:count], tuple(rest[count:])
+        if torch.is_grad_enabled():
+            setting = ctx.setting._replace(running=running)
+
+            def reference(*inputs: Tensor) -> Tensor:
+                return _reference(setting, *inputs)
+
+            needed = ctx.needs_input_grad[1:]
+            return None, *library.through_reference(reference, (x, *parameters), needed, g)
+        g, dx = library.alike(g, x), torch.empty_like(x)
+        gradients = [torch.empty_like(p) for p in parameters]
+        common = _common(ctx.setting, x, ctx.last, parameters, running, stats)
+        kernel = _kernels(len(stats) > 2, x.dtype)[1]
+        kernel(*common, x.data_ptr(), dx.data_ptr(), g.data_ptr(), _table(gradients, (), 4))
+        return None, dx, *gradients
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether the kernel for channels side by side is the one to use; planes of one position are both."""
+    if x.is_contiguous() and x.shape[2] * x.shape[3] > 1:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _table(parameters: Sequence[Tensor], running: Sequence[Tensor], each: int) -> Any:
+    """The addresses of each branch's weight, bias or none, gamma, beta, and running statistics if they are given."""
+    light = len(parameters) > 4
+    addresses: list[int | None] = []
+    for b in range(2 if light else 1):
+        weight, *bias, gamma, beta = parameters[3 * b : 3 * b + 3] if light else parameters
+        own = [weight.data_ptr(), bias[0].data_ptr() if bias else None, gamma.data_ptr(), beta.data_ptr()]
+        own += [value.data_ptr() for value in running[2 * b : 2 * b + 2]]
+        addresses += own + [None] * (each - len(own))
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def _common(
+    setting: _Setting,
+    x: Tensor,
+    last: bool,
+    parameters: Sequence[Tensor],
+    running: Sequence[Tensor],
+    stats: Tensor,
+) -> tuple[Any, ...]:
+    """The arguments that both kernels have."""
+    return (
+        (ctypes.c_int64 * 4)(*x.shape),
+        last,
+        setting.against,
+        setting.train,
+        torch.get_num_threads(),
+        _table(parameters, running, 6),
+        (ctypes.c_double * len(setting.numbers))(*setting.numbers),
+        stats.data_ptr(),
+    )

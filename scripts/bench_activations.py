@@ -1,0 +1,531 @@
+"""What every activation costs beside nn.ReLU on the CPU: time, memory, and a whole training step of ResNet-20.
+
+python scripts/bench_activations.py                                     # all of it: about 15 minutes on 2 CPU cores
+python scripts/bench_activations.py --units 'pwlu*,ditac' --sizes 98x50 --no-step     # some of it
+python scripts/bench_activations.py --step                              # the training step alone
+
+Times of one machine mean nothing elsewhere, so all are ratios to nn.ReLU, measured right before in the same process.
+In every round each unit has its turn, in a shuffled order; the table says the median over the rounds, in brackets the
+quartiles. Slow units sit out some of the rounds, but no unit has fewer than five. The calls that warm up do not count.
+
+- Input and output gradient are normal numbers, in float32, in the same layout; the unit is in train mode, and in the
+  phase that it is in when nobody tells it of epochs. ``forward`` records what backward needs. ``fwd+bwd`` includes all
+  parameter gradients; gradients are set to None before, so that none is added to another.
+- ``fused`` follows the rule of activations/kernels/library.py, ``reference`` is plain torch operations; a unit that
+  has no fused kernel takes the same way twice. ``torch`` are the modules of torch.nn, beside them.
+- ``copies``: the time of fwd+bwd in copies of the input into memory that is there, of the same round.
+- ``peak``: the most memory beyond input, output gradient and parameters during fwd+bwd, in sizes of the input, by
+  torch's profiler. It sees what torch allocates: not the scratch of the C kernels, nor that inside oneDNN.
+- ``saved``: what the graph holds for backward, distinct storages without parameters, in sizes of the input, which counts
+  itself. It sees what is saved as a tensor, not what a function may hide in its context.
+- A copy's GB/s count what is read and what is written.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from bench_loop import ROOT, cifar_task
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from activations.kernels import library
+from results.files import write_csv
+from runners.factory import checked
+from runners.optim import make_optimizer, sites
+from runners.record import provenance
+from runners.train import build_network
+from runners.words import one_line
+from tasks.base import ActLayer
+
+MAIN = (32, 64, 32, 32)  # where the limits hold
+SIZES = (MAIN, (128, 16, 32, 32), (8, 256, 64, 64), (98, 50))
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+PATHS = {"fused": "auto", "reference": "reference"}  # the modes of the kernels
+TORCH = {f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.GELU, nn.PReLU, nn.Mish, nn.LeakyReLU)}
+# of fwd+bwd at MAIN, by the first pattern that fits; what torch.nn has too has none
+LIMITS = {
+    **dict.fromkeys(("pwlu", "pwlu_channel", "ditac*", "prelu*", "swish*"), 1.75),
+    **dict.fromkeys(("dyrelu_a", "dyrelu_b", "dyrelu", "gct*"), 2.0),
+    "dyrelu_c": 3.0,
+    "frelu": 6.0,
+    "frelu_light": 8.0,
+    "*": 3.0,
+}
+STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu_b", "gct", "frelu")
+STEP_LIMITS = {"pwlu": 1.15, "ditac": 1.15}
+
+LEAST = 5  # rounds
+BUDGET = 0.35  # seconds for a unit at a size in a layout; at MAIN three times as many
+LONG = 0.002  # seconds that a measurement takes at least
+SLOW = 0.03  # seconds from which a call is not warmed up by another one
+
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    given = parsed(arguments)
+    try:
+        given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
+        factories = {} if given.step else act_layers(given.units)
+        stepping = {} if given.no_step else act_layers(given.units, ("relu", *STEP))
+        if given.step and not any(match(name, given.units) for name in STEP):
+            raise ValueError(f"--units {','.join(given.units)}: of a step there are {', '.join(STEP)}")
+        print(head(given.threads), flush=True)
+        rows: list[Row] = []
+        for more in (units(given, factories), steps(given, stepping)):
+            for row in more:
+                rows += row
+                write_csv(
+                    given.output / "results.csv", rows
+                )  # all that there is so far, should the rest fail
+        for table in tables(rows):
+            print(f"\n{table}", flush=True)
+        if factories:
+            print(f"\n{chart(rows, given.output)}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"actbench: {one_line(error)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"actbench: {message}\n")
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+
+    def words(text: str) -> list[str]:
+        return [word.strip() for word in text.split(",")]
+
+    def numbers(text: str) -> list[int]:
+        found = [int(word) for word in words(text)]
+        if min(found) < 1:
+            raise ValueError
+        return found
+
+    def sizes(text: str) -> list[tuple[int, ...]]:
+        found = [tuple(numbers(word.replace("x", ","))) for word in words(text)]
+        if min(map(len, found)) < 2:
+            raise ValueError
+        return found
+
+    parser = Parser(usage=__doc__)
+    parser.add_argument("--units", type=words, default=["*"])
+    parser.add_argument("--sizes", type=sizes, default=SIZES)
+    parser.add_argument("--layouts", type=words)
+    parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser.add_argument("--paths", type=words, default=list(PATHS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_activations")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--step", action="store_true")
+    only.add_argument("--no-step", action="store_true")
+    given = parser.parse_args(arguments)
+    given.step_layouts = given.layouts or ["contiguous"]  # a step takes one, unless more are asked for
+    given.layouts = given.layouts or list(LAYOUTS)
+    for name, legal in (("layouts", LAYOUTS), ("paths", PATHS)):
+        if unknown := set(getattr(given, name)) - legal.keys():
+            parser.error(f"--{name} {', '.join(sorted(unknown))}: legal are {', '.join(legal)}")
+    if given.rounds < 2:
+        parser.error(f"--rounds {given.rounds}: at least 2 are needed for quartiles")
+    return given
+
+
+def act_layers(patterns: Sequence[str], among: Sequence[str] = ()) -> dict[str, ActLayer]:
+    """The factories of the zoo and of torch whose names match, or of those in ``among``, relu in any case."""
+    zoo = sorted(path.stem for path in (ROOT / "conf" / "activation").glob("*.yaml"))
+    legal = among or [*zoo, *TORCH]
+    chosen = [name for name in legal if match(name, patterns) or (among and name == "relu")]
+    if not chosen:
+        raise ValueError(f"--units {','.join(patterns)}: none fits; there are {', '.join(legal)}")
+    found: dict[str, ActLayer] = {}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for name in chosen:
+            if name in TORCH:
+                cls: Any = TORCH[name]
+                found[name] = cls if cls is nn.PReLU else lambda channels, cls=cls: cls()
+            else:
+                config = compose("config", overrides=[f"activation={name}"])
+                found[name] = checked(instantiate(config.activation), name)
+    return found
+
+
+def match(name: str, patterns: Sequence[str]) -> bool:
+    """Whether any of the patterns fits ``name``."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def limit_of(name: str, act_layer: Any) -> float | None:
+    """The most that a unit may cost at MAIN, or None."""
+    if name in TORCH or act_layer.func.__module__ == "activations.torch_nn":
+        return None
+    return next(limit for pattern, limit in LIMITS.items() if fnmatchcase(name, pattern))
+
+
+def shown(size: Sequence[int]) -> str:
+    """32x64x32x32."""
+    return "x".join(map(str, size))
+
+
+class Timed:
+    """A call that says how long it takes: repeated while it is short, warmed up by as many unless it is slow."""
+
+    def __init__(self, call: Callable[[], object], mode: str = "auto") -> None:
+        self.call, self.mode = call, mode
+        self.repeats, self.warm = 1, 0
+        once = min(self() for _ in range(3))  # the first call pays for what is made once
+        self.repeats = max(1, round(LONG / once))
+        self.warm = self.repeats if once < SLOW else 0
+        self.cost = once * (self.repeats + self.warm)
+
+    def __call__(self) -> float:
+        """Seconds per call."""
+        with library.using(self.mode):
+            for _ in range(self.warm):
+                self.call()
+            start = time.perf_counter()
+            for _ in range(self.repeats):
+                self.call()
+            return (time.perf_counter() - start) / self.repeats
+
+
+@dataclass
+class Candidate:
+    """Something timed beside ReLU: its calls, the same calls of ReLU, and what its turns brought."""
+
+    row: Row
+    calls: dict[str, Timed]
+    base: dict[str, Timed]
+    copy: Timed | None = None
+    seconds: list[dict[str, float]] = field(default_factory=list)
+
+    def turn(self) -> None:
+        """Measure once; ReLU's call and the unit's stand side by side, every other time the other way round."""
+        found = {}
+        for name, call in self.calls.items():
+            pair = [(name, call), (f"relu_{name}", self.base[name])]
+            for key, timed in reversed(pair) if len(self.seconds) % 2 else pair:
+                found[key] = timed()
+        if self.copy:
+            found["copy"] = self.copy()
+        self.seconds.append(found)
+
+    def cost(self) -> float:
+        """Seconds that a turn takes."""
+        return sum(timed.cost for timed in (*self.calls.values(), *self.base.values()))
+
+    def result(self) -> Row:
+        """Medians and quartiles."""
+        found: Row = {"rounds": len(self.seconds)}
+        for name in self.calls:
+            ratios = [turn[name] / turn[f"relu_{name}"] for turn in self.seconds]
+            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            found |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+        if self.copy:
+            found["copies"] = statistics.median(turn["fwd_bwd"] / turn["copy"] for turn in self.seconds)
+        for name in self.seconds[0]:
+            found[f"{name}_us"] = 1e6 * statistics.median(turn[name] for turn in self.seconds)
+        return self.row | {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> None:
+    """Let every candidate have its turn in every round, slow ones in some of them spread evenly."""
+    turns = [max(min(LEAST, rounds), min(rounds, int(budget / c.cost()))) for c in candidates]
+    order = list(zip(candidates, turns, strict=True))
+    shuffle = random.Random(0).shuffle
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            shuffle(order)
+            for candidate, count in order:
+                if (number + 1) * count // rounds > number * count // rounds:
+                    candidate.turn()
+    finally:
+        gc.enable()
+
+
+def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
+    """The rows of every size, layout and number of threads."""
+    for threads in given.threads if factories else ():
+        for size in given.sizes:
+            for layout in given.layouts if len(size) == 4 else ("contiguous",):
+                start = time.perf_counter()
+                torch.set_num_threads(threads)
+                rows = [
+                    row | {"size": shown(size), "layout": layout, "threads": threads}
+                    for row in measured(given, factories, size, layout)
+                ]
+                seconds = time.perf_counter() - start
+                print(f"{shown(size)} {layout}, {threads} threads: {seconds:.0f} s", file=sys.stderr)
+                yield rows
+
+
+def measured(
+    given: argparse.Namespace, factories: dict[str, ActLayer], size: tuple[int, ...], layout: str
+) -> list[Row]:
+    """A row for each unit and path at one size; a unit that fails costs its own row."""
+    generator = torch.Generator().manual_seed(0)
+    x, g = (
+        torch.randn(size, generator=generator).contiguous(memory_format=LAYOUTS[layout]) for _ in range(2)
+    )
+    room = torch.empty_like(x)
+    copy = Timed(partial(room.copy_, x))
+    x.requires_grad_()
+    base = {name: Timed(call) for name, call in calls(nn.ReLU(), x, g).items()}
+    candidates, failed = [], []
+    for name, act_layer in factories.items():
+        torch.manual_seed(0)
+        for path in ("torch",) if name in TORCH else given.paths:
+            mode = PATHS.get(path, "auto")
+            row: Row = {"kind": "unit", "unit": name, "path": path, "limit": limit_of(name, act_layer)}
+            try:
+                unit = act_layer(size[1])
+                timed = {key: Timed(call, mode) for key, call in calls(unit, x, g).items()}
+                with library.using(mode):
+                    row |= {"saved": saved(unit, x), "peak": peak(unit, x, g)}
+                candidates.append(Candidate(row, timed, base, copy))
+            except Exception as error:  # such as a unit of images at (98, 50)
+                failed.append(row | {"note": one_line(error)})
+    in_turns(candidates, given.rounds, BUDGET * (3 if size == MAIN else 1))
+    gb_per_s = {"copy_gb_per_s": float(f"{copied(x, copy()):.4g}")}
+    return [candidate.result() | gb_per_s for candidate in candidates] + failed
+
+
+def calls(unit: nn.Module, x: Tensor, g: Tensor) -> dict[str, Callable[[], object]]:
+    """What is timed."""
+    receiving = [x, *unit.parameters()]
+
+    def forward_backward() -> None:
+        for tensor in receiving:
+            tensor.grad = None
+        unit(x).backward(g)
+
+    return {"fwd": partial(unit, x), "fwd_bwd": forward_backward}
+
+
+def saved(unit: nn.Module, x: Tensor) -> float:
+    """What the graph holds for backward, in sizes of ``x``."""
+    parameters = {p.untyped_storage().data_ptr() for p in unit.parameters()}
+    held: list[Tensor] = []  # kept, lest an address be used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = unit(x)
+    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in held)}
+    del y
+    total = sum(size for address, size in storages.items() if address not in parameters)
+    return round(total / x.untyped_storage().nbytes(), 3)
+
+
+def peak(unit: nn.Module, x: Tensor, g: Tensor) -> float:
+    """The most memory during forward and backward beyond what there was before, in sizes of ``x``."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
+    x.grad = None
+    unit.zero_grad(set_to_none=True)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        unit(x).backward(g)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    now = most = 0
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
+        now += event["args"]["Bytes"]
+        most = max(most, now)
+    return round(most / x.untyped_storage().nbytes(), 3)
+
+
+def steps(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
+    """Whole training steps of ResNet-20 on random pixels, the optimiser and the regularisation included."""
+    for threads in given.threads if len(factories) > 1 else ():
+        for layout in given.step_layouts:
+            torch.set_num_threads(threads)
+            base = {"step": Timed(training_step(factories["relu"], layout))}
+            candidates = []
+            for name in factories.keys() - {"relu"}:
+                row: Row = {"kind": "step", "unit": name, "path": "fused", "limit": STEP_LIMITS.get(name)}
+                row |= {"size": "128x3x32x32", "layout": layout, "threads": threads}
+                candidates.append(
+                    Candidate(row, {"step": Timed(training_step(factories[name], layout))}, base)
+                )
+            candidates.sort(key=lambda candidate: STEP.index(candidate.row["unit"]))
+            in_turns(candidates, given.rounds, float("inf"))
+            yield [candidate.result() for candidate in candidates]
+
+
+def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
+    """A step as the runner does it, without data and metrics."""
+    task = cifar_task()
+    network = build_network(act_layer, task, 0).to(memory_format=LAYOUTS[layout]).train()
+    optimizer, active = make_optimizer(network, task.recipe), list(sites(network).values())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(128, 3, 32, 32, generator=generator).contiguous(memory_format=LAYOUTS[layout])
+    y = torch.randint(0, 10, (128,), generator=generator)
+
+    def step() -> None:
+        loss = task.loss(network(x), y) + sum(unit.regularization() for unit in active)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def head(threads: Sequence[int]) -> str:
+    """What the numbers were measured on."""
+    lines = [
+        f"torch {torch.__version__}, {provenance()['cpu']}, {os.cpu_count()} cores, {library.described()}"
+    ]
+    large = torch.zeros(64 * 2**20)  # 256 MB
+    room = torch.zeros_like(large)
+    for number in threads:
+        torch.set_num_threads(number)
+        seconds = statistics.median(Timed(partial(room.copy_, large))() for _ in range(5))
+        lines.append(
+            f"threads: {number}, a copy of 256 MB reads and writes {copied(large, seconds):.1f} GB/s"
+        )
+    return "\n".join(lines)
+
+
+def copied(x: Tensor, seconds: float) -> float:
+    """GB/s of a copy, what is read and what is written."""
+    return 2e-9 * x.untyped_storage().nbytes() / seconds
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown: MAIN by number of threads, all else in one table, the training steps."""
+    failed = {(row["unit"], row["size"]): row["note"] for row in rows if "note" in row}
+    done = [row for row in rows if "note" not in row]
+    at_main = [row for row in done if row["size"] == shown(MAIN) and row["layout"] == "contiguous"]
+    for threads in dict.fromkeys(row["threads"] for row in at_main):
+        yield table_of_main([row for row in at_main if row["threads"] == threads], threads)
+    rest = [
+        row for row in done if row["kind"] == "unit" and row["path"] != "reference" and row not in at_main
+    ]
+    cells: dict[str, dict[str, str]] = {}
+    for row in rest:
+        layout = " cl" if row["layout"] == "channels_last" else ""
+        cells.setdefault(row["unit"], {})[f"{row['size']}{layout}, {row['threads']}t"] = (
+            f"{row['fwd_bwd']:.2f}"
+        )
+    if columns := list(dict.fromkeys(column for found in cells.values() for column in found)):
+        body = [[unit, *(found.get(column, "") for column in columns)] for unit, found in cells.items()]
+        title = "fwd+bwd, fused, ratio to nn.ReLU (cl: channels_last, t: threads)"
+        yield markdown(title, ["unit", *columns], body)
+    body = [
+        [row["unit"], row["layout"], str(row["threads"]), spread(row, "step"), verdict(row, "step")]
+        for row in done
+        if row["kind"] == "step"
+    ]
+    if body:
+        columns = ["unit", "layout", "threads", "step", "limit"]
+        yield markdown("training step of ResNet-20, ratio to relu's", columns, body)
+    if failed:
+        yield "\n".join(f"{unit} at {size}: {note}" for (unit, size), note in failed.items())
+
+
+def table_of_main(rows: Sequence[Row], threads: int) -> str:
+    """The full table of one size."""
+    body = []
+    for unit in dict.fromkeys(row["unit"] for row in rows):
+        paths = {row["path"]: row for row in rows if row["unit"] == unit}
+        ours = paths.get("fused") or paths.get("torch")
+        cells = [""] * 6
+        if ours:
+            numbers = [f"{ours[name]:.2f}" for name in ("copies", "peak", "saved")]
+            cells = [f"{ours['fwd']:.2f}", spread(ours, "fwd_bwd"), *numbers, verdict(ours, "fwd_bwd")]
+        cells.insert(2, spread(paths["reference"], "fwd_bwd") if "reference" in paths else "")
+        body.append([unit, *cells])
+    columns = ["unit", "forward", "fwd+bwd", "fwd+bwd, reference", "copies", "peak", "saved", "limit"]
+    return markdown(f"{MAIN}, contiguous, threads: {threads}, ratio to nn.ReLU", columns, body)
+
+
+def markdown(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table with its title; all but the first column are numbers."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *body]
+    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(row: Row, name: str) -> str:
+    """1.21 [1.19, 1.25]."""
+    return f"{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
+
+
+def verdict(row: Row, name: str) -> str:
+    """The limit, and whether it is missed."""
+    if row["limit"] is None:
+        return ""
+    return f"{row['limit']:g}{' **missed**' if row[name] > row['limit'] else ''}"
+
+
+def chart(rows: Sequence[Row], folder: Path) -> Path:
+    """Write the bars of the first size, layout and number of threads; returns the PNG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    from results.figures import COLORS, GREY, STYLE, save
+
+    done = [row for row in rows if row["kind"] == "unit" and "note" not in row]
+    if not done:
+        raise ValueError("no unit could be measured; results.csv says why")
+    one = next((row for row in done if row["size"] == shown(MAIN)), done[0])
+    done = [row for row in done if all(row[key] == one[key] for key in ("size", "layout", "threads"))]
+    drawn = {path: {row["unit"]: row for row in done if row["path"] == path} for path in (*PATHS, "torch")}
+    best = drawn["reference"] | drawn["fused"] | drawn["torch"]
+    names = sorted(best, key=lambda name: best[name]["fwd_bwd"])
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.3 + 0.2 * len(names)), layout="constrained")
+        ax = figure.subplots()
+        looks = {"fused": (-0.19, COLORS[0]), "reference": (0.19, GREY), "torch": (0.0, COLORS[2])}
+        for path, (offset, color) in looks.items():
+            for name, row in drawn[path].items():
+                value, y = row["fwd_bwd"], names.index(name) + offset
+                ax.barh(y, value - 1, 0.38, left=1, color=color, label=path)  # from ReLU, which is 1
+                ax.plot([row["fwd_bwd_low"], row["fwd_bwd_high"]], [y, y], lw=0.7, color="black")
+        for y, name in enumerate(names):
+            if best[name]["limit"] and one["size"] == shown(MAIN):
+                ax.plot(best[name]["limit"], y, "|", ms=9, mew=1.6, color=COLORS[1], label="limit", ls="")
+        ax.axvline(1, lw=0.8, color="black")
+        ax.set_xscale("log")
+        low, high = ax.get_xlim()
+        ax.set_xticks([tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200) if low <= tick <= high])
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_yticks(range(len(names)), [f"{name}  {best[name]['fwd_bwd']:.2f}" for name in names])
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.grid(axis="x", lw=0.4, alpha=0.5)
+        ax.set_axisbelow(True)
+        ax.set_xlabel("forward + backward, ratio to nn.ReLU; the lines in the bars: quartiles")
+        ax.set_title(f"{one['size']}, {one['layout']}, threads: {one['threads']}")
+        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        ax.legend(handles.values(), handles.keys(), loc="upper right")
+        return save(figure, folder, "activations")
+
+
+if __name__ == "__main__":
+    main()

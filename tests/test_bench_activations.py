@@ -1,0 +1,72 @@
+"""The benchmark of the activations, on two of them at its smallest size."""
+
+import csv
+from pathlib import Path
+
+import bench_activations
+import pytest
+import torch
+from torch import nn
+
+FAST = ("--units", "pwlu,frelu,nn.SiLU", "--sizes", "98x50", "--threads", "1", "--rounds", "3", "--no-step")
+
+
+def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bench_activations.main([*FAST, "--output", str(tmp_path)])
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["unit"], row["path"]) for row in rows if not row["note"]] == [
+        ("pwlu", "fused"),
+        ("pwlu", "reference"),
+        ("nn.SiLU", "torch"),
+    ]
+    for row in rows:
+        if row["unit"] == "frelu":  # for images alone: its rows say so, and the others do not suffer
+            assert "(N, C, H, W)" in row["note"]
+            continue
+        assert (row["size"], row["layout"], row["threads"], row["rounds"]) == (
+            "98x50",
+            "contiguous",
+            "1",
+            "3.0",
+        )
+        for name in ("fwd", "fwd_bwd"):
+            low, middle, high = (float(row[name + end]) for end in ("_low", "", "_high"))
+            assert 0 < low <= middle <= high < float("inf")
+            assert 0 < float(row[f"{name}_us"]) < float("inf")
+        assert min(float(row[name]) for name in ("copies", "copy_gb_per_s", "peak", "saved")) > 0
+    assert (tmp_path / "activations.png").stat().st_size > 0
+    assert (tmp_path / "activations.svg").stat().st_size > 0
+    assert "| pwlu | " in capsys.readouterr().out
+
+
+def test_memory_is_that_of_known_modules() -> None:
+    x, g = torch.randn(8, 4, 16, 16, requires_grad=True), torch.randn(8, 4, 16, 16)
+    assert bench_activations.peak(nn.ReLU(), x, g) == 2  # output and input gradient
+    assert bench_activations.saved(nn.ReLU(), x) == 1  # the output
+    assert bench_activations.saved(nn.PReLU(4), x) == 1  # the input, and a parameter that does not count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--units", "no_such"], "--units no_such: none fits; there are acon_c, "),
+        (["--sizes", "98"], "--sizes: invalid sizes value: '98'"),
+        (["--threads", "0"], "--threads: invalid numbers value: '0'"),
+        (["--layouts", "wide"], "--layouts wide: legal are contiguous, channels_last"),
+        (["--paths", "fast"], "--paths fast: legal are fused, reference"),
+        (["--rounds", "1"], "--rounds 1: at least 2"),
+        (["--step", "--units", "relu"], "--units relu: of a step there are pwlu, "),
+        (["--step", "--no-step"], "not allowed with argument --step"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        bench_activations.main(["--output", str(tmp_path), *arguments])
+    line = capsys.readouterr().err or f"{stopped.value.code}\n"
+    assert stopped.value.code == 2 or isinstance(stopped.value.code, str)  # which Python makes status 1
+    assert line.startswith("actbench: ")
+    assert line.count("\n") == 1
+    assert said in line
