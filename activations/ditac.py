@@ -159,9 +159,7 @@ class DiTAC(Activation):
         """What the fused table has besides theta, made once."""
         if dtype not in self._frames:
             assert self.table_size is not None
-            frame = make_frame(
-                self.form, self.a, self.b, self.table_size, self.negative_slope, self.gelu_of
-            )
+            frame = make_frame(self.form, self.a, self.b, self.table_size, self.negative_slope, self.gelu_of)
             self._frames[dtype] = frame._replace(pairs=frame.pairs.to(dtype))
         return self._frames[dtype]
 
@@ -172,7 +170,9 @@ class DiTAC(Activation):
         if self.form == "inf":
             return self._warp(x, velocity)
         exact = self.table_size is None or self.interpolation == "nearest"
-        inside = (x >= self.a) & ((x <= self.b) if exact else (x < self.b))  # at b a table's slope is that of the right
+        inside = (x >= self.a) & (
+            (x <= self.b) if exact else (x < self.b)
+        )  # at b a table's slope is that of the right
         held = torch.where(inside, x, self.a)  # no overflow out there for autograd to meet
         if self.form == "gelu":
             within = self._warp(held, velocity, gelu=True)

@@ -98,10 +98,10 @@ class DyReLU(Activation):
         return self._coefficients(self.pooled(x))
 
     def _coefficients(self, mean: Tensor) -> Tensor:
-        theta = 2 * self.fc2(self.fc1(mean).relu()).sigmoid() - 1
+        theta = (self.fc2(self.fc1(mean).relu()) / 2).tanh()  # 2 sigmoid(x) - 1 = tanh(x / 2)
         theta = theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
-        initial, scale = mean.new_tensor(self.initial), mean.new_tensor(self.scale)
-        return initial + scale * theta.to(mean.dtype)
+        initial, scale = mean.new_tensor([self.initial, self.scale])
+        return torch.addcmul(initial, scale, theta.to(mean.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         with_map = self.form == "C" and x.ndim > 2

@@ -4,6 +4,8 @@ Not Flexible ReLU, which shares the acronym. The authors advise replacing one ac
 ReLU in the stem and the last stage of a ResNet.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,7 +87,9 @@ class FReLU(Activation):
         """The output by the CPU kernel, or None where the modules are to compute it."""
         if type(self) not in (FReLU, DwConvReLU) or self.dims != 2:
             return None
-        pairs = [(self.conv1, self.norm1), (self.conv2, self.norm2)] if self.light else [(self.conv, self.norm)]
+        pairs = (
+            [(self.conv1, self.norm1), (self.conv2, self.norm2)] if self.light else [(self.conv, self.norm)]
+        )
         train = bool(pairs[0][1].training)
         if not all(_plain(conv, norm, self.light, train) for conv, norm in pairs):
             return None
@@ -108,9 +112,7 @@ class DwConvReLU(FReLU):
         return window.relu()
 
 
-def _window(
-    channels: int, kernel_size: tuple[int, ...], gamma: float, bias: bool
-) -> tuple[nn.Module, nn.Module]:
+def _window(channels: int, kernel_size: tuple[int, ...], gamma: float, bias: bool) -> tuple[Any, Any]:
     cls, norm = (nn.Conv2d, BatchNorm2d) if len(kernel_size) == 2 else (nn.Conv1d, BatchNorm1d)
     padding = tuple(k // 2 for k in kernel_size)
     window = cls(channels, channels, kernel_size, padding=padding, groups=channels, bias=bias)  # type: ignore[arg-type]
@@ -164,5 +166,10 @@ def _plain(conv: nn.Module, norm: nn.Module, light: bool, train: bool) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
     return any(hooks)

@@ -99,7 +99,7 @@ class GCT(Activation):
         else:
             s = alpha * norm
             scale = (s.abs().mean(1, keepdim=True) + self.eps).reciprocal()
-        return 1 + (gamma * s * scale + beta).tanh()
+        return 1 + torch.addcmul(beta, gamma, s * scale).tanh()
 
     @property
     def no_decay(self) -> frozenset[str]:

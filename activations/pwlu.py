@@ -109,7 +109,11 @@ class PWLU(Activation):
             return x.relu()
         wide = upcast(x)  # positions in a table need it
         # in the order of the arguments; five attributes of a module would cost more than a small input does
-        shape = (p if p.dtype is wide.dtype else p.to(wide.dtype) for p in self._parameters.values() if p is not None)
+        shape = (
+            p if p.dtype is wide.dtype else p.to(wide.dtype)
+            for p in self._parameters.values()
+            if p is not None
+        )
         return piecewise_linear(wide, *shape, channel_dim=channel_dim, narrowest=MIN_WIDTH).to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:

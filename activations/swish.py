@@ -46,7 +46,9 @@ class Swish(Activation):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.beta, Tensor):
             return self.pointwise("swish", _swish, x, self.beta)
-        return F.silu(x) if self.beta == 1 else self.pointwise("swish", _swish, x, x.new_full((1,), self.beta))
+        return (
+            F.silu(x) if self.beta == 1 else self.pointwise("swish", _swish, x, x.new_full((1,), self.beta))
+        )
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -15,7 +15,16 @@ told apart. The difference to the baseline is paired by seed: the same data orde
 Intervals are for one comparison each; with many activations some exclude 0 by chance.
 """
 # one value of these for all cells, or the reader must know
-SHOULD_AGREE = ("git_commit", "machine", "cpu", "torch", "device", "num_threads", "kernels", "data_fingerprint")
+SHOULD_AGREE = (
+    "git_commit",
+    "machine",
+    "cpu",
+    "torch",
+    "device",
+    "num_threads",
+    "kernels",
+    "data_fingerprint",
+)
 
 
 def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.DataFrame]:

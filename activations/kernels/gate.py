@@ -294,7 +294,7 @@ class _Statistic(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         if torch.is_grad_enabled() or any(g is None or not library.fusable(g) for g in gradients):
             return None, None, None, *_Statistic.through_reference(ctx, gradients, x, *weights)
-        d_sums, *d_maps, dx = gradients
+        d_sums, *d_maps, dx = (g for g in gradients if g is not None)
         variant, averaged = _STATISTICS[ctx.statistic]
         d_sums = d_sums / ctx.memory.positions if averaged else d_sums.contiguous()
         d_weights = [torch.empty_like(w) for w in weights]

@@ -19,7 +19,9 @@ Reference = Callable[..., Tensor]
 MOST = 40
 
 
-def pointwise(name: str, reference: Reference, x: Tensor, *parameters: Tensor, channel_dim: int = 1) -> Tensor:
+def pointwise(
+    name: str, reference: Reference, x: Tensor, *parameters: Tensor, channel_dim: int = 1
+) -> Tensor:
     """``reference(x, *parameters)``, by the kernel ``name`` where that can be.
 
     Args:

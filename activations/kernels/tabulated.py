@@ -39,13 +39,18 @@ def make_frame(form: str, a: float, b: float, points: int, negative_slope: float
         else:
             tails = ((half * a, half), tails[1])
         if b < 0:
-            right, tails = torch.tensor([[b, half * b], [0.0, 0.0]], dtype=torch.float64), (tails[0], (0.0, 1.0))
+            right, tails = (
+                torch.tensor([[b, half * b], [0.0, 0.0]], dtype=torch.float64),
+                (tails[0], (0.0, 1.0)),
+            )
     elif a > -REACH:
         left = _gelu_between(-REACH, a)
     if form == "gelu":
         if b < REACH:
             right, tails = _gelu_between(b, REACH), (tails[0], (REACH, 1.0))
-        weights = torch.special.ndtr(torch.linspace(a, b, points, dtype=torch.float64)) if gelu_of == "x" else None
+        weights = (
+            torch.special.ndtr(torch.linspace(a, b, points, dtype=torch.float64)) if gelu_of == "x" else None
+        )
     middle = torch.zeros(points - 1, 2, dtype=torch.float64)
     pieces = [torch.tensor(tails[:1]), _pieces(left), middle, _pieces(right), torch.tensor(tails[1:])]
     return Frame(
@@ -88,7 +93,12 @@ class DiTACTable(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, reference: Callable[[Tensor, Tensor], Tensor], frame: Frame, basis: Tensor, x: Tensor, theta: Tensor
+        ctx: Any,
+        reference: Callable[[Tensor, Tensor], Tensor],
+        frame: Frame,
+        basis: Tensor,
+        x: Tensor,
+        theta: Tensor,
     ) -> Tensor:
         y, pairs = torch.empty_like(x), frame.pairs.clone()
         ctx.save_for_backward(x, theta, basis, pairs)

@@ -68,7 +68,9 @@ def window(x: Tensor, branches: Sequence[Branch], *, against: bool, train: bool)
     parameters = [p for branch in branches for p in branch[:4] if p is not None]
     running = tuple(value for branch in branches for value in branch[4:6])
     numbers = tuple(float(value) for branch in branches for value in branch[6:])
-    y: Tensor = _Window.apply(_Setting(against, train, running, numbers), x, *parameters)
+    # outside of the function, which would lose track of copies
+    x, dense = x if _channels_last(x) else x.contiguous(), (p.contiguous() for p in parameters)
+    y: Tensor = _Window.apply(_Setting(against, train, running, numbers), x, *dense)
     return y
 
 
@@ -79,8 +81,8 @@ def _reference(setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, *bias, gamma, beta = parameters[3 * b : 3 * b + 3] if light else parameters
         padding = weight.shape[2] // 2, weight.shape[3] // 2
         z = F.conv2d(x, weight, bias[0] if bias else None, padding=padding, groups=x.shape[1])
-        running = (None, None) if setting.train else setting.running[2 * b : 2 * b + 2]
-        top = top + F.batch_norm(z, *running, gamma, beta, setting.train, 0.0, setting.numbers[2 * b])
+        mean, var = (None, None) if setting.train else setting.running[2 * b : 2 * b + 2]
+        top = top + F.batch_norm(z, mean, var, gamma, beta, setting.train, 0.0, setting.numbers[2 * b])
     return torch.maximum(x, top) if setting.against else top.relu()
 
 
@@ -97,8 +99,6 @@ class _Window(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
         last = _channels_last(x)
-        x = x if last else x.contiguous()
-        parameters = tuple(p.contiguous() for p in parameters)
         running = tuple(value.contiguous() for value in setting.running)
         stats = torch.empty(len(running), x.shape[1], dtype=torch.float64)
         updated = [torch.empty_like(value) for value in running]

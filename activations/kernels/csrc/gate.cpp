@@ -21,6 +21,13 @@ struct Number {
     static constexpr int value = k;
 };
 
+template <class T>
+INLINE IVec<T> lane_numbers() {
+    IVec<T> lanes;
+    for (int l = 0; l < WIDTH<T>; l++) lanes[l] = l;
+    return lanes;
+}
+
 // numbers by sample and channel; a step of 0 shares them
 template <class T>
 struct Operand {
@@ -93,14 +100,12 @@ struct Sweep {
             int64_t p = begin;
             for (; p + W <= end; p += W) one(p, W);
             if (p < end) {
-                // lanes beyond the end hold zeros, which a pass may turn into something else: only sums see them
+                // lanes beyond the end hold zeros, which a pass may turn into something else
                 V before[S1];
-                for (int k = 0; k < S; k++) before[k] = s[k], s[k] = V(0);
+                for (int k = 0; k < S; k++) before[k] = s[k];
                 one(p, (int)(end - p));
-                for (int k = 0; k < S; k++) {
-                    for (int l = (int)(end - p); l < W; l++) s[k][l] = 0;
-                    s[k] += before[k];
-                }
+                const auto inside = lane_numbers<T>() < (typename Lanes<T>::Int)(end - p);
+                for (int k = 0; k < S; k++) s[k] = inside ? s[k] : before[k];
             }
             for (int k = 0; k < S; k++) sums[k * C + ch] += sum(s[k]);
         }
@@ -163,8 +168,11 @@ struct Sweep {
         }
     }
 
-    void run() const {
+    void run(bool statistic) const {
         const int M = coefficients(*this), S = sums_of(*this);
+        // a statistic is the first pass forward and the last one backward; the second starts where the first ended, which
+        // the cache still holds
+        const bool turned = statistic == (t.back != 0);
         const int64_t size = t.samples * C * P;
         int64_t parts = count_parts(t.threads, t.samples * P, size);
         // samples are cut where they are too few to be shared out evenly
@@ -179,7 +187,8 @@ struct Sweep {
         double* sums = scratch.as<double>();
         char* tables = (char*)sums + (pieces * each * sizeof(double) + 63) / 64 * 64;
         for_parts(parts, pieces, [&](int64_t part, int64_t begin, int64_t end) {
-            for (int64_t piece = begin; piece < end; piece++) {
+            for (int64_t i = begin; i < end; i++) {
+                const int64_t piece = turned ? begin + end - 1 - i : i;
                 const int64_t n = piece / slices, first = piece % slices * length;
                 const int64_t last = first + length < P ? first + length : P;
                 double* mine = sums + piece * each;
@@ -196,7 +205,7 @@ struct Sweep {
                     double total = 0;
                     for (int64_t piece = n * slices, end = to.sample ? piece + slices : pieces; piece < end; piece++)
                         total += sums[piece * each + k * C + ch];
-                    to.at[n * to.sample + ch * to.channel] = (T)(total / t.divisor);
+                    to.at[n * to.sample + ch * to.channel] = (T)(t.divisor == 1 ? total : total / t.divisor);
                 }
         }
     }
@@ -341,6 +350,7 @@ STEP {
 // ---- what Python calls: one function for each family of passes, whose variant says which
 
 struct Statistics {
+    static constexpr bool statistic = true;
     static constexpr int first = SUM, last = SUM_AND_MAP;
     template <int k>
     using Forward = Statistic<k>;
@@ -349,6 +359,7 @@ struct Statistics {
 };
 template <bool mapped>
 struct Maxima {
+    static constexpr bool statistic = false;
     static constexpr int first = ANY, last = TWO;
     template <int k>
     using Forward = Lines<k, mapped>;
@@ -356,6 +367,7 @@ struct Maxima {
     using Backward = LinesBack<k, mapped>;
 };
 struct Scales {
+    static constexpr bool statistic = false;
     static constexpr int first = BARE, last = AFTER;
     template <int k>
     using Forward = Scaled<k>;
@@ -363,6 +375,7 @@ struct Scales {
     using Backward = ScaledBack<k>;
 };
 struct Acons {
+    static constexpr bool statistic = false;
     static constexpr int first = 0, last = 0;
     template <int>
     using Forward = Acon;
@@ -374,9 +387,9 @@ template <class Family, int k, class T>
 void choose(const Call<T>& t) {
     if (t.variant == k) {
         if (t.back)
-            Sweep<typename Family::template Backward<k>, T>(t).run();
+            Sweep<typename Family::template Backward<k>, T>(t).run(Family::statistic);
         else
-            Sweep<typename Family::template Forward<k>, T>(t).run();
+            Sweep<typename Family::template Forward<k>, T>(t).run(Family::statistic);
     } else if constexpr (k < Family::last)
         choose<Family, k + 1>(t);
 }
