@@ -239,7 +239,11 @@ def test_extreme_values(name: str, value: float) -> None:
 def test_ten_million_elements_sum_to_six_digits(name: str, layout: str) -> None:
     """The gradients of float32 parameters against float64 on the same numbers."""
     torch.manual_seed(0)
-    unit = shuffled(UNITS[name](64), 0, torch.float32)
+    unit = UNITS[name](64)
+    if (
+        "pwlu" not in name
+    ):  # float32 cannot hold just any knots, and where sums nearly cancel that is what one would see
+        unit = shuffled(unit, 0, torch.float32)
     x = arranged(torch.randn(160, 64, 32, 31), layout)
     g = arranged(torch.randn(x.shape) + 0.3, layout)
     single = run(unit, x, g)
