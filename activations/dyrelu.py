@@ -98,10 +98,10 @@ class DyReLU(Activation):
         return self._coefficients(self.pooled(x))
 
     def _coefficients(self, mean: Tensor) -> Tensor:
-        theta = (self.fc2(self.fc1(mean).relu()) / 2).tanh()  # 2 sigmoid(x) - 1 = tanh(x / 2)
-        theta = theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
+        half_theta = self.fc2(self.fc1(mean).relu()).sigmoid() - 0.5
+        half_theta = half_theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
         initial, scale = mean.new_tensor([self.initial, self.scale])
-        return torch.addcmul(initial, scale, theta.to(mean.dtype))
+        return torch.addcmul(initial, scale, half_theta.to(mean.dtype), value=2)
 
     def forward(self, x: Tensor) -> Tensor:
         with_map = self.form == "C" and x.ndim > 2

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_bool, check_choice, check_positive, upcast
+from activations.base import Activation, check_bool, check_choice, check_positive
 from activations.kernels import gate
 from activations.torch_nn import ReLU
 
@@ -63,21 +63,16 @@ class GCT(Activation):
         self.beta = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        # the kernels know ReLU, but would not call hooks on it
+        with_relu = type(self.base) is ReLU and not (self.base._forward_hooks or self.base._forward_pre_hooks)
         if self.position == "before":
-            if type(self.base) is ReLU:
-                return self._gated(gate.relu_scale, self._norm, x)
-            return self.base(self._gated(gate.scale, self._norm, x))
-        if type(self.base) is ReLU:
-            norm = gate.total_relu_square if self.mode == "l2" else gate.total_relu
-            return self._gated(gate.scale_relu, norm, x)
-        return self._gated(gate.scale, self._norm, self.base(x))
+            return self._gated(gate.relu_scale, x) if with_relu else self.base(self._gated(gate.scale, x))
+        return self._gated(gate.scale_relu, x) if with_relu else self._gated(gate.scale, self.base(x))
 
-    def _gated(self, form: Callable[..., Tensor], norm: Callable[..., Tensor], x: Tensor) -> Tensor:
-        # half precision would lose the norm
-        wide = x.dtype in (torch.float16, torch.bfloat16)
+    def _gated(self, form: Callable[..., Tensor], x: Tensor) -> Tensor:
         return gate.gated(
             form,
-            (lambda x, channel_dim: norm(upcast(x), channel_dim)) if wide else norm,
+            self._norm,
             x,
             lambda norm: (self._gate(norm).unsqueeze(-1),),
             *(self.alpha, self.gamma, self.beta),

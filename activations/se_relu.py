@@ -44,7 +44,7 @@ class SEReLU(Activation):
     def forward(self, x: Tensor) -> Tensor:
         return gate.gated(
             gate.scale_relu,
-            gate.mean_relu,
+            gate.mean,
             x,
             lambda mean: (self._gate(mean).unsqueeze(-1),),
             *(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias),

@@ -68,6 +68,7 @@ LIMITS = {
 }
 STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu_b", "gct", "frelu")
 STEP_LIMITS = {"pwlu": 1.15, "ditac": 1.15}
+BATCH = 128  # of a step
 
 LEAST = 5  # rounds
 BUDGET = 0.35  # seconds for a unit at a size in a layout; at MAIN three times as many
@@ -89,11 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(head(given.threads), flush=True)
         rows: list[Row] = []
         for more in (units(given, factories), steps(given, stepping)):
-            for row in more:
-                rows += row
-                write_csv(
-                    given.output / "results.csv", rows
-                )  # all that there is so far, should the rest fail
+            for found in more:
+                rows += found
+                write_csv(given.output / "results.csv", rows)  # so far, should the rest fail
         for table in tables(rows):
             print(f"\n{table}", flush=True)
         if factories:
@@ -248,7 +247,7 @@ class Candidate:
 
 def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> None:
     """Let every candidate have its turn in every round, slow ones in some of them spread evenly."""
-    turns = [max(min(LEAST, rounds), min(rounds, int(budget / c.cost()))) for c in candidates]
+    turns = [max(min(LEAST, rounds), int(min(rounds, budget / c.cost()))) for c in candidates]
     order = list(zip(candidates, turns, strict=True))
     shuffle = random.Random(0).shuffle
     gc.collect()
@@ -368,7 +367,7 @@ def steps(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator
             candidates = []
             for name in factories.keys() - {"relu"}:
                 row: Row = {"kind": "step", "unit": name, "path": "fused", "limit": STEP_LIMITS.get(name)}
-                row |= {"size": "128x3x32x32", "layout": layout, "threads": threads}
+                row |= {"size": f"{BATCH}x3x32x32", "layout": layout, "threads": threads}
                 candidates.append(
                     Candidate(row, {"step": Timed(training_step(factories[name], layout))}, base)
                 )
@@ -383,8 +382,8 @@ def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
     network = build_network(act_layer, task, 0).to(memory_format=LAYOUTS[layout]).train()
     optimizer, active = make_optimizer(network, task.recipe), list(sites(network).values())
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(128, 3, 32, 32, generator=generator).contiguous(memory_format=LAYOUTS[layout])
-    y = torch.randint(0, 10, (128,), generator=generator)
+    x = torch.randn(BATCH, 3, 32, 32, generator=generator).contiguous(memory_format=LAYOUTS[layout])
+    y = torch.randint(0, 10, (BATCH,), generator=generator)
 
     def step() -> None:
         loss = task.loss(network(x), y) + sum(unit.regularization() for unit in active)

@@ -40,6 +40,19 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert "| pwlu | " in capsys.readouterr().out
 
 
+def test_training_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_activations, "BATCH", 2)
+    arguments = ["--step", "--units", "pwlu", "--threads", "1", "--rounds", "2", "--output", str(tmp_path)]
+    bench_activations.main(arguments)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["kind"], row["unit"], row["limit"], row["size"]) == ("step", "pwlu", "1.15", "2x3x32x32")
+    assert 0 < float(row["step_low"]) <= float(row["step"]) <= float(row["step_high"]) < float("inf")
+    assert "| pwlu | contiguous | 1 | " in capsys.readouterr().out
+
+
 def test_memory_is_that_of_known_modules() -> None:
     x, g = torch.randn(8, 4, 16, 16, requires_grad=True), torch.randn(8, 4, 16, 16)
     assert bench_activations.peak(nn.ReLU(), x, g) == 2  # output and input gradient

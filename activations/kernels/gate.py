@@ -34,6 +34,10 @@ def along_samples(values: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     return values.to(x.dtype).view(shape)
 
 
+def _upcast(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 # ---- statistics: (N, C), or itself for (N, C), which has no positions
 
 
@@ -46,6 +50,8 @@ def mean_relu(x: Tensor, channel_dim: int) -> Tensor:
 
 
 def total(x: Tensor, channel_dim: int) -> Tensor:
+    """In float32 at least."""
+    x = _upcast(x)
     return x.sum(positions(x, channel_dim)) if x.ndim > 2 else x
 
 
@@ -54,15 +60,15 @@ def total_relu(x: Tensor, channel_dim: int) -> Tensor:
 
 
 def total_abs(x: Tensor, channel_dim: int) -> Tensor:
-    return total(x.abs(), channel_dim)
+    return total(_upcast(x).abs(), channel_dim)
 
 
 def total_square(x: Tensor, channel_dim: int) -> Tensor:
-    return total(x.square(), channel_dim)
+    return total(_upcast(x).square(), channel_dim)
 
 
 def total_relu_square(x: Tensor, channel_dim: int) -> Tensor:
-    return total(x.relu().square(), channel_dim)
+    return total_square(x.relu(), channel_dim)
 
 
 def mean_and_map(x: Tensor, attention: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
@@ -83,6 +89,13 @@ _STATISTICS: dict[Callable[..., Any], tuple[int, bool]] = {
     total_relu: (3, False),
     total_relu_square: (4, False),
     mean_and_map: (5, True),
+}
+
+_OF_RELU: dict[Callable[..., Any], Callable[..., Any]] = {
+    mean: mean_relu,
+    total: total_relu,
+    total_abs: total_relu,
+    total_square: total_relu_square,
 }
 
 
@@ -125,7 +138,7 @@ def acon(x: Tensor, beta: Tensor, p1: Tensor, p2: Tensor, channel_dim: int) -> T
     return difference * (beta * difference).sigmoid() + p2 * x
 
 
-# the kernel and its variant, where the number of coefficients does not say it
+# the kernel and its variant; that of lines follows from their number
 _FORMS: dict[Callable[..., Tensor], tuple[str, int]] = {
     lines: ("lines", 0),
     mapped_lines: ("mapped_lines", 0),
@@ -149,22 +162,27 @@ def gated(
     """``form(x, *network(statistic(x)))``, fused where that can be.
 
     Args:
-        form, statistic: of those above.
+        form, statistic: of those above; with ``scale_relu``, the statistic is of relu(x).
         network: from the statistic to the form's coefficients, in any dtype.
         parameters: of the network, for the rule of dispatch.
         attention: (C,), for ``mean_and_map``, whose two results the network takes.
         fuse: false where the kernels are known not to do, as for more than ``MOST_LINES`` lines.
 
     Shape:
-        that of ``x``, dtype and memory format too.
+        that of ``x``, dtype and memory format too; other layouts than planes of positions and rows of channels, each
+        sample in one piece, go to the reference.
     """
     weights = () if attention is None else (attention,)
+    after_relu = form is scale_relu
     # without positions there is nothing to sum
     fuse = fuse and x.ndim > 2 and library.fusable(x, *parameters, *weights)
     memory = _memory(x, channel_dim) if fuse else None
     if memory is None:
+        if after_relu:  # once for both
+            x, form = x.relu(), scale
         found = statistic(x, *weights, channel_dim)
         return form(x, *network(*found) if weights else network(found), channel_dim)
+    statistic = _OF_RELU[statistic] if after_relu else statistic
     # nobody else sees this x
     *found, x = _Statistic.apply(statistic, channel_dim, memory, x, *weights)
     coefficients = [values.to(x.dtype) for values in network(*found)]
@@ -259,6 +277,11 @@ def _run(
     )
 
 
+def _plain(g: Tensor | None) -> bool:
+    """Whether a gradient has memory of its own; those of ``is_grads_batched=True`` have none."""
+    return g is not None and library.fusable(g) and torch._C._has_storage(g)
+
+
 class _Statistic(torch.autograd.Function):
     """(statistic of x, x); saves x alone."""
 
@@ -287,12 +310,12 @@ class _Statistic(torch.autograd.Function):
             wanted=[sums],
             divisor=memory.positions if averaged else 1,
         )
-        return sums.squeeze(-1), *maps, x
+        return sums.squeeze(-1), *maps, x.detach()  # returned as it is, it would be a view
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or any(g is None or not library.fusable(g) for g in gradients):
+        if torch.is_grad_enabled() or not all(map(_plain, gradients)):
             return None, None, None, *_Statistic.through_reference(ctx, gradients, x, *weights)
         d_sums, *d_maps, dx = (g for g in gradients if g is not None)
         variant, averaged = _STATISTICS[ctx.statistic]
@@ -315,21 +338,27 @@ class _Statistic(torch.autograd.Function):
         ctx: Any, gradients: tuple[Tensor | None, ...], *inputs: Tensor
     ) -> list[Tensor | None]:
         """The same by plain operations."""
-
-        def together(*inputs: Tensor) -> Tensor:
-            found = ctx.statistic(*inputs, ctx.channel_dim)
-            return torch.cat([part.flatten() for part in (found if len(inputs) > 1 else (found,))])
-
         *g, dx = gradients
-        sizes = (ctx.memory.channels, ctx.memory.positions)
-        parts = [
-            inputs[0].new_zeros(ctx.memory.samples * size) if part is None else part.flatten()
-            for part, size in zip(g, sizes, strict=False)
-        ]
-        found = library.through_reference(together, inputs, ctx.needs_input_grad[3:], torch.cat(parts))
-        if dx is not None and found[0] is not None:
-            found[0] = found[0] + dx
-        return found
+        need = ctx.needs_input_grad[3:]
+        with torch.enable_grad():
+            views = [value.view_as(value) for value in inputs]
+            found = ctx.statistic(*views, ctx.channel_dim)
+            outputs = found if len(inputs) > 1 else (found,)
+            known = [i for i, d in enumerate(g) if d is not None]
+            wanted = [view for view, needed in zip(views, need, strict=True) if needed]
+            parts = iter(
+                torch.autograd.grad(
+                    [outputs[i] for i in known],
+                    wanted,
+                    [g[i] for i in known],
+                    create_graph=True,
+                    allow_unused=True,
+                )
+            )
+            results = [next(parts) if needed else None for needed in need]
+            if results[0] is not None and dx is not None:
+                results[0] = results[0] + dx
+        return results
 
 
 class _Form(torch.autograd.Function):
@@ -352,7 +381,7 @@ class _Form(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *values = ctx.saved_tensors
-        if torch.is_grad_enabled() or not library.fusable(g):
+        if torch.is_grad_enabled() or not _plain(g):
             reference = partial(ctx.form, channel_dim=ctx.channel_dim)
             needed = ctx.needs_input_grad[3:]
             return None, None, None, *library.through_reference(reference, (x, *values), needed, g)

@@ -246,8 +246,8 @@ STEP {
     if constexpr (kind == SUM) return g + c[0];
     if constexpr (kind == SUM_ABS) return g + (x > V(0) ? c[0] : x < V(0) ? -c[0] : c[0] * V(0));
     if constexpr (kind == SUM_SQUARE) return fma(c[0] + c[0], x, g);
-    if constexpr (kind == SUM_RELU) return g + (x <= V(0) ? V(0) : c[0]);
-    if constexpr (kind == SUM_RELU_SQUARE) return fma(c[0] + c[0], relu(x), g);
+    if constexpr (kind == SUM_RELU) return x <= V(0) ? g : g + c[0];
+    if constexpr (kind == SUM_RELU_SQUARE) return x <= V(0) ? g : fma(c[0] + c[0], x, g);
     if constexpr (kind == SUM_AND_MAP) {
         s[0] = fma(m, x, s[0]);
         return g + fma(m, c[1], c[0]);
@@ -323,7 +323,8 @@ STEP {
     if constexpr (place == BEFORE) g = x <= V(0) ? V(0) : g;
     if constexpr (place == AFTER) g = x * c[0] <= V(0) ? V(0) : g;
     s[0] = fma(g, place == BEFORE ? relu(x) : x, s[0]);
-    return g * c[0];
+    V dx = g * c[0];
+    return place == BEFORE ? (x <= V(0) ? V(0) : dx) : dx;  // whatever the gate, NaN too
 }
 };
 

@@ -340,35 +340,54 @@ struct Window {
         P* at(P* tensor, P* bordered, int64_t n, int64_t c) const {
             return wide ? tensor + (n * u.C + c) * u.H * u.W : bordered;
         }
-        INLINE void taps(const T* a, const T* b, int64_t pitch, V* v) {
-            if constexpr (light) {
-                for (int k = 0; k < 3; k++) v[k] = load(a + k - 1), v[3 + k] = load(b + (k - 1) * pitch);
-            } else {
-                for (int k = 0; k < 9; k++) v[k] = load(a + (k / 3 - 1) * pitch + k % 3 - 1);
-            }
-        }
-        // body(whole vector, index in the bordered form, index where g and the result are, lanes, mask)
+        // body(whole vector, taps, index in the bordered form, index where g and the result are, lanes, mask) for all
+        // vectors; the taps are those of ``a`` and, for the light form's second window, of ``b``
         template <class Body, class Flush>
-        ALWAYS void each(int64_t count, Body body, Flush flush) const {
+        ALWAYS void each(int64_t count, const T* a, const T* b, Body body, Flush flush) const {
             if (!wide) {
                 const int64_t all = count * rows * pitch;
                 for (int64_t top = 0; top < all; top += BLOCK * L) {
                     int64_t end = top + BLOCK * L < all ? top + BLOCK * L : all;
-                    for (int64_t i = top; i < end; i += L) body(Part(), i, i, L, *(const I*)(mask + i));
+                    down<false>(Part(), a, b, top, top, end, L, L, L, [&](int64_t i) ALWAYS { return *(const I*)(mask + i); }, body);
                     flush();
                 }
                 return;
             }
-            const int64_t W = u.W, H = u.H, whole = W / L * L;
-            const int64_t high = W < BLOCK * L ? BLOCK * L / up(W) : 1;
-            for (int64_t top = 0; top < H; top += high) {
-                int64_t bottom = top + high < H ? top + high : H;
-                for (int64_t r = top; r < bottom; r++) {
-                    for (int64_t i = 0; i < whole; i += L) body(Whole(), r * pitch + i, r * W + i, L, tail);
-                    if (whole < W) body(Part(), r * pitch + whole, r * W + whole, (int)(W - whole), tail);
-                }
+            const int64_t W = u.W, H = u.H, whole = W / L * L, high = W < BLOCK * L ? BLOCK * L / up(W) : 1;
+            auto on = [&](int64_t) ALWAYS { return tail; };
+            for (int64_t r = 0; r < H; r += high) {
+                int64_t end = (r + high < H ? r + high : H) * pitch;
+                for (int64_t i = 0; i < whole; i += L)
+                    down<true>(Whole(), a, b, r * pitch + i, r * W + i, end, pitch, W, L, on, body);
+                if (whole < W)
+                    down<true>(Part(), a, b, r * pitch + whole, r * W + whole, end, pitch, W, (int)(W - whole), on, body);
                 flush();
             }
+        }
+        // vectors one below the other, as most taps of one are those of the next
+        template <bool slide, class Lanes, class On, class Body>
+        ALWAYS void down(Lanes lanes, const T* a, const T* b, int64_t i, int64_t j, int64_t end, int64_t step,
+                         int64_t step_j, int n, On on, Body body) const {
+            V v[TAPS];
+            // of the taps from ``first`` on, those of one row are the next step's of the row above
+            constexpr int first = light ? 3 : 0, row = light ? 1 : 3;
+            if constexpr (slide) {
+#pragma clang loop unroll(full)
+                for (int k = first; k < first + 2 * row; k++) v[k + row] = tap(b + i, k);
+            }
+            for (; i < end; i += step, j += step_j) {
+#pragma clang loop unroll(full)
+                for (int k = first; k < TAPS; k++) v[k] = slide && k < first + 2 * row ? v[k + row] : tap(b + i, k);
+#pragma clang loop unroll(full)
+                for (int k = 0; k < first; k++) v[k] = tap(a + i, k);
+                body(lanes, v, i, j, n, on(i));
+            }
+        }
+        ALWAYS V tap(const T* p, int k) const {
+            if constexpr (light)
+                return load(k < 3 ? p + k - 1 : p + (k - 4) * pitch);
+            else
+                return load(p + (k / 3 - 1) * pitch + k % 3 - 1);
         }
     };
 
@@ -382,10 +401,8 @@ struct Window {
                 planes.fill_mask(planes.count(n));
                 planes.template copy<true>(t.x, planes.x, n, c);
                 planes.each(
-                    planes.count(n),
-                    [&](auto whole, int64_t i, int64_t, int, I on) ALWAYS {
-                        V v[TAPS];
-                        Planes::taps(planes.x + i, planes.x + i, planes.pitch, v);
+                    planes.count(n), planes.x, planes.x,
+                    [&](auto whole, const V* v, int64_t, int64_t, int, I on) ALWAYS {
                         s.template step<decltype(whole)::value>(v, on);
                     },
                     [&]() ALWAYS { s.flush([&](int k, V v) ALWAYS { sums[k] += sum(v); }); });
@@ -400,10 +417,8 @@ struct Window {
             planes.fill_mask(planes.count(n));
             T* y = planes.at(t.out, planes.out, n, c);
             planes.each(
-                planes.count(n),
-                [&](auto, int64_t i, int64_t j, int lanes, I) ALWAYS {
-                    V v[TAPS];
-                    Planes::taps(planes.x + i, planes.x + i, planes.pitch, v);
+                planes.count(n), planes.x, planes.x,
+                [&](auto, const V* v, int64_t, int64_t j, int lanes, I) ALWAYS {
                     store(y + j, s.step(v, keep), lanes);
                 },
                 []() {});
@@ -424,10 +439,8 @@ struct Window {
             if (!planes.wide) planes.template copy<true>(t.g, planes.g, n, c);
             const T* g = planes.at(t.g, (const T*)planes.g, n, c);
             planes.each(
-                planes.count(n),
-                [&](auto whole, int64_t i, int64_t j, int lanes, I on) ALWAYS {
-                    V v[TAPS];
-                    Planes::taps(planes.x + i, planes.x + i, planes.pitch, v);
+                planes.count(n), planes.x, planes.x,
+                [&](auto whole, const V* v, int64_t i, int64_t j, int lanes, I on) ALWAYS {
                     a.template step<decltype(whole)::value>(v, load(g + j, lanes), on, keep, half);
                 },
                 [&]() ALWAYS { a.flush([&](int k, V v) ALWAYS { sums[k] += sum(v); }); });
@@ -442,10 +455,9 @@ struct Window {
             const T* g = planes.at(t.g, (const T*)planes.g, n, c);
             T* dx = planes.at(t.out, planes.out, n, c);
             planes.each(
-                planes.count(n),
-                [&](auto whole, int64_t i, int64_t j, int lanes, I on) ALWAYS {
-                    V v[TAPS], dz[BRANCHES];
-                    Planes::taps(planes.x + i, planes.x + i, planes.pitch, v);
+                planes.count(n), planes.x, planes.x,
+                [&](auto whole, const V* v, int64_t i, int64_t j, int lanes, I on) ALWAYS {
+                    V dz[BRANCHES];
                     V rest =
                         b.template step<decltype(whole)::value>(v, load(g + j, lanes), on, keep, half, dz);
                     store(dx + j, rest, lanes);
@@ -453,10 +465,8 @@ struct Window {
                 },
                 [&]() ALWAYS { b.flush([&](int k, V v) ALWAYS { dweight[k] += sum(v); }); });
             planes.each(
-                planes.count(n),
-                [&](auto, int64_t i, int64_t j, int lanes, I) ALWAYS {
-                    V v[TAPS];
-                    Planes::taps(planes.dz[0] + i, planes.dz[BRANCHES - 1] + i, planes.pitch, v);
+                planes.count(n), planes.dz[0], planes.dz[BRANCHES - 1],
+                [&](auto, const V* v, int64_t, int64_t j, int lanes, I) ALWAYS {
                     store(dx + j, load(dx + j, lanes) + transposed(v, turned.w), lanes);
                 },
                 []() {});
