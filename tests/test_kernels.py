@@ -414,6 +414,15 @@ def test_third_derivatives(name: str) -> None:
     torch.testing.assert_close(*results, rtol=2e-2 if "ditac" in name else 1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["pwlu", "prelu", "ditac", "dyrelu b", "gct", "frelu"])
+def test_batched_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    unit, x = UNITS[name](3).double().eval(), torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian
+    one_by_one, at_once = jacobian(unit, x), jacobian(unit, x, vectorize=True)
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-6, atol=2e-3 if name == "ditac" else 1e-9)
+
+
 def fused_calls(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
     """How often ``work`` went to a fused kernel."""
     count = 0

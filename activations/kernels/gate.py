@@ -277,11 +277,6 @@ def _run(
     )
 
 
-def _plain(g: Tensor | None) -> bool:
-    """Whether a gradient has memory of its own; those of ``is_grads_batched=True`` have none."""
-    return g is not None and library.fusable(g) and torch._C._has_storage(g)
-
-
 class _Statistic(torch.autograd.Function):
     """(statistic of x, x); saves x alone."""
 
@@ -315,7 +310,7 @@ class _Statistic(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or not all(map(_plain, gradients)):
+        if torch.is_grad_enabled() or not all(map(library.plain, gradients)):
             return None, None, None, *_Statistic.through_reference(ctx, gradients, x, *weights)
         d_sums, *d_maps, dx = (g for g in gradients if g is not None)
         variant, averaged = _STATISTICS[ctx.statistic]
@@ -381,7 +376,7 @@ class _Form(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *values = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _plain(g):
+        if torch.is_grad_enabled() or not library.plain(g):
             reference = partial(ctx.form, channel_dim=ctx.channel_dim)
             needed = ctx.needs_input_grad[3:]
             return None, None, None, *library.through_reference(reference, (x, *values), needed, g)

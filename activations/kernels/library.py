@@ -174,6 +174,16 @@ def row_addresses(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(found))(*found)
 
 
+def plain(g: Tensor | None) -> bool:
+    """Whether a gradient can go to a kernel; those of ``is_grads_batched=True`` have no memory of their own."""
+    return g is not None and fusable(g) and torch._C._has_storage(g)
+
+
+def by_reference(g: Tensor) -> bool:
+    """Whether a backward must go through the reference, as a graph of it is wanted or ``g`` is not plain."""
+    return torch.is_grad_enabled() or not plain(g)
+
+
 def through_reference(
     reference: Callable[..., Tensor],
     inputs: Sequence[Tensor],

@@ -96,7 +96,7 @@ class _PiecewiseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if library.by_reference(g):
             reference = partial(_piecewise_linear, ctx.channel_dim, ctx.narrowest)
             needed = ctx.needs_input_grad[2:]
             return None, None, *library.through_reference(reference, (x, *parameters), needed, g)

@@ -70,7 +70,7 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if library.by_reference(g):
             needed = ctx.needs_input_grad[3:]
             return None, None, None, *library.through_reference(ctx.reference, (x, *parameters), needed, g)
         g, dx = library.alike(g, x), torch.empty_like(x)

@@ -110,7 +110,7 @@ class DiTACTable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, theta, basis, pairs = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if library.by_reference(g):
             needed = ctx.needs_input_grad[3:]
             return None, None, None, *library.through_reference(ctx.reference, (x, theta), needed, g)
         g, dx, dtheta = library.alike(g, x), torch.empty_like(x), torch.empty_like(theta)

@@ -118,7 +118,7 @@ class _Window(torch.autograd.Function):
         x, stats, *rest = ctx.saved_tensors
         count = len(ctx.needs_input_grad) - 2
         parameters, running = rest[:count], tuple(rest[count:])
-        if torch.is_grad_enabled():
+        if library.by_reference(g):
             setting = ctx.setting._replace(running=running)
 
             def reference(*inputs: Tensor) -> Tensor:
