@@ -93,7 +93,11 @@ def check(unit: FReLU, x: Tensor, g: Tensor, tolerance: float) -> None:
         if key.endswith(("weight", "bias")):  # sums over the batch, in which terms cancel
             scale = x.numel() ** 0.5 / x.shape[1] ** 0.5
         torch.testing.assert_close(
-            fused[key], value, rtol=10 * tolerance, atol=10 * tolerance * scale, msg=lambda m, key=key: f"{key}: {m}"
+            fused[key],
+            value,
+            rtol=10 * tolerance,
+            atol=10 * tolerance * scale,
+            msg=lambda m, key=key: f"{key}: {m}",
         )
 
 
@@ -177,7 +181,9 @@ def test_what_is_not_finite_stays_where_it_is(name: str, layout: str, width: int
         with library.using("reference"):
             expected = run(other, x, g)
         for key in ("y", "x", *(key for key in expected if "running" in key)):
-            torch.testing.assert_close(fused[key], expected[key], equal_nan=True, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                fused[key], expected[key], equal_nan=True, msg=lambda m, k=key: f"{k}: {m}"
+            )
         for key, value in expected.items():  # other channels are not touched
             if value.ndim:
                 dim = 1 if key in ("y", "x") else 0
