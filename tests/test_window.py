@@ -230,7 +230,7 @@ def test_only_some_gradients_wanted(name: str) -> None:
 @pytest.mark.parametrize("layout", ["planes", "rows"])
 def test_gradcheck(name: str, layout: str, train: bool) -> None:
     unit = make(name, 2, train=train)
-    x = draw((2, 2, 3, 4), layout=layout).requires_grad_()
+    x = draw((2, 2, 2, 3), layout=layout).requires_grad_()
     names, parameters = zip(*unit.named_parameters(), strict=True)
 
     def function(x: Tensor, *values: Tensor) -> Tensor:
@@ -335,8 +335,6 @@ def test_one_norm_frozen_alone() -> None:
 @pytest.mark.parametrize("layout", ["planes", "rows"])
 def test_parameter_gradients_of_ten_million_elements(name: str, layout: str) -> None:
     """Within 1e-6 of float64, in relation to each parameter's gradients; g has a mean, so that errors might add up."""
-    if name.startswith("dwconv"):
-        pytest.skip("elements near 0 are on in one precision and off in the other, whatever the sums: 4e-6")
     shape = (38, 16, 128, 130)
     unit = make(name, 16, torch.float32)
     x, g = draw(shape, torch.float32, layout), torch.rand(shape, generator=torch.Generator().manual_seed(1))

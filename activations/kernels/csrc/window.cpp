@@ -1,9 +1,9 @@
 // FReLU and its control: y = max(x, T) or max(0, T) with T = BN(depthwise 3 x 3) or, light, BN(1 x 3) + BN(3 x 1).
 //
-// T is nowhere stored. Each pass convolves anew, which costs less than memory does: one for the batch statistics and one
-// for y; backward, one for the sums that batch norm's gradient needs and one for the gradients. Images one plane after
-// another (contiguous) are worked on a channel at a time, whose planes stay in the cache between the passes; images with
-// channels side by side (channels_last) have one channel in each lane.
+// T is nowhere stored. Each pass convolves anew, which costs less than memory does: one for the batch statistics and
+// one for y; backward, one for the sums that batch norm's gradient needs and one for the gradients. Images one plane
+// after another (contiguous) are worked on a channel at a time, whose planes stay in the cache between the passes;
+// images with channels side by side (channels_last) have one channel in each lane.
 #include "parallel.h"
 
 #define ALWAYS __attribute__((always_inline))  // a call would pass vectors through memory
@@ -52,7 +52,12 @@ struct Window {
     const I keep;  // all bits where the maximum is with x, none where it is with 0
     const V half;  // what a tie gives to either side: maximum's gradient and relu's differ there
     explicit Window(const Call<T>& t)
-        : t(t), C(t.channels), H(t.height), W(t.width), keep(t.against ? I(-1) : I(0)), half(t.against ? T(0.5) : T(0)) {}
+        : t(t),
+          C(t.channels),
+          H(t.height),
+          W(t.width),
+          keep(t.against ? I(-1) : I(0)),
+          half(t.against ? T(0.5) : T(0)) {}
 
     // ---- one channel's numbers
 
@@ -64,13 +69,24 @@ struct Window {
         for (int b = 0; b < BRANCHES; b++)
             for (int k = 0; k < EACH; k++) table[(WEIGHT + b * EACH + k) * C + c] = given(b, 0)[c * EACH + k];
     }
+    // the mean, but for a small part of the deviation: a number of few digits, so that z minus it is mostly exact. The
+    // rounding of z - mean is the same for many z and would add up
+    T near_mean(int b, int64_t c) const {
+        double deviation = 1 / inverse(b, c), grid;
+        uint64_t digits;
+        memcpy(&digits, &deviation, sizeof digits);
+        digits &= ~((uint64_t(1) << 52) - 1);
+        memcpy(&grid, &digits, sizeof grid);
+        grid /= 4096;
+        return (T)(grid > 0 ? __builtin_rint(mean(b, c) / grid) * grid : mean(b, c));
+    }
     void fill_norm(T* table, int64_t c) const {
         double offset = 0;
         for (int b = 0; b < BRANCHES; b++) {
             double scale = given(b, 2)[c] * inverse(b, c);
             offset += given(b, 3)[c] - scale * mean(b, c);
             table[(SCALE + b) * C + c] = (T)scale;
-            table[(MEAN + b) * C + c] = (T)mean(b, c);
+            table[(MEAN + b) * C + c] = near_mean(b, c);
             for (int k = 0; k < EACH; k++)
                 table[(TURNED + b * EACH + EACH - 1 - k) * C + c] = (T)(scale * given(b, 0)[c * EACH + k]);
         }
@@ -96,7 +112,7 @@ struct Window {
             double m = t.settings[2 * b + 1], unbiased = variance * t.count() / (t.count() - 1);
             update(b, 0, c, m, mean(b, c) + (given(b, 1) ? given(b, 1)[c] : 0.0));
             update(b, 1, c, m, unbiased);
-            shift = (T)mean(b, c);
+            shift = near_mean(b, c);
         }
         return again;
     }
@@ -253,8 +269,8 @@ struct Window {
             for (int b = 0; b < BRANCHES; b++) {
                 dz[b] = dtop;
                 if constexpr (train) {
-                    V d = z[b] - mean[b];
-                    dz[b] = fma(-slope[b], d, dtop - level[b]) - fma(slope_rest[b], d, level_rest[b]);
+                    V d = z[b] - mean[b];  // level last: on a sum of few digits the rests would be lost
+                    dz[b] = dtop - (level[b] + fma(slope[b], d, fma(slope_rest[b], d, level_rest[b])));
                 }
                 if (!whole) dz[b] = only(dz[b], on);
                 for (int k = b * EACH; k < (b + 1) * EACH; k++) {
@@ -332,8 +348,9 @@ struct Window {
         void fill_mask(int64_t count) {
             if (wide || masked == count) return;
             masked = count;
-            for (int64_t i = 0; i < up(count * rows * pitch); i++)
-                mask[i] = i < count * rows * pitch && i % pitch < u.W && i / pitch % rows < u.H ? -1 : 0;
+            memset(mask, 0, up(count * rows * pitch) * sizeof *mask);
+            for (int64_t r = 0; r < count * rows; r++)
+                for (int64_t i = 0; i < u.W && r % rows < u.H; i++) mask[r * pitch + i] = -1;
         }
         // where of sample n the tensor's own memory is used, or the bordered form
         template <class P>
@@ -348,19 +365,22 @@ struct Window {
                 const int64_t all = count * rows * pitch;
                 for (int64_t top = 0; top < all; top += BLOCK * L) {
                     int64_t end = top + BLOCK * L < all ? top + BLOCK * L : all;
-                    down<false>(Part(), a, b, top, top, end, L, L, L, [&](int64_t i) ALWAYS { return *(const I*)(mask + i); }, body);
+                    auto on = [&](int64_t i) ALWAYS { return *(const I*)(mask + i); };
+                    down<false>(Part(), a, b, top, top, end, L, L, L, on, body);
                     flush();
                 }
                 return;
             }
-            const int64_t W = u.W, H = u.H, whole = W / L * L, high = W < BLOCK * L ? BLOCK * L / up(W) : 1;
+            const int64_t W = u.W, H = u.H, whole = W / L * L;
+            const int64_t high = W < BLOCK * L ? BLOCK * L / up(W) : 1;  // W above BLOCK * L: longer sums in T
             auto on = [&](int64_t) ALWAYS { return tail; };
             for (int64_t r = 0; r < H; r += high) {
                 int64_t end = (r + high < H ? r + high : H) * pitch;
                 for (int64_t i = 0; i < whole; i += L)
                     down<true>(Whole(), a, b, r * pitch + i, r * W + i, end, pitch, W, L, on, body);
                 if (whole < W)
-                    down<true>(Part(), a, b, r * pitch + whole, r * W + whole, end, pitch, W, (int)(W - whole), on, body);
+                    down<true>(Part(), a, b, r * pitch + whole, r * W + whole, end, pitch, W, (int)(W - whole), on,
+                               body);
                 flush();
             }
         }
@@ -496,7 +516,7 @@ struct Window {
 
     // ---- channels_last: a row is W pixels of C channels
 
-    // body(index in the row, taps) for a run of pixels of one row, for the channels from c on; the rows above, at and
+    // body(pixel, index in the row, taps) for a run of pixels of one row, channels from c on; the rows above, at and
     // below it are ``a`` and, for the light form's second window, ``b``
     template <bool whole, class Body>
     INLINE void along(const T* const* a, const T* const* b, int64_t C, int64_t W, int64_t c, int lanes, int64_t first,
@@ -515,34 +535,51 @@ struct Window {
             for (int r = top; r < bottom; r++) right[r] = w + 1 < W ? at(a[r], w + 1) : V(0);
             if constexpr (light) {
                 V v[TAPS] = {left[1], middle[1], right[1], at(b[0], w), at(b[1], w), at(b[2], w)};
-                body(w * C + c, v);
+                body(w, w * C + c, v);
             } else {
                 V v[TAPS] = {left[0],   middle[0], right[0], left[1], middle[1],
                              right[1], left[2],   middle[2], right[2]};
-                body(w * C + c, v);
+                body(w, w * C + c, v);
             }
             for (int r = top; r < bottom; r++) left[r] = middle[r], middle[r] = right[r];
         }
     }
-    // body(whole vectors, first channel, lanes, first and last pixel) for blocks of a row
+    // body(whole vectors, first channel, lanes) for the channels in vectors
     template <class Body>
     void blocks(Body body) const {
-        for (int64_t c = 0; c < C; c += L)
-            for (int64_t w = 0; w < W; w += BLOCK) {
-                int64_t end = w + BLOCK < W ? w + BLOCK : W;
-                if (c + L <= C)
-                    body(Whole(), c, L, w, end);
-                else
-                    body(Part(), c, (int)(C - c), w, end);
-            }
+        for (int64_t c = 0; c < C; c += L) {
+            if (c + L <= C)
+                body(Whole(), c, L);
+            else
+                body(Part(), c, (int)(C - c));
+        }
+    }
+    // run(begin, end) for groups of rows: small enough to stay in the cache while one vector of channels after the
+    // other is worked on, all rows of the group for each
+    template <class Run>
+    void groups(int64_t first, int64_t last, Run run) const {
+        int64_t high = (128 << 10) / (W * C * (int64_t)sizeof(T));
+        high = high < 1 ? 1 : high;
+        for (; first < last; first += high) run(first, first + high < last ? first + high : last);
     }
     struct Row {
         const T* p[3];
     };
+    // the rows of x above, at and below
     Row around(int64_t piece, const T* zeros) const {
         const T* row = t.x + piece * W * C;
         int64_t r = piece % H;
         return {{r > 0 ? row - W * C : zeros, row, r + 1 < H ? row + W * C : zeros}};
+    }
+    // a row in runs of at most BLOCK pixels; flush() before more than that have been added up
+    template <class Step, class Flush>
+    ALWAYS void runs(int64_t& pending, Step step, Flush flush) const {
+        for (int64_t from = 0; from < W; from += BLOCK) {
+            int64_t to = from + BLOCK < W ? from + BLOCK : W;
+            if (pending + to - from > BLOCK) flush(), pending = 0;
+            step(from, to);
+            pending += to - from;
+        }
     }
     // adds the parts' sums to those of the first
     void reduce(double* sums, int64_t parts, int64_t count) const {
@@ -553,24 +590,18 @@ struct Window {
     void rows_forward() const {
         const int64_t pieces = t.samples * H, parts = count_parts(t.threads, pieces, t.size());
         const int64_t count = 2 * BRANCHES * C;
-        Scratch tables(ROWS * C * sizeof(T)), empty(W * C * sizeof(T)), scratch(parts * count * sizeof(double));
+        Scratch tables(ROWS * C * sizeof(T)), empty(W * (C + L) * sizeof(T)), scratch(parts * count * sizeof(double));
         T *table = tables.as<T>(), *zeros = empty.as<T>();
         double* all = scratch.as<double>();
         for (int64_t c = 0; c < C; c++) fill_weights(table, c);
         for (bool again = t.train, first_time = true; again; first_time = false) {
             memset(all, 0, parts * count * sizeof(double));
             for_parts(parts, pieces, [&](int64_t part, int64_t first, int64_t last) {
-                double* sums = all + part * count;
-                for (int64_t piece = first; piece < last; piece++) {
-                    const Row x = around(piece, zeros);
-                    blocks([&](auto whole, int64_t c, int lanes, int64_t from, int64_t to) {
-                        auto s = Statistics::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
-                        along<decltype(whole)::value>(
-                            x.p, x.p, C, W, c, lanes, from, to,
-                            [&](int64_t, const V* v) ALWAYS { s.template step<true>(v, I(0)); });
-                        s.flush([&](int k, V v) ALWAYS { add_lanes(sums + k * C + c, v, lanes); });
+                groups(first, last, [&](int64_t begin, int64_t end) {
+                    blocks([&](auto whole, int64_t c, int lanes) {
+                        statistics_of<decltype(whole)::value>(begin, end, zeros, c, lanes, table, all + part * count);
                     });
-                }
+                });
             });
             reduce(all, parts, count);
             again = false;
@@ -582,104 +613,143 @@ struct Window {
             fill_norm(table, c);
         }
         for_parts(parts, pieces, [&](int64_t, int64_t first, int64_t last) {
-            for (int64_t piece = first; piece < last; piece++) {
-                const Row x = around(piece, zeros);
-                T* y = t.out + piece * W * C;
-                blocks([&](auto whole, int64_t c, int lanes, int64_t from, int64_t to) {
-                    const auto s = Norm::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
-                    along<decltype(whole)::value>(x.p, x.p, C, W, c, lanes, from, to,
-                                                  [&](int64_t i, const V* v) ALWAYS {
-                                                      V result = s.step(v, keep);
-                                                      decltype(whole)::value ? store(y + i, result)
-                                                                             : store(y + i, result, lanes);
-                                                  });
+            groups(first, last, [&](int64_t begin, int64_t end) {
+                blocks([&](auto whole, int64_t c, int lanes) {
+                    output_of<decltype(whole)::value>(begin, end, zeros, c, lanes, table);
                 });
-            }
+            });
         });
+    }
+    template <bool whole>
+    void statistics_of(int64_t begin, int64_t end, const T* zeros, int64_t c, int lanes, const T* table,
+                       double* sums) const {
+        auto s = Statistics::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
+        auto flush = [&]() ALWAYS { s.flush([&](int k, V v) ALWAYS { add_lanes(sums + k * C + c, v, lanes); }); };
+        int64_t pending = 0;
+        for (; begin < end; begin++) {
+            const Row x = around(begin, zeros);
+            auto step = [&](int64_t, int64_t, const V* v) ALWAYS { s.template step<true>(v, I(0)); };
+            runs(
+                pending,
+                [&](int64_t from, int64_t to) ALWAYS { along<whole>(x.p, x.p, C, W, c, lanes, from, to, step); },
+                flush);
+        }
+        flush();
+    }
+    template <bool whole>
+    void output_of(int64_t begin, int64_t end, const T* zeros, int64_t c, int lanes, const T* table) const {
+        const auto s = Norm::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
+        const int n = whole ? L : lanes;
+        for (; begin < end; begin++) {
+            const Row x = around(begin, zeros);
+            T* y = t.out + begin * W * C;
+            along<whole>(x.p, x.p, C, W, c, lanes, 0, W,
+                         [&](int64_t w, int64_t i, const V* v) ALWAYS { store(y + i, s.step(v, keep), n); });
+        }
     }
 
     template <bool train>
     void rows_backward() const {
         const int64_t pieces = t.samples * H, parts = count_parts(t.threads, pieces, t.size());
-        const int64_t count = TAPS * C, line = W * C, ring = (3 * BRANCHES * line + L) / L * L;
-        Scratch tables(ROWS * C * sizeof(T)), empty(line * sizeof(T)), scratch(parts * count * sizeof(double));
+        const int64_t count = TAPS * C, ring = 3 * BRANCHES * W * ((C + L - 1) / L * L);
+        Scratch tables(ROWS * C * sizeof(T)), empty(W * (C + L) * sizeof(T)), scratch(parts * count * sizeof(double));
         Scratch rings(parts * ring * sizeof(T));
         T *table = tables.as<T>(), *zeros = empty.as<T>();
         double* all = scratch.as<double>();
         for (int64_t c = 0; c < C; c++) fill_weights(table, c), fill_norm(table, c);
-
         for_parts(parts, pieces, [&](int64_t part, int64_t first, int64_t last) {
-            double* sums = all + part * SUMS * C;
-            for (int64_t piece = first; piece < last; piece++) {
-                const Row x = around(piece, zeros);
-                const T* g = t.g + piece * line;
-                blocks([&](auto whole, int64_t c, int lanes, int64_t from, int64_t to) {
-                    auto s = Sums::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
-                    along<decltype(whole)::value>(
-                        x.p, x.p, C, W, c, lanes, from, to, [&](int64_t i, const V* v) ALWAYS {
-                            V gradient = decltype(whole)::value ? load(g + i) : load(g + i, lanes);
-                            s.template step<true>(v, gradient, I(0), keep, half);
-                        });
-                    s.flush([&](int k, V v) ALWAYS { add_lanes(sums + k * C + c, v, lanes); });
+            groups(first, last, [&](int64_t begin, int64_t end) {
+                blocks([&](auto whole, int64_t c, int lanes) {
+                    sums_of<decltype(whole)::value>(begin, end, zeros, c, lanes, table, all + part * SUMS * C);
                 });
-            }
+            });
         });
         reduce(all, parts, SUMS * C);
         for (int64_t c = 0; c < C; c++) fill_slopes(all + c, C, table, c);
         memset(all, 0, parts * count * sizeof(double));
-
         for_parts(parts, pieces, [&](int64_t part, int64_t first, int64_t last) {
-            double* sums = all + part * count;
-            T* dz = rings.as<T>() + part * ring;
-            auto slot = [&](int b, int64_t r) { return dz + (b * 3 + r % 3) * line; };
-            // dz of a row, and if it is this part's own, what of g goes to x and the weights' gradients
-            auto convolutions = [&](int64_t piece, bool own) {
-                const Row x = around(piece, zeros);
-                const T* g = t.g + piece * line;
-                T *rest = t.out + piece * line, *to_dz[2] = {slot(0, piece % H), slot(BRANCHES - 1, piece % H)};
-                blocks([&](auto whole, int64_t c, int lanes, int64_t from, int64_t to) {
-                    constexpr bool all_lanes = decltype(whole)::value;
-                    auto s = Gradients<train>::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
-                    along<all_lanes>(
-                        x.p, x.p, C, W, c, lanes, from, to, [&](int64_t i, const V* v) ALWAYS {
-                            int n = all_lanes ? L : lanes;
-                            V z[BRANCHES];
-                            V r = s.template step<true>(v, load(g + i, n), I(0), keep, half, z);
-                            if (own) store(rest + i, r, n);
-                            for (int b = 0; b < BRANCHES; b++) store(to_dz[b] + i, z[b], n);
-                        });
-                    if (own) s.flush([&](int k, V v) ALWAYS { add_lanes(sums + k * C + c, v, lanes); });
+            groups(first, last, [&](int64_t begin, int64_t end) {
+                blocks([&](auto whole, int64_t c, int lanes) {
+                    T* own = rings.as<T>() + part * ring + 3 * BRANCHES * W * c;
+                    gradients_of<train, decltype(whole)::value>(first, last, begin, end, zeros, own, c, lanes, table,
+                                                                all + part * count);
                 });
-            };
-            auto input = [&](int64_t piece) {
-                int64_t r = piece % H;
-                T* dx = t.out + piece * line;
-                Row rows[BRANCHES];
-                for (int b = 0; b < BRANCHES; b++)
-                    rows[b] = {{r > 0 ? slot(b, r - 1) : zeros, slot(b, r), r + 1 < H ? slot(b, r + 1) : zeros}};
-                blocks([&](auto whole, int64_t c, int lanes, int64_t from, int64_t to) {
-                    constexpr bool all_lanes = decltype(whole)::value;
-                    const auto s = Turned::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
-                    along<all_lanes>(rows[0].p, rows[BRANCHES - 1].p, C, W, c, lanes, from, to,
-                                     [&](int64_t i, const V* v) ALWAYS {
-                                         int n = all_lanes ? L : lanes;
-                                         store(dx + i, load(dx + i, n) + transposed(v, s.w), n);
-                                     });
-                });
-            };
-            for (int64_t piece = first; piece < last;) {
-                int64_t sample = piece / H * H, end = sample + H < last ? sample + H : last;
-                // a row's dx needs dz above and below it, which may be another part's
-                if (piece > sample) convolutions(piece - 1, false);
-                convolutions(piece, true);
-                for (; piece < end; piece++) {
-                    if (piece + 1 < sample + H) convolutions(piece + 1, piece + 1 < end);
-                    input(piece);
-                }
-            }
+            });
         });
         reduce(all, parts, count);
         for (int64_t c = 0; c < C; c++) finish_weights(all + c, C, c);
+    }
+    template <bool whole>
+    void sums_of(int64_t begin, int64_t end, const T* zeros, int64_t c, int lanes, const T* table,
+                 double* sums) const {
+        auto s = Sums::make([&](int row) ALWAYS { return load(table + row * C + c, lanes); });
+        auto flush = [&]() ALWAYS { s.flush([&](int k, V v) ALWAYS { add_lanes(sums + k * C + c, v, lanes); }); };
+        const int n = whole ? L : lanes;
+        int64_t pending = 0;
+        for (; begin < end; begin++) {
+            const Row x = around(begin, zeros);
+            const T* g = t.g + begin * W * C;
+            auto step = [&](int64_t w, int64_t i, const V* v)
+                            ALWAYS { s.template step<true>(v, load(g + i, n), I(0), keep, half); };
+            runs(
+                pending,
+                [&](int64_t from, int64_t to) ALWAYS { along<whole>(x.p, x.p, C, W, c, lanes, from, to, step); },
+                flush);
+        }
+        flush();
+    }
+    // the rows begin ... end - 1 of the part first ... last - 1; dz of the last three rows stays in ``ring``, from one
+    // group to the next
+    template <bool train, bool whole>
+    void gradients_of(int64_t first, int64_t last, int64_t begin, int64_t end, const T* zeros, T* ring, int64_t c,
+                      int lanes, const T* table, double* sums) const {
+        auto get = [&](int row) ALWAYS { return load(table + row * C + c, lanes); };
+        const auto fresh = Gradients<train>::make(get);
+        const auto turned = Turned::make(get);
+        const int n = whole ? L : lanes;
+        auto slot = [&](int b, int64_t r) { return ring + (b * 3 + r % 3) * W * L; };
+        // dz of a row, and if it is this part's own, what of g goes to x and the weights' gradients
+        auto convolutions = [&](int64_t piece, bool own) {
+            const Row x = around(piece, zeros);
+            const T* g = t.g + piece * W * C;
+            T *rest = t.out + piece * W * C, *dz[2] = {slot(0, piece % H), slot(BRANCHES - 1, piece % H)};
+            auto s = fresh;
+            auto flush = [&]() ALWAYS {
+                s.flush([&](int k, V v) ALWAYS {
+                    if (own) add_lanes(sums + k * C + c, v, lanes);
+                });
+            };
+            auto step = [&](int64_t w, int64_t i, const V* v) ALWAYS {
+                V z[BRANCHES], r = s.template step<true>(v, load(g + i, n), I(0), keep, half, z);
+                if (own) store(rest + i, r, n);
+                for (int b = 0; b < BRANCHES; b++) store(dz[b] + w * L, z[b]);
+            };
+            int64_t pending = 0;
+            runs(
+                pending,
+                [&](int64_t from, int64_t to) ALWAYS { along<whole>(x.p, x.p, C, W, c, lanes, from, to, step); },
+                flush);
+            flush();
+        };
+        auto input = [&](int64_t piece) {
+            const int64_t r = piece % H;
+            T* dx = t.out + piece * W * C + c;
+            Row rows[BRANCHES];
+            for (int b = 0; b < BRANCHES; b++)
+                rows[b] = {{r > 0 ? slot(b, r - 1) : zeros, slot(b, r), r + 1 < H ? slot(b, r + 1) : zeros}};
+            auto step = [&](int64_t w, int64_t, const V* v) ALWAYS {
+                T* to = dx + w * C;
+                store(to, load(to, n) + transposed(v, turned.w), n);
+            };
+            along<true>(rows[0].p, rows[BRANCHES - 1].p, L, W, 0, L, 0, W, step);
+        };
+        for (int64_t piece = begin; piece < end; piece++) {
+            const int64_t r = piece % H;
+            if (r > 0 && piece == first) convolutions(piece - 1, false);  // its dz is needed, and another part's
+            if (r == 0 || piece == first) convolutions(piece, true);
+            if (r + 1 < H) convolutions(piece + 1, piece + 1 < last);
+            input(piece);
+        }
     }
 
     void forward() const { t.last ? rows_forward() : by_planes<false>(); }
