@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from activations.kernels.gate import mean
 from activations.kernels.lookup import along
 from activations.kernels.pointwise import pointwise
 
@@ -79,12 +80,6 @@ class Activation(nn.Module):
         """``parameter`` (num_features,) or (1,), in x's dtype, shaped to broadcast along x's channels."""
         return along(parameter.to(x.dtype), x, self.channel_dim)
 
-    def along_samples(self, values: Tensor, x: Tensor) -> Tensor:
-        """``values`` (N, num_features or 1), in x's dtype, shaped to broadcast along x's samples and channels."""
-        shape = [1] * x.ndim
-        shape[0], shape[self.channel_dim] = values.shape
-        return values.to(x.dtype).view(shape)
-
     def pointwise(
         self, kernel: str, formula: Callable[..., Tensor], x: Tensor, *parameters: Tensor
     ) -> Tensor:
@@ -93,17 +88,11 @@ class Activation(nn.Module):
         def reference(x: Tensor, *parameters: Tensor) -> Tensor:
             return formula(x, *(self.along_channels(parameter, x) for parameter in parameters))
 
-        same = (p if p.dtype is x.dtype else p.to(x.dtype) for p in parameters)
-        return pointwise(kernel, reference, x, *same, channel_dim=self.channel_dim)
+        return pointwise(kernel, reference, x, *parameters, channel_dim=self.channel_dim)
 
     def pooled(self, x: Tensor) -> Tensor:
         """(N, num_features): the mean over positions; (N, C) has none and is its own mean."""
-        return x.mean(self.positions(x)) if x.ndim > 2 else x
-
-    def positions(self, x: Tensor) -> tuple[int, ...]:
-        """The dimensions of ``x`` that are neither batch nor channels; none for (N, C)."""
-        channels = self.channel_dim % x.ndim
-        return tuple(dim for dim in range(1, x.ndim) if dim != channels)
+        return mean(x, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")

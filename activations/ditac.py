@@ -135,7 +135,7 @@ class DiTAC(Activation):
 
     def _make_buffers(self) -> None:
         basis = knot_basis(self.cells, self.zero_boundary)
-        self.basis = basis.to(self.theta)
+        self.basis = basis.to(self.theta).contiguous()  # from a triangular solve it comes by columns
         self.precision = prior_precision(basis, self.lambda_smooth, self.lambda_var).to(self.theta)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
@@ -150,7 +150,7 @@ class DiTAC(Activation):
         by_table = self.table_size is not None and self.interpolation == "linear" and self.form != "inf"
         if by_table and library.fusable(wide, theta, basis):
             frame = self._frame(wide.dtype)
-            y: Tensor = DiTACTable.apply(self._respond, frame, basis.contiguous(), library.dense(wide), theta)
+            y: Tensor = DiTACTable.apply(self._respond, frame, basis, library.dense(wide), theta)
         else:
             y = self._respond(wide, theta)
         return y.to(x.dtype)
@@ -170,9 +170,8 @@ class DiTAC(Activation):
         if self.form == "inf":
             return self._warp(x, velocity)
         exact = self.table_size is None or self.interpolation == "nearest"
-        inside = (x >= self.a) & (
-            (x <= self.b) if exact else (x < self.b)
-        )  # at b a table's slope is that of the right
+        below_end = x <= self.b if exact else x < self.b  # at b a table's slope is that of the right
+        inside = (x >= self.a) & below_end
         held = torch.where(inside, x, self.a)  # no overflow out there for autograd to meet
         if self.form == "gelu":
             within = self._warp(held, velocity, gelu=True)

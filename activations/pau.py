@@ -39,8 +39,7 @@ class PAU(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)
-        p, q = (coefficients.to(wide.dtype)[:, None] for coefficients in (self.numerator, self.denominator))
-        return pointwise("pau", _pau, wide, p, q).to(x.dtype)
+        return pointwise("pau", _pau, wide, self.numerator[:, None], self.denominator[:, None]).to(x.dtype)
 
     @property
     def no_decay(self) -> frozenset[str]:

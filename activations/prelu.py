@@ -31,8 +31,7 @@ class PReLU(Activation):
         self.weight = nn.Parameter(torch.full((1 if shared else num_features,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.weight.dtype is x.dtype else self.weight.to(x.dtype)
-        return pointwise("prelu", self._prelu, x, weight, channel_dim=self.channel_dim)
+        return pointwise("prelu", self._prelu, x, self.weight, channel_dim=self.channel_dim)
 
     def _prelu(self, x: Tensor, weight: Tensor) -> Tensor:
         # torch's PReLU knows channels in dimension 1 only; the views cost nothing and keep the strides

@@ -43,7 +43,8 @@ def build(folder: Path, machine: str = platform.machine(), system: str = platfor
     environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": cache.name, "ZIG_GLOBAL_CACHE_DIR": cache.name}
     for name, words in variants(machine, system).items():
         output = folder / f"fused_{name}.so"
-        half = output.with_suffix(".tmp")  # a process that has the old file loaded keeps it
+        # a process that has the old file loaded keeps it, and another build has a name of its own
+        half = output.with_suffix(f".{os.getpid()}.tmp")
         command = [sys.executable, "-m", "ziglang", "cc", *FLAGS.split(), *words, "-o", str(half), *sources]
         running[output] = half, subprocess.Popen(command, env=environment)
     failed = [process for _, process in running.values() if process.wait()]

@@ -28,12 +28,13 @@ def pointwise(
         name: of the kernel.
         reference: the unit in plain torch operations, of ``x`` and the parameters.
         parameters: each (units,), or (rows, units) if it is several numbers for each unit, units being 1 or the number
-            of channels; in x's dtype.
+            of channels; taken in x's dtype.
         channel_dim: of ``x``.
 
     Shape:
         that of ``x``, dtype and memory format too.
     """
+    parameters = tuple(p if p.dtype is x.dtype else p.to(x.dtype) for p in parameters)
     if sum(_rows(p) for p in parameters) > MOST or not library.fusable(x, *parameters):
         return reference(x, *parameters)
     dense = (p.contiguous() for p in parameters)

@@ -29,18 +29,20 @@ class Frame(NamedTuple):
 
 def make_frame(form: str, a: float, b: float, points: int, negative_slope: float, gelu_of: str) -> Frame:
     """The frame of a form of DiTAC that is GELU, leaky ReLU or x outside [a, b], in float64."""
-    half = float(negative_slope)
     left, right = _empty(a), _empty(b)
     tails = ((0.0, 0.0), (b, 1.0))  # value at the zones' end, and slope
     weights: Tensor | None = torch.ones(points, dtype=torch.float64)
     if form == "leaky":
         if a > 0:
-            left, tails = torch.tensor([[0.0, 0.0], [a, a]], dtype=torch.float64), ((0.0, half), tails[1])
+            left, tails = (
+                torch.tensor([[0.0, 0.0], [a, a]], dtype=torch.float64),
+                ((0.0, negative_slope), tails[1]),
+            )
         else:
-            tails = ((half * a, half), tails[1])
+            tails = ((negative_slope * a, negative_slope), tails[1])
         if b < 0:
             right, tails = (
-                torch.tensor([[b, half * b], [0.0, 0.0]], dtype=torch.float64),
+                torch.tensor([[b, negative_slope * b], [0.0, 0.0]], dtype=torch.float64),
                 (tails[0], (0.0, 1.0)),
             )
     elif a > -REACH:

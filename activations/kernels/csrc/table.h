@@ -82,6 +82,7 @@ constexpr int64_t SMALL = 0;
 
 typedef double Cell __attribute__((ext_vector_type(2)));  // sums of g and of g (x - anchor)
 constexpr int64_t CHUNK = 512;
+constexpr int64_t FEW = 64;  // pieces that have eight cells each
 
 // The histogram of one table. A sum that many elements in a row are added to is slow, each waits for the one before.
 // So in a table of few pieces every piece has eight cells, for neighbours. In a larger one those on either side of
@@ -92,7 +93,7 @@ struct Histogram {
     I pieces, first, last;
     bool few;
     Histogram(int64_t pieces, int64_t first, int64_t last)
-        : pieces((I)pieces), first((I)first), last((I)last), few(pieces <= 64) {}
+        : pieces((I)pieces), first((I)first), last((I)last), few(pieces <= FEW) {}
     int64_t size() const { return few ? 8 * pieces : last - first + 2 * WIDTH<T>; }
 
     // the cell of each lane
@@ -250,9 +251,9 @@ constexpr int64_t SMALL_OF = sizeof(T) == 4 ? SMALL : 0;
 // run(zones, small, few) with all of them known to the compiler
 #define BY_TABLE(t, run)                                                  \
     do {                                                                  \
-        const bool few = (t).pieces <= 64;                                \
-        if ((t).zones == 1 && (t).pieces <= SMALL_OF<T>)      \
-            run(1, (SMALL_OF<T> > 0), true);                                           \
+        const bool few = (t).pieces <= FEW;                               \
+        if ((t).zones == 1 && (t).pieces <= SMALL_OF<T>)                  \
+            run(1, (SMALL_OF<T> > 0), true);                              \
         else if ((t).zones == 1 && few)                                   \
             run(1, false, true);                                          \
         else if ((t).zones == 1)                                          \
