@@ -42,8 +42,8 @@ class DiTAC(Activation):
 
     theta (d,), one per site, are the coordinates of the velocity field on ``cells`` equal cells of [a, b] in an
     orthonormal basis (see ``cpab.knot_basis``). On [a, b] y is computed at ``table_size`` equally spaced points and
-    interpolated; gradients reach theta through the table. The fused kernel interpolates GELU outside [a, b] as well, in
-    steps of 1/512: within 4e-7 of its values and 8e-4 of its slopes.
+    interpolated; gradients reach theta through the table. The fused kernel interpolates GELU outside [a, b] as well:
+    within 4e-7 of its values and 8e-4 of its slopes. Leaky-DiTAC on an interval beside 0 has no fused form.
 
     The released code has the gelu form alone; ge, leaky and inf are reconstructed from descriptions of the paper.
 
@@ -130,13 +130,13 @@ class DiTAC(Activation):
         self.precision: Tensor
         self.register_buffer("basis", None, persistent=False)
         self.register_buffer("precision", None, persistent=False)
-        self._frames: dict[torch.dtype, Frame] = {}
         self._make_buffers()
 
     def _make_buffers(self) -> None:
         basis = knot_basis(self.cells, self.zero_boundary)
-        self.basis = basis.to(self.theta).contiguous()  # from a triangular solve it comes by columns
+        self.basis = basis.to(self.theta)
         self.precision = prior_precision(basis, self.lambda_smooth, self.lambda_var).to(self.theta)
+        self._frames: dict[torch.dtype, Frame] = {}
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         """Whatever moves or casts the unit; the buffers are made anew, so that double() has all digits."""
@@ -146,21 +146,33 @@ class DiTAC(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)
-        theta, basis = self.theta.to(wide.dtype), self.basis.to(wide.dtype)
-        by_table = self.table_size is not None and self.interpolation == "linear" and self.form != "inf"
-        if by_table and library.fusable(wide, theta, basis):
-            frame = self._frame(wide.dtype)
-            y: Tensor = DiTACTable.apply(self._respond, frame, basis, library.dense(wide), theta)
+        theta = self.theta.to(wide.dtype)
+        if self._by_table and library.fusable(wide, theta):
+            y: Tensor = DiTACTable.apply(self._respond, self._frame(wide.dtype), library.dense(wide), theta)
         else:
             y = self._respond(wide, theta)
         return y.to(x.dtype)
+
+    @property
+    def _by_table(self) -> bool:
+        """Whether there is a fused form; its table has no place for a kink of leaky ReLU outside [a, b]."""
+        form_has = self.form in ("gelu", "ge") or (self.form == "leaky" and self.a <= 0 <= self.b)
+        return form_has and self.table_size is not None and self.interpolation == "linear"
 
     def _frame(self, dtype: torch.dtype) -> Frame:
         """What the fused table has besides theta, made once."""
         if dtype not in self._frames:
             assert self.table_size is not None
-            frame = make_frame(self.form, self.a, self.b, self.table_size, self.negative_slope, self.gelu_of)
-            self._frames[dtype] = frame._replace(pairs=frame.pairs.to(dtype))
+            self._frames[dtype] = make_frame(
+                self.form,
+                self.a,
+                self.b,
+                self.table_size,
+                self.negative_slope,
+                self.gelu_of,
+                self.basis,
+                dtype,
+            )
         return self._frames[dtype]
 
     def _respond(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -194,7 +206,8 @@ class DiTAC(Activation):
         heights = self._gated(self._exact(points, velocity), points, gelu)
         slopes = self.cells * velocity.diff()
         tails = slopes[:1].exp(), slopes[-1:].exp()
-        return piecewise_linear(x, left, right, heights[None], *tails, channel_dim=self.channel_dim)
+        curve = torch.cat([left, right, heights, *tails])[None]
+        return piecewise_linear(x, curve, channel_dim=self.channel_dim)
 
     def _gated(self, warped: Tensor, x: Tensor, gelu: bool) -> Tensor:
         if not gelu:

@@ -47,9 +47,10 @@ class PWLU(Activation):
         momentum: what the running means keep of their last value, in [0, 1); the paper's is 0.9.
         fix_init: X > 0 for the interval [-X, X] from the beginning and no first phase (the paper's ablation), or None.
 
-    Parameters, units being 1 or num_features, any real values, none decayed (ours: decay would pull the shape
-    towards 0): ``left``, ``right`` (units,) = B_L, B_R, treated as at least 1e-6 max(1, |B_L|) apart; ``heights``
-    (units, N + 1); ``slope_left``, ``slope_right`` (units,) = K_L, K_R.
+    Parameter ``curve`` (units, N + 5), units being 1 or num_features, any real values, not decayed (ours: decay would
+    pull the shape towards 0). Its columns are also to be had, and changed, as ``left``, ``right`` (units,) = B_L, B_R,
+    treated as at least 1e-6 max(1, |B_L|) apart; ``heights`` (units, N + 1); ``slope_left``, ``slope_right`` (units,) =
+    K_L, K_R.
 
     Raises:
         ValueError: a value outside its range.
@@ -81,11 +82,7 @@ class PWLU(Activation):
         self.statistics, self.momentum = statistics, momentum
         self.statistics_epochs = 0 if fix_init is not None else statistics_epochs
         units = num_features if per_channel else 1
-        self.left = nn.Parameter(torch.empty(units))
-        self.right = nn.Parameter(torch.empty(units))
-        self.heights = nn.Parameter(torch.empty(units, segments + 1))
-        self.slope_left = nn.Parameter(torch.empty(units))
-        self.slope_right = nn.Parameter(torch.empty(units))
+        self.curve = nn.Parameter(torch.empty(units, segments + 5))
         self.mean: Tensor
         self.std: Tensor
         self.batches: Tensor
@@ -99,6 +96,26 @@ class PWLU(Activation):
         reach = torch.full((units,), INITIAL if fix_init is None else float(fix_init))
         self.align(-reach, reach)
 
+    @property
+    def left(self) -> Tensor:
+        return self.curve[:, 0]
+
+    @property
+    def right(self) -> Tensor:
+        return self.curve[:, 1]
+
+    @property
+    def heights(self) -> Tensor:
+        return self.curve[:, 2:-2]
+
+    @property
+    def slope_left(self) -> Tensor:
+        return self.curve[:, -2]
+
+    @property
+    def slope_right(self) -> Tensor:
+        return self.curve[:, -1]
+
     def forward(self, x: Tensor) -> Tensor:
         if self.is_collecting and self.training:
             self._collect(x.detach())
@@ -108,13 +125,8 @@ class PWLU(Activation):
         if self.is_collecting:
             return x.relu()
         wide = upcast(x)  # positions in a table need it
-        # in the order of the arguments; five attributes of a module would cost more than a small input does
-        shape = (
-            p if p.dtype is wide.dtype else p.to(wide.dtype)
-            for p in self._parameters.values()
-            if p is not None
-        )
-        return piecewise_linear(wide, *shape, channel_dim=channel_dim, narrowest=MIN_WIDTH).to(x.dtype)
+        curve = self.curve.to(wide.dtype)
+        return piecewise_linear(wide, curve, channel_dim=channel_dim, narrowest=MIN_WIDTH).to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         first = min(self.statistics_epochs, -(-epochs // 4), epochs - 1)
@@ -176,7 +188,7 @@ class PWLU(Activation):
         return frozenset(dict(self.named_parameters()))
 
     def curves(self, x: Tensor) -> Tensor:
-        return self._function(x[:, None].expand(-1, len(self.left)), 1).T
+        return self._function(x[:, None].expand(-1, len(self.curve)), 1).T
 
     def flops(self, shape: Sequence[int]) -> int:
         """Five an element: its place in the table, and one straight piece."""

@@ -9,10 +9,12 @@ float64 and 5e-5 in float32.
 """
 
 import argparse
+import copy
 import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -285,22 +287,26 @@ def _run(
     dtype: torch.dtype,
     suffix: str = "",
 ) -> Pairs:
-    """Forward and backward with the file's parameters; ``names``: the file's name of each to ours."""
-    state = dict(unit.named_parameters()) | dict(unit.named_buffers())
+    """Forward and backward with the file's parameters; ``names``: the file's name of each to ours, or to a view of one."""
     with torch.no_grad():
         for theirs, ours in names.items():
-            state[ours].copy_(torch.tensor(arrays[f"param__{theirs}"]).reshape(state[ours].shape))
+            value = attrgetter(ours)(unit)
+            value.copy_(torch.tensor(arrays[f"param__{theirs}"]).reshape(value.shape))
     x = _input(arrays["x"], meta, dtype).requires_grad_()
     y = unit(x)
     y.backward(torch.tensor(arrays["grad_out"], dtype=dtype).view_as(y))
     assert x.grad is not None
     yield f"y{suffix}", y, arrays[f"y{suffix}"]
     yield f"grad_x{suffix}", x.grad, arrays[f"grad_x{suffix}"]
+    gradients = copy.deepcopy(unit)
+    for name, parameter in unit.named_parameters():
+        if parameter.grad is None:
+            raise ValueError(f"{name} got no gradient")
+        gradients.get_parameter(name).data = parameter.grad
     for theirs, ours in names.items():
-        key, gradient = f"grad__{theirs}{suffix}", state[ours].grad
+        key = f"grad__{theirs}{suffix}"
         if key in arrays:
-            assert gradient is not None, f"{ours} got no gradient"
-            yield key, gradient, arrays[key]
+            yield key, attrgetter(ours)(gradients), arrays[key]
 
 
 def _channels(arrays: Arrays, meta: Meta) -> int:

@@ -48,8 +48,9 @@ UNITS: dict[str, Callable[..., Activation]] = {
     "apl one hinge": lambda c, **kw: APL(c, hinges=1, **kw),
     "ditac": DiTAC,
     "ditac wide": lambda c, **kw: DiTAC(c, a=-9.0, b=7.0, cells=20, init_var=0.5, **kw),
-    "ditac leaky": lambda c, **kw: DiTAC(c, form="leaky", a=0.5, b=3.0, **kw),
-    "ditac leaky below 0": lambda c, **kw: DiTAC(c, form="leaky", a=-3.0, b=-1.0, **kw),
+    "ditac leaky": lambda c, **kw: DiTAC(c, form="leaky", a=0.0, b=3.0, **kw),
+    "ditac leaky to 0": lambda c, **kw: DiTAC(c, form="leaky", a=-3.0, b=0.0, **kw),
+    "ditac leaky around 0": lambda c, **kw: DiTAC(c, form="leaky", a=-1.0, b=2.0, **kw),
     "ditac ge": lambda c, **kw: DiTAC(c, form="ge", a=0.0, b=3.0, **kw),
     "ditac of z": lambda c, **kw: DiTAC(c, gelu_of="z", **kw),
     "ditac free ends": lambda c, **kw: DiTAC(c, zero_boundary=False, init_smooth=0.3, init_var=0.4, **kw),
@@ -318,16 +319,14 @@ def total():
     unit.zero_grad()
     unit(x).sum().item()
     unit(x).backward(x)
-    return unit.heights.grad.clone()
+    return unit.curve.grad.clone()
 before = total()
 child = os.fork()
 if child == 0:
     from activations.kernels import library
     y = torch.empty_like(x)
     from activations.kernels.lookup import _pwlu_kernels
-    parameters = [p.detach() for p in unit.parameters()]
-    p = library.addresses(parameters)
-    _pwlu_kernels(x.dtype)[0](1, 1, x.numel(), 2, x.data_ptr(), y.data_ptr(), p, 16, 1e-6)
+    _pwlu_kernels(x.dtype)[0](1, 1, x.numel(), 2, x.data_ptr(), y.data_ptr(), unit.curve.data_ptr(), 16, 1e-6)
     os._exit(0 if library.described().startswith("fused") else 3)
 _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status) or not torch.allclose(before, total()))

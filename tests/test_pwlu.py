@@ -33,7 +33,7 @@ def naive_pwlu(x: float, left: float, right: float, heights: list[float], k_l: f
 def test_pwlu_is_its_formula(segments: int, per_channel: bool) -> None:
     unit = randomised(PWLU(C, segments=segments, per_channel=per_channel))
     with torch.no_grad():
-        unit.left -= 2.5
+        unit.left.sub_(2.5)
     x = torch.cat([2 * draw(30, C), 1e4 * draw(5, C), -draw(5, C).abs()])
     y = unit(x)
     for c in range(C):
@@ -157,7 +157,7 @@ def test_pwlu_phase_travels_with_the_state_and_with_copies() -> None:
     other.load_state_dict(PWLU(C).state_dict())
     assert other.phase == "learning"
     other(x).sum().backward()
-    assert other.heights.grad is not None
+    assert other.curve.grad is not None
 
 
 PWLU_RUN = ("runner.epochs=8", "runner.limit_batches=6", "seed=3")  # two epochs of statistics
@@ -196,9 +196,9 @@ def test_pwlu_interval_starts_where_the_inputs_were_and_is_then_learnt(tmp_path)
     train(tmp_path, make_factory("pwlu"), "runner.epochs=8", "runner.limit_batches=10")
     state = torch.load(next(tmp_path.glob("**/checkpoint.pt")), weights_only=True)["network"]
     for site in (2, 5, 8):
-        mean, std, left = (state[f"features.{site}.{name}"] for name in ("mean", "std", "left"))
+        mean, std, curve = (state[f"features.{site}.{name}"] for name in ("mean", "std", "curve"))
         assert state[f"features.{site}.batches"] == 20  # two epochs
-        assert 0 < (left - (mean - 3 * std)).abs() < 1
+        assert 0 < (curve[:, 0] - (mean - 3 * std)).abs() < 1
 
 
 def test_npwlu_is_a_pwlu_where_widths_are_equal() -> None:

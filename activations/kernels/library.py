@@ -175,8 +175,19 @@ def row_addresses(tensors: Sequence[Tensor]) -> Any:
 
 
 def plain(g: Tensor | None) -> bool:
-    """Whether a gradient can go to a kernel; those of ``is_grads_batched=True`` have no memory of their own."""
-    return g is not None and fusable(g) and torch._C._has_storage(g)
+    """Whether a gradient can go to a kernel; those of ``is_grads_batched=True`` have no memory of their own.
+
+    What the rule asks of the input has been answered in forward.
+    """
+    return (
+        g is not None
+        and type(g) in PLAIN
+        and torch._C._has_storage(g)
+        and g.layout is torch.strided
+        and not g.is_neg()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
 
 
 def by_reference(g: Tensor) -> bool:

@@ -13,18 +13,8 @@ from torch import Tensor
 from activations.kernels import library
 
 
-def piecewise_linear(
-    x: Tensor,
-    left: Tensor,
-    right: Tensor,
-    heights: Tensor,
-    slope_left: Tensor,
-    slope_right: Tensor,
-    *,
-    channel_dim: int,
-    narrowest: float = 0.0,
-) -> Tensor:
-    """The function through ``heights`` at equally spaced knots, with straight tails; one for all channels or one each.
+def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, narrowest: float = 0.0) -> Tensor:
+    """The function through heights at equally spaced knots, with straight tails; one for all channels or one each.
 
     With d = (right - left) / n, knots B_i = left + i d and heights Y_i (PWLU, arXiv 2104.03693, equation 1):
 
@@ -36,32 +26,23 @@ def piecewise_linear(
     derivatives are those of the piece to the right. NaN gives NaN.
 
     Args:
-        left, right, slope_left, slope_right: (units,), units being 1 or the number of channels; left < right.
-        heights: (units, n + 1), n at least 1.
+        curve: (units, n + 5), units being 1 or the number of channels, n at least 1: left < right, Y_0 ... Y_n,
+            slope_left, slope_right. In one tensor, as each more would cost a small input about what ReLU costs it.
         narrowest: ``right`` acts as at least left + narrowest max(1, |left|).
 
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    parameters = (left, right, heights, slope_left, slope_right)
-    if library.fusable(x, *parameters):
-        dense = (p.contiguous() for p in parameters)
-        y: Tensor = _PiecewiseLinear.apply(channel_dim, narrowest, library.dense(x), *dense)
+    if library.fusable(x, curve):
+        y: Tensor = _PiecewiseLinear.apply(channel_dim, narrowest, library.dense(x), curve.contiguous())
         return y
-    return _piecewise_linear(channel_dim, narrowest, x, *parameters)
+    return _piecewise_linear(channel_dim, narrowest, x, curve)
 
 
-def _piecewise_linear(
-    channel_dim: int,
-    narrowest: float,
-    x: Tensor,
-    left: Tensor,
-    right: Tensor,
-    heights: Tensor,
-    slope_left: Tensor,
-    slope_right: Tensor,
-) -> Tensor:
+def _piecewise_linear(channel_dim: int, narrowest: float, x: Tensor, curve: Tensor) -> Tensor:
     """The reference."""
+    left, right, heights = curve[:, 0], curve[:, 1], curve[:, 2:-2]
+    slope_left, slope_right = curve[:, -2], curve[:, -1]
     right = torch.maximum(right, left + narrowest * left.detach().abs().clamp_min(1))
     width, steps = (right - left)[:, None] / (heights.shape[1] - 1), heights.diff(dim=1)
     knots = left[:, None] + width * torch.arange(steps.shape[1], device=x.device)
@@ -83,37 +64,42 @@ class _PiecewiseLinear(torch.autograd.Function):
     """The fused form; saves its inputs alone."""
 
     @staticmethod
-    def forward(ctx: Any, channel_dim: int, narrowest: float, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *parameters)
-        units, knots = parameters[2].shape
-        ctx.channel_dim, ctx.narrowest = channel_dim, narrowest
-        ctx.layout = library.layout(x, units, channel_dim)
-        y, p = torch.empty_like(x), library.addresses(parameters)
-        threads = torch.get_num_threads()
-        _pwlu_kernels(x.dtype)[0](*ctx.layout, threads, x.data_ptr(), y.data_ptr(), p, knots - 1, narrowest)
+    def forward(ctx: Any, channel_dim: int, narrowest: float, x: Tensor, curve: Tensor) -> Tensor:
+        ctx.save_for_backward(x, curve)
+        units, width = curve.shape
+        y, layout = torch.empty_like(x), library.layout(x, units, channel_dim)
+        ctx.channel_dim, ctx.narrowest, ctx.layout = channel_dim, narrowest, layout
+        _pwlu_kernels(x.dtype)[0](
+            *layout,
+            torch.get_num_threads(),
+            x.data_ptr(),
+            y.data_ptr(),
+            curve.data_ptr(),
+            width - 5,
+            narrowest,
+        )
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
+        x, curve = ctx.saved_tensors
         if library.by_reference(g):
             reference = partial(_piecewise_linear, ctx.channel_dim, ctx.narrowest)
             needed = ctx.needs_input_grad[2:]
-            return None, None, *library.through_reference(reference, (x, *parameters), needed, g)
-        g, dx = library.alike(g, x), torch.empty_like(x)
-        gradients = [torch.empty_like(p) for p in parameters]
+            return None, None, *library.through_reference(reference, (x, curve), needed, g)
+        g, dx, dcurve = library.alike(g, x), torch.empty_like(x), torch.empty_like(curve)
         _pwlu_kernels(x.dtype)[1](
             *ctx.layout,
             torch.get_num_threads(),
             x.data_ptr(),
             dx.data_ptr(),
-            library.addresses(parameters),
-            parameters[2].shape[1] - 1,
+            curve.data_ptr(),
+            curve.shape[1] - 5,
             ctx.narrowest,
             g.data_ptr(),
-            library.addresses(gradients),
+            dcurve.data_ptr(),
         )
-        return None, None, dx, *gradients
+        return None, None, dx, dcurve
 
 
 def take(index: Tensor, *tables: Tensor, channel_dim: int) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""DiTAC by table: y at equally spaced points of [a, b], made of theta, between tables of what y is outside.
+"""DiTAC by table: y at equally spaced points of [a, b], made of theta, in a longer table of what y is outside.
 
 The kernels are in csrc/ditac.cpp, the flow behind T in csrc/flow.h.
 """
@@ -13,82 +13,105 @@ from torch import Tensor
 
 from activations.kernels import library
 
-# GELU outside [a, b]: beyond the reach it is 0 or x within 6e-9; a line over each step is within 4e-7 of it
-REACH, STEPS = 6.0, 512
+# outside [a, b] a line over each piece is so near to GELU, in value and in slope; beyond the reach GELU is 0 or x within 6e-9
+VALUE, SLOPE, REACH = 4e-7, 8e-4, 6.0
 
 
 class Frame(NamedTuple):
-    """What a unit's table has besides theta: three zones, [a, b] and what is on its left and right, and two tails."""
+    """What a unit's table has besides theta."""
 
-    ends: Tensor  # (4,) float64, of the zones
-    counts: Tensor  # (3,) int64, of their pieces
-    pairs: Tensor  # (pieces, 2) value and slope, those of [a, b] still empty
-    points: int  # on [a, b]
-    weights: Tensor | None  # (points,) float64: y is weights T(x) there; None: GELU(T(x))
+    pairs: Tensor  # (pieces, 2) value and slope, those of [a, b] still empty; the first and the last piece are tails
+    numbers: Tensor  # (8,) float64, Frame of csrc/ditac.cpp
+    weights: Tensor | None  # (points,) float64: y is weights T(x) on [a, b]; None: GELU(T(x))
+    basis: Tensor  # (cells + 1, d)
 
 
-def make_frame(form: str, a: float, b: float, points: int, negative_slope: float, gelu_of: str) -> Frame:
-    """The frame of a form of DiTAC that is GELU, leaky ReLU or x outside [a, b], in float64."""
-    left, right = _empty(a), _empty(b)
-    tails = ((0.0, 0.0), (b, 1.0))  # value at the zones' end, and slope
+def make_frame(
+    form: str,
+    a: float,
+    b: float,
+    points: int,
+    negative_slope: float,
+    gelu_of: str,
+    basis: Tensor,
+    dtype: torch.dtype,
+) -> Frame:
+    """The frame of a form of DiTAC that is GELU, leaky ReLU or x outside [a, b].
+
+    All pieces are equally wide. Where those between the points on [a, b] are too wide for what is outside, they are
+    cut into parts.
+    """
+    outside = {
+        "gelu": (_gelu, _gelu),
+        "ge": (_gelu, _identity),
+        "leaky": (lambda x: torch.where(x < 0, negative_slope * x, x),) * 2,
+    }[form]
+    first = -REACH if outside[0] is _gelu else a
+    last = REACH if outside[1] is _gelu else b
+    curved = [span for span, f in (((first, a), outside[0]), ((b, last), outside[1])) if f is _gelu]
+    parts = max([1, *(_parts((b - a) / (points - 1), *span) for span in curved)])
+    width = (b - a) / (points - 1) / parts
+    left = max(0, math.ceil((a - first) / width))
+    right = max(0, math.ceil((last - b) / width))
+    pieces = [
+        _tail(outside[0], a - left * width, -width),
+        _pieces(outside[0], a, width, range(-left, 0)),
+        torch.zeros((points - 1) * parts, 2, dtype=torch.float64),
+        _pieces(outside[1], b, width, range(right)),
+        _tail(outside[1], b + right * width, width),
+    ]
     weights: Tensor | None = torch.ones(points, dtype=torch.float64)
-    if form == "leaky":
-        if a > 0:
-            left, tails = (
-                torch.tensor([[0.0, 0.0], [a, a]], dtype=torch.float64),
-                ((0.0, negative_slope), tails[1]),
-            )
-        else:
-            tails = ((negative_slope * a, negative_slope), tails[1])
-        if b < 0:
-            right, tails = (
-                torch.tensor([[b, negative_slope * b], [0.0, 0.0]], dtype=torch.float64),
-                (tails[0], (0.0, 1.0)),
-            )
-    elif a > -REACH:
-        left = _gelu_between(-REACH, a)
     if form == "gelu":
-        if b < REACH:
-            right, tails = _gelu_between(b, REACH), (tails[0], (REACH, 1.0))
-        weights = (
-            torch.special.ndtr(torch.linspace(a, b, points, dtype=torch.float64)) if gelu_of == "x" else None
-        )
-    middle = torch.zeros(points - 1, 2, dtype=torch.float64)
-    pieces = [torch.tensor(tails[:1]), _pieces(left), middle, _pieces(right), torch.tensor(tails[1:])]
+        x = torch.linspace(a, b, points, dtype=torch.float64)
+        weights = torch.special.ndtr(x) if gelu_of == "x" else None
+    cells, d = basis.shape[0] - 1, basis.shape[1]
+    numbers = [points, parts, left + 1, (points - 1) * parts + right + 1, d, cells, a, b]
     return Frame(
-        ends=torch.stack([left[0, 0], left[-1, 0], right[0, 0], right[-1, 0]]),
-        counts=torch.tensor([len(left) - 1, points - 1, len(right) - 1]),
-        pairs=torch.cat([piece.double() for piece in pieces]),
-        points=points,
-        weights=weights,
+        torch.cat(pieces).to(dtype),
+        torch.tensor(numbers, dtype=torch.float64),
+        weights,
+        basis.to(dtype).contiguous(),
     )
 
 
-def _empty(at: float) -> Tensor:
-    """A zone without width."""
-    return torch.tensor([[at, 0.0]], dtype=torch.float64)
+def _gelu(x: Tensor) -> Tensor:
+    return x * torch.special.ndtr(x)
 
 
-def _gelu_between(first: float, last: float) -> Tensor:
-    """(points, 2) points and GELU at them."""
-    points = torch.linspace(first, last, math.ceil((last - first) * STEPS) + 1, dtype=torch.float64)
-    return torch.stack([points, points * torch.special.ndtr(points)], 1)
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
-def _pieces(zone: Tensor) -> Tensor:
-    """(points - 1, 2) value and slope of the pieces between a zone's points."""
-    steps = zone.diff(dim=0)
-    return torch.stack([zone[:-1, 1], steps[:, 1] / steps[:, 0]], 1)
+def _parts(width: float, first: float, last: float) -> int:
+    """Into how many parts pieces of a width must be cut to follow GELU between two points."""
+    if first >= last:
+        return 1
+    x = torch.linspace(first, last, 1001, dtype=torch.float64)
+    curvature = float(((2 - x * x) * (-x * x / 2).exp()).abs().max()) / math.sqrt(2 * math.pi)
+    return math.ceil(max(width * curvature / (2 * SLOPE), width * math.sqrt(curvature / (8 * VALUE))))
+
+
+def _pieces(f: Callable[[Tensor], Tensor], origin: float, width: float, among: range) -> Tensor:
+    """(pieces, 2) value at the left end and slope of equally wide pieces, numbered from an origin."""
+    ends = f(origin + width * torch.arange(among.start, among.stop + 1, dtype=torch.float64))
+    return torch.stack([ends[:-1], ends.diff() / width], 1)
+
+
+def _tail(f: Callable[[Tensor], Tensor], end: float, width: float) -> Tensor:
+    """(1, 2) of the straight line that f comes to beyond ``end``: on the left its anchor is one piece farther."""
+    ends = torch.tensor([end, end + width], dtype=torch.float64)
+    near, far = ends.relu() if f is _gelu else f(ends)
+    return torch.stack([far if width < 0 else near, (far - near) / width])[None]
 
 
 @cache
 def _kernels(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    forward = library.function("ditac_{}_forward", dtype, "iippppiiipppp")
-    return forward, library.function("ditac_{}_backward", dtype, "iippppiiipppppp")
+    forward = library.function("ditac_{}_forward", dtype, "ppiippppp")
+    return forward, library.function("ditac_{}_backward", dtype, "ppiippppppp")
 
 
 class DiTACTable(torch.autograd.Function):
-    """y of ``x`` for theta (d,) in the basis (cells + 1, d); ``reference`` computes the same in torch operations.
+    """y of ``x`` for theta (d,); ``reference`` computes the same in torch operations.
 
     Saves the input, and the table, which is small beside it.
     """
@@ -98,42 +121,44 @@ class DiTACTable(torch.autograd.Function):
         ctx: Any,
         reference: Callable[[Tensor, Tensor], Tensor],
         frame: Frame,
-        basis: Tensor,
         x: Tensor,
         theta: Tensor,
     ) -> Tensor:
         y, pairs = torch.empty_like(x), frame.pairs.clone()
-        ctx.save_for_backward(x, theta, basis, pairs)
+        ctx.save_for_backward(x, theta, pairs)
         ctx.reference, ctx.frame = reference, frame
-        arguments = _arguments(frame, basis, theta, pairs)
-        _kernels(x.dtype)[0](x.numel(), torch.get_num_threads(), x.data_ptr(), y.data_ptr(), *arguments)
+        _kernels(x.dtype)[0](
+            frame.numbers.data_ptr(),
+            frame.weights.data_ptr() if frame.weights is not None else None,
+            x.numel(),
+            torch.get_num_threads(),
+            theta.data_ptr(),
+            frame.basis.data_ptr(),
+            pairs.data_ptr(),
+            x.data_ptr(),
+            y.data_ptr(),
+        )
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, theta, basis, pairs = ctx.saved_tensors
+        x, theta, pairs = ctx.saved_tensors
+        frame = ctx.frame
         if library.by_reference(g):
-            needed = ctx.needs_input_grad[3:]
-            return None, None, None, *library.through_reference(ctx.reference, (x, theta), needed, g)
+            needed = ctx.needs_input_grad[2:]
+            return None, None, *library.through_reference(ctx.reference, (x, theta), needed, g)
         g, dx, dtheta = library.alike(g, x), torch.empty_like(x), torch.empty_like(theta)
-        arguments = _arguments(ctx.frame, basis, theta, pairs)
-        threads = torch.get_num_threads()
         _kernels(x.dtype)[1](
-            x.numel(), threads, x.data_ptr(), dx.data_ptr(), *arguments, g.data_ptr(), dtheta.data_ptr()
+            frame.numbers.data_ptr(),
+            frame.weights.data_ptr() if frame.weights is not None else None,
+            x.numel(),
+            torch.get_num_threads(),
+            theta.data_ptr(),
+            frame.basis.data_ptr(),
+            pairs.data_ptr(),
+            x.data_ptr(),
+            dx.data_ptr(),
+            g.data_ptr(),
+            dtheta.data_ptr(),
         )
-        return None, None, None, dx, dtheta
-
-
-def _arguments(frame: Frame, basis: Tensor, theta: Tensor, pairs: Tensor) -> tuple[int | None, ...]:
-    knots, d = basis.shape
-    return (
-        theta.data_ptr(),
-        basis.data_ptr(),
-        d,
-        knots - 1,
-        frame.points,
-        frame.ends.data_ptr(),
-        frame.weights.data_ptr() if frame.weights is not None else None,
-        frame.counts.data_ptr(),
-        pairs.data_ptr(),
-    )
+        return None, None, dx, dtheta

@@ -1,108 +1,118 @@
-// DiTAC: a table of y on [a, b], made of theta, between tables of what y is outside, which never change.
+// DiTAC: a table of y on [a, b], made of theta, in a longer one of what y is outside, which never changes.
 #include <math.h>
 
 #include "flow.h"
 #include "table.h"
 
+// what does not change while a unit is trained; tabulated.py has the same
+struct Frame {
+    int64_t points, parts;  // on [a, b] where y is computed, and pieces between two of them
+    int64_t before, after;  // pieces of the table, those left of a and the others, a tail each
+    int64_t d, cells;
+    double a, b;
+    const double* weights;  // (points,), y is T times it; or, where there are none, GELU(T)
+
+    Frame(const double* numbers, const double* weights)
+        : points((int64_t)numbers[0]), parts((int64_t)numbers[1]), before((int64_t)numbers[2]), after((int64_t)numbers[3]),
+          d((int64_t)numbers[4]), cells((int64_t)numbers[5]), a(numbers[6]), b(numbers[7]), weights(weights) {}
+};
+
 template <class T>
 struct Ditac {
-    // theta and its basis (cells + 1, d); the table has n points on [a, b]
-    const T *theta, *basis;
-    int64_t d, cells, n;
-    // of the three zones: ends[4], counts[3], and whether y is T times ``weights`` (n,) or, where there are none, GELU(T)
-    const double *ends, *weights;
-    const int64_t* counts;
-    T* pairs;  // of all pieces; those of the middle are made here
+    const Frame f;
+    const T *theta, *basis;  // (d,), (cells + 1, d)
+    T* pairs;                // of all pieces; those on [a, b] are made here
 
-    int64_t doubles() const { return Flow::doubles(cells) + 16 * (cells + 1) + 3 * n + 24; }
+    int64_t n() const { return f.points; }
+    double per_width() const { return (n() - 1) / (f.b - f.a); }
+    // room for two numbers a point, for the flow and for two numbers a cell
+    int64_t doubles() const { return 2 * (n() + 8) + Flow::doubles(f.cells) + 2 * (f.cells + 1); }
 
     Flow flow(double* memory) const {
-        Flow f(cells, memory);
-        for (int64_t k = 0; k <= cells; k++) {
+        Flow flow(f.cells, memory);
+        for (int64_t k = 0; k <= f.cells; k++) {
             double v = 0;
-            for (int64_t j = 0; j < d; j++) v += (double)basis[k * d + j] * theta[j];
-            f.velocity[k] = v;
+            for (int64_t j = 0; j < f.d; j++) v += (double)basis[k * f.d + j] * theta[j];
+            flow.velocity[k] = v;
         }
-        f.prepare();
-        return f;
+        flow.prepare();
+        return flow;
     }
     // y at the points of the table, from T on [0, 1], in place; ``slopes``: dy/dT
     void respond(double* y, double* slopes) const {
-        const double a = ends[1], length = ends[2] - ends[1];
-        for (int64_t i = 0; i < n; i++) {
-            double t = fma(length, y[i], a), cdf = weights ? weights[i] : 0.5 * erfc(-t * M_SQRT1_2);
+        const double length = f.b - f.a;
+        for (int64_t i = 0; i < n(); i++) {
+            double t = fma(length, y[i], f.a), cdf = f.weights ? f.weights[i] : 0.5 * erfc(-t * M_SQRT1_2);
             y[i] = t * cdf;
-            slopes[i] = length * (weights ? cdf : cdf + t * exp(-0.5 * t * t) * 0.3989422804014327);
+            slopes[i] = length * (f.weights ? cdf : cdf + t * ::exp(-0.5 * t * t) * 0.3989422804014327);
         }
     }
-    static double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
     void tabulate() const {
-        Scratch scratch(doubles() * sizeof(double));
-        double *y = scratch.as<double>(), *slopes = y + n + 8;
-        flow(slopes + n + 8).forward(n, y);
+        Scratch scratch(doubles() * sizeof(double), false);
+        double *y = scratch.as<double>(), *slopes = y + n() + 8;
+        flow(slopes + n() + 8).forward(n(), y);
         respond(y, slopes);
-        const double per_width = (n - 1) / (ends[2] - ends[1]);
-        T* pair = pairs + 2 * (1 + counts[0]);
-        for (int64_t i = 0; i + 1 < n; i++) pair[2 * i] = (T)y[i], pair[2 * i + 1] = (T)((y[i + 1] - y[i]) * per_width);
+        const double part = 1.0 / f.parts, per = per_width();
+        T* pair = pairs + 2 * f.before;
+        for (int64_t i = 0; i + 1 < n(); i++) slopes[i] = y[i + 1] - y[i];
+        for (int64_t i = 0; i + 1 < n() && f.parts == 1; i++) pair[2 * i] = (T)y[i], pair[2 * i + 1] = (T)(slopes[i] * per);
+        for (int64_t i = 0; i + 1 < n() && f.parts > 1; i++)
+            for (int64_t k = 0; k < f.parts; k++, pair += 2)
+                pair[0] = (T)(y[i] + k * part * slopes[i]), pair[1] = (T)(slopes[i] * per);
     }
     Table<T> table() const {
-        Table<T> t;
-        t.zones = 3, t.pieces = 2, t.pairs = pairs;
-        for (int k = 0; k < 4; k++) t.ends[k] = (T)ends[k];
-        for (int k = 0; k < 3; k++) {
-            t.first[k] = t.pieces - 1, t.count[k] = counts[k], t.pieces += counts[k];
-            t.width[k] = counts[k] && t.ends[k + 1] > t.ends[k] ? (t.ends[k + 1] - t.ends[k]) / T(counts[k]) : 1;
-            t.inverse[k] = 1 / t.width[k];
-        }
-        return t;
+        return {(T)f.a, (T)((f.b - f.a) / ((n() - 1) * f.parts)), f.before, f.after, pairs};
+    }
+    Lookup<T> lookup(int64_t size, int64_t threads, const Table<T>& table, const T* x, const T* g, T* out) const {
+        return {{1, 1, size}, threads, &table, x, g, out, (n() - 1) * f.parts};
     }
     void gradient(const Cell* sums, T* dtheta) const {
-        Scratch scratch((doubles() + cells + 1) * sizeof(double));
-        double *y = scratch.as<double>(), *slopes = y + n + 8, *memory = slopes + n + 8;
-        Flow f = flow(memory);
-        double *lanes = memory + Flow::doubles(cells), *dvelocity = lanes + 16 * (cells + 1);
-        if (weights)
-            memset(y, 0, n * sizeof(double));  // dy/dT does not depend on T
-        else
-            f.forward(n, y);
+        Scratch scratch(doubles() * sizeof(double), false);
+        double *y = scratch.as<double>(), *slopes = y + n() + 8, *memory = slopes + n() + 8;
+        Flow flow = this->flow(memory);
+        double *passed = memory + Flow::doubles(f.cells), *dvelocity = passed + f.cells + 1;
+        if (!f.weights) flow.forward(n(), y);  // dy/dT depends on T
         respond(y, slopes);
-        const double per_width = (n - 1) / (ends[2] - ends[1]);
-        const Cell* inside = sums + 1 + counts[0];
+        const double per = per_width(), part = 1 / (per * f.parts);
+        memset(passed, 0, 2 * (f.cells + 1) * sizeof(double));
+        const Cell* inside = sums;
         double below = 0;
-        for (int64_t i = 0; i < n; i++) {
-            double value = i + 1 < n ? inside[i].x : 0, here = i + 1 < n ? inside[i].y * per_width : 0;
+        for (int64_t i = 0; i < n(); i++) {
+            double value = 0, here = 0;  // of the height at this point, and of the slope on its right
+            if (i + 1 < n()) value = inside->x, here = inside->y, inside++;
+            for (int64_t k = 1; k < f.parts && i + 1 < n(); k++, inside++)
+                value += inside->x, here += fma(k * part, inside->x, inside->y);
+            here *= per;
             slopes[i] *= value - here + below;
             below = here;
         }
-        f.backward(n, slopes, lanes, dvelocity);
-        for (int64_t j = 0; j < d; j++) {
+        flow.backward(n(), slopes, passed, dvelocity);
+        for (int64_t j = 0; j < f.d; j++) {
             double total = 0;
-            for (int64_t k = 0; k <= cells; k++) total += dvelocity[k] * basis[k * d + j];
+            for (int64_t k = 0; k <= f.cells; k++) total += dvelocity[k] * basis[k * f.d + j];
             dtheta[j] = (T)total;
         }
     }
 };
 
-#define DITAC(suffix, T)                                                                                           \
-    extern "C" void ditac_##suffix##_forward(int64_t size, int64_t threads, const T* x, T* y, const T* theta,      \
-                                             const T* basis, int64_t d, int64_t cells, int64_t n, const double* ends, \
-                                             const double* weights, const int64_t* counts, T* pairs) {            \
-        Ditac<T> unit{theta, basis, d, cells, n, ends, weights, counts, pairs};                                    \
-        unit.tabulate();                                                                                           \
-        Table<T> table = unit.table();                                                                             \
-        Lookup<T>{{1, 1, size}, threads, &table, x, x, y}.forward();                                               \
-    }                                                                                                              \
-    extern "C" void ditac_##suffix##_backward(int64_t size, int64_t threads, const T* x, T* dx, const T* theta,    \
-                                              const T* basis, int64_t d, int64_t cells, int64_t n,                 \
-                                              const double* ends, const double* weights, const int64_t* counts,    \
-                                              T* pairs, const T* g, T* dtheta) {                                   \
-        Ditac<T> unit{theta, basis, d, cells, n, ends, weights, counts, pairs};                                    \
-        Table<T> table = unit.table();                                                                             \
-        int64_t learnt[2] = {1 + counts[0], counts[0] + n};                                                        \
-        Scratch scratch(table.pieces * sizeof(Cell));                                                              \
-        Lookup<T>{{1, 1, size}, threads, &table, x, g, dx, learnt}.backward(scratch.as<Cell>());                   \
-        unit.gradient(scratch.as<Cell>(), dtheta);                                                                 \
+#define DITAC(suffix, T)                                                                                          \
+    extern "C" void ditac_##suffix##_forward(const double* numbers, const double* weights, int64_t size,         \
+                                             int64_t threads, const T* theta, const T* basis, T* pairs,           \
+                                             const T* x, T* y) {                                                  \
+        Ditac<T> unit{{numbers, weights}, theta, basis, pairs};                                                             \
+        unit.tabulate();                                                                                          \
+        const Table<T> table = unit.table();                                                                      \
+        unit.lookup(size, threads, table, x, x, y).forward();                                                     \
+    }                                                                                                             \
+    extern "C" void ditac_##suffix##_backward(const double* numbers, const double* weights, int64_t size,        \
+                                              int64_t threads, const T* theta, const T* basis, T* pairs,          \
+                                              const T* x, T* dx, const T* g, T* dtheta) {                         \
+        Ditac<T> unit{{numbers, weights}, theta, basis, pairs};                                                             \
+        const Table<T> table = unit.table();                                                                      \
+        Scratch scratch(table.after * sizeof(Cell));                                                               \
+        unit.lookup(size, threads, table, x, g, dx).backward(scratch.as<Cell>());                                 \
+        unit.gradient(scratch.as<Cell>(), dtheta);                                                                \
     }
 DITAC(f32, float)
 DITAC(f64, double)

@@ -1,8 +1,10 @@
 // CPAB: the flow T of a continuous piecewise-affine velocity field on N equal cells of [0, 1], at unit time.
 //
 // Formulas and sources stand in activations/cpab.py. A trajectory never turns: it leaves its cell after some time, crosses
-// whole cells in times that are theirs alone, and rests in one for what is left. The gradient is that of the linear
-// equation along the trajectory: a disturbance dv of the field moves its end by
+// whole cells in times that are theirs alone, and rests in one for what is left. T rises, so the points of a fine grid that
+// start in one cell and end in one come in a run, cut off by the knots and by what flows to the knots; all else but the
+// time in the first cell is common to a run. The gradient is that of the linear equation along the trajectory: a
+// disturbance dv of the field moves its end by
 //     v(T) integral over t of dv(phi(t)) / v(phi(t)),
 // in a cell of slope s, entered at y with speed u for a time t, and followed to its exit:
 //     dv(y) t E(s t) + ds u t^2 E'(s t),  E(z) = (exp(z) - 1) / z.
@@ -12,27 +14,16 @@
 
 struct Flow {
     using V = Vec<double>;
-    using I = IVec<double>;
     int64_t cells;
-    double *velocity, *slope, *clock;  // at the knots, of the cells, and when a trajectory passes the knots
-    double *times, *knots;             // through the cells, 2 where none passes in unit time; and where they end
+    double *velocity, *slope;  // at the knots, of the cells
+    double *times, *clock;     // through the cells, 2 where none passes in unit time; when a trajectory passes the knots
 
-    static int64_t doubles(int64_t cells) { return 5 * (cells + 16); }
+    static int64_t doubles(int64_t cells) { return 4 * (cells + 16); }
     Flow(int64_t cells, double* memory) : cells(cells) {
-        velocity = memory, slope = velocity + cells + 16, clock = slope + cells + 16, times = clock + cells + 16;
-        knots = times + cells + 16;
+        velocity = memory, slope = velocity + cells + 16, times = slope + cells + 16, clock = times + cells + 16;
     }
+    double knot(int64_t k) const { return (double)k / (double)cells; }
 
-    // the arrays have room for 16 entries at least
-    INLINE V take(const double* from, I at, int64_t cells) {
-#ifdef __AVX512F__
-        if (cells < 16) return _mm512_permutex2var_pd(load(from), (__m512i)at, load(from + 8));
-        return _mm512_i64gather_pd((__m512i)at, from, 8);
-#endif
-        V v;
-        for (int l = 0; l < 8; l++) v[l] = from[at[l]];
-        return v;
-    }
     // between speeds of one sign, a distance apart: log(end / start) / slope, by artanh's series where both vanish
     INLINE V travel_time(V start, V end, V slope, V distance) {
         V inverse = V(1) / (start + end), w = (end - start) * inverse, u = w * w;
@@ -43,12 +34,19 @@ struct Flow {
         if (__builtin_reduce_and(small)) return near;
         return small ? near : log<double>(small ? V(2) : end / start) / (small ? V(1) : slope);
     }
-    // E(z) and E'(z)
-    INLINE V over(V z) {
+    struct Growth {
+        V exp, e;  // exp(z), E(z)
+    };
+    INLINE Growth growth(V z) {
+        z = z < V(638) ? z : V(638);  // an infinity times no speed would be NaN
+        auto split = split_exp<double>(z);
+        V scale = from_bits<double>(bits<double>(V(1)) + split.power);
         auto zero = z == V(0);
-        return zero ? V(1) : expm1<double>(z) / (zero ? V(1) : z);
+        V e = fma(scale, split.rest, scale - V(1)) / (zero ? V(1) : z);
+        return {fma(scale, split.rest, scale), zero ? V(1) : e};
     }
-    INLINE V over_slope(V z, V e) {
+    // E'(z)
+    INLINE V turning(V z, Growth grown) {
         V p = V(15.0 / 20922789888000.0);  // k / (k + 1)!
         double factorial = 20922789888000.0;
         for (int k = 14; k > 0; k--) {
@@ -56,13 +54,13 @@ struct Flow {
             p = fma(p, z, V(k / factorial));
         }
         auto small = abs(z) < V(0.7);
-        return small ? p : (exp<double>(z) - e) / (small ? V(1) : z);
+        if (__builtin_reduce_and(small)) return p;
+        return small ? p : (grown.exp - grown.e) / (small ? V(1) : z);
     }
 
     void prepare() {
         const double n = (double)cells;
         for (int64_t c = 0; c < cells; c++) slope[c] = n * (velocity[c + 1] - velocity[c]);
-        for (int64_t k = 0; k <= cells; k++) knots[k] = (double)k / n;
         for (int64_t c = 0; c < cells; c += 8) {
             int width = cells - c < 8 ? (int)(cells - c) : 8;
             V left = load(velocity + c, width), right = load(velocity + c + 1, width);
@@ -76,105 +74,162 @@ struct Flow {
         for (int64_t c = 0; c < cells; c++) clock[c + 1] = clock[c] + times[c];
     }
 
-    struct Path {
-        V x, speed, time;  // where it starts, how fast, and how long it stays in its first cell
-        I cell, exit, reached, last;
-        I ahead, leaves;
-        V start, pace, rest, z, end;  // the last stretch: from where, how fast, how long, slope times rest, to where
+    // A run of points: from which cell, over which knot and after which one they end; the outer knots are none, as the
+    // outer cells go on. ``left``: the time from the exit on, without that for whole cells. Those that stay have no exit.
+    struct Run {
+        int64_t first, last, cell, exit, reached;
+        double left;
     };
-    // the paths of eight points
-    INLINE Path follow(const Flow& f, V x) {
-        const double n = (double)f.cells;
-        Path p;
-        p.x = x;
-        V scaled = floor(x * n);
-        scaled = scaled > V(0) ? scaled : V(0);
-        scaled = scaled < V(n - 1) ? scaled : V(n - 1);
-        p.cell = __builtin_convertvector(scaled, I);
-        V after = x - take(f.knots, p.cell, f.cells), before = take(f.knots, p.cell + 1, f.cells) - x, s = take(f.slope, p.cell, f.cells);
-        // from the nearer knot: a point on a resting knot must rest
-        p.speed = after <= before ? fma(s, after, take(f.velocity, p.cell, f.cells)) : fma(-s, before, take(f.velocity, p.cell + 1, f.cells));
-        p.ahead = p.speed > V(0);
-        p.exit = p.cell - p.ahead;  // true is -1
-        V exit_speed = take(f.velocity, p.exit, f.cells), distance = take(f.knots, p.exit, f.cells) - x;
-        V most = abs(p.speed) > abs(exit_speed) ? abs(p.speed) : abs(exit_speed);
-        p.leaves = (p.exit > 0) & (p.exit < f.cells) & (most > abs(distance)) & (p.speed * exit_speed > V(0));
-        p.time = travel_time(p.leaves ? p.speed : V(1), p.leaves ? exit_speed : V(1), s, distance);
-        p.leaves &= p.time < V(1);
-        p.time = p.leaves ? p.time : V(1);
-        p.exit = p.leaves ? p.exit : I(1);
-        V here = take(f.clock, p.exit, f.cells), left = V(1) - p.time;
-        p.reached = p.exit;
-        for (int64_t k = 1; k < f.cells; k++) {
-            V then = V(f.clock[k]);
-            auto on = p.ahead & (then > here) & (then <= here + left), back = ~p.ahead & (then < here) & (then >= here - left);
-            p.reached += back - on;  // true is -1
-        }
-        V gone = take(f.clock, p.reached, f.cells) - here;
-        p.rest = p.leaves ? left - abs(gone) : V(1);
-        p.start = p.leaves ? take(f.knots, p.reached, f.cells) : x;
-        p.pace = p.leaves ? take(f.velocity, p.reached, f.cells) : p.speed;
-        p.last = p.leaves ? p.reached - 1 - p.ahead : p.cell;
-        p.z = take(f.slope, p.last, f.cells) * p.rest;
-        p.z = p.z < V(638) ? p.z : V(638);  // an infinity times no speed would be NaN
-        p.end = fma(p.pace * p.rest, over(p.z), p.start);
-        return p;
+    // the first of n points that is not before what flows to knot k within t, held between two indices
+    int64_t before(int64_t k, int64_t cell, double t, int64_t n, int64_t low, int64_t high) const {
+        double x = (knot(k) - velocity[k] * t * growth(V(-slope[cell] * t)).e[0]) * (double)(n - 1);
+        x = x > (double)low ? x : (double)low;  // NaN as well
+        x = x < (double)high ? x : (double)high;
+        return (int64_t)__builtin_ceil(x);
     }
+    template <class Work>
+    INLINE void each_run(const Flow& f, int64_t n, Work work) {
+        for (int64_t c = 0; c < f.cells; c++) {
+            const int64_t first = (c * (n - 1) + f.cells - 1) / f.cells;
+            const int64_t last = c + 1 < f.cells ? ((c + 1) * (n - 1) + f.cells - 1) / f.cells : n;
+            int64_t stay = first, stop = last;
+            if (c > 0 && f.velocity[c] < 0) {
+                int64_t end = stay = f.before(c, c, 1, n, first, last);
+                for (int64_t k = c; k > 0 && end > first; k--) {
+                    double left = 1 - (f.clock[c] - f.clock[k]), next = k > 1 ? left - f.times[k - 1] : 0;
+                    int64_t start = next > 0 ? f.before(c, c, next, n, first, end) : first;
+                    if (start < end) work(Run{start, end, c, c, k, left});
+                    end = start;
+                }
+            }
+            if (c + 1 < f.cells && f.velocity[c + 1] > 0) stop = f.before(c + 1, c, 1, n, stay, last);
+            if (stay < stop) work(Run{stay, stop, c, -1, c, 1});
+            int64_t start = stop;
+            for (int64_t k = c + 1; start < last; k++) {
+                double left = 1 - (f.clock[k] - f.clock[c + 1]), next = k + 1 < f.cells ? left - f.times[k] : 0;
+                int64_t end = next > 0 ? f.before(c + 1, c, next, n, start, last) : last;
+                if (start < end) work(Run{start, end, c, c + 1, k, left});
+                start = end;
+            }
+        }
+    }
+
+    // the points of a run: where they start, how fast, and how long they stay in their first cell
+    struct Start {
+        V x, speed, time;
+    };
+    struct Common {
+        double left_knot, right_knot, left_velocity, right_velocity, slope;
+        double exit_knot, exit_velocity;
+
+        Common(const Flow& f, const Run& r) {
+            left_knot = f.knot(r.cell), right_knot = f.knot(r.cell + 1), slope = f.slope[r.cell];
+            left_velocity = f.velocity[r.cell], right_velocity = f.velocity[r.cell + 1];
+            if (r.exit < 0) return;
+            exit_knot = f.knot(r.exit), exit_velocity = f.velocity[r.exit];
+        }
+    };
+    INLINE V points(int64_t i, int64_t n) {
+        V v = {0, 1, 2, 3, 4, 5, 6, 7};
+        v = (v + (double)i) * (1 / (double)(n - 1));
+        return v < V(1) ? v : V(1);
+    }
+    INLINE Start start_of(const Common& c, const Run& r, int64_t i, int64_t n) {
+        Start s;
+        s.x = points(i, n);
+        V after = s.x - c.left_knot, before = c.right_knot - s.x;
+        // from the nearer knot: a point on a resting knot must rest
+        s.speed = after <= before ? fma(V(c.slope), after, V(c.left_velocity)) : fma(V(-c.slope), before, V(c.right_velocity));
+        s.time = V(1);
+        if (r.exit < 0) return s;
+        // rounding must neither turn it nor make it late
+        const V least = V(c.exit_velocity > 0 ? 1e-300 : -1e-300);
+        s.speed = (s.speed > V(0)) == (least > V(0)) ? s.speed : least;
+        s.time = travel_time(s.speed, V(c.exit_velocity), V(c.slope), V(c.exit_knot) - s.x);
+        s.time = s.time < V(r.left) ? s.time : V(r.left);
+        return s;
+    }
+    int64_t last_cell(const Run& r) const { return r.exit < 0 ? r.cell : r.reached - (r.exit == r.cell); }
 
     // T at the points i / (n - 1)
     void forward(int64_t n, double* end) const {
-        for (int64_t i = 0; i < n; i += 8) {
-            int width = n - i < 8 ? (int)(n - i) : 8;
-            store(end + i, follow(*this, points(i, n)).end, width);
-        }
-    }
-    INLINE V points(int64_t i, int64_t n) {
-        V v;
-        for (int l = 0; l < 8; l++) v[l] = (double)(i + l);
-        v /= (double)(n - 1);
-        return v < V(1) ? v : V(1);
+        each_run(*this, n, [&](const Run& r) {
+            const Common c(*this, r);
+            const bool stays = r.exit < 0;
+            const V slope = V(this->slope[last_cell(r)]), grown = growth(slope).e;
+            const V from = V(knot(r.reached)), pace = V(velocity[r.reached]);
+            for (int64_t i = r.first; i < r.last; i += 8) {
+                int width = r.last - i < 8 ? (int)(r.last - i) : 8;
+                Start s = start_of(c, r, i, n);
+                V rest = V(r.left) - s.time;
+                V t = stays ? fma(s.speed, grown, s.x) : fma(pace * rest, growth(slope * rest).e, from);
+                store(end + i, t, width);
+            }
+        });
     }
 
-    // what a stretch in ``cell``, entered at ``y`` with speed ``u`` for a time t, times ``weight``, adds to the knots
-    INLINE void stretch(const Flow& f, I cell, V y, V u, V t, V z, V weight, double* lanes) {
-        const double n = (double)f.cells;
-        V e = over(z), share = fma(y, V(n), -__builtin_convertvector(cell, V));
-        V value = weight * t * e, turn = weight * u * t * t * over_slope(z, e) * n;
-        V left = fma(value, V(1) - share, -turn), right = fma(value, share, turn);
-        for (int l = 0; l < 8; l++) {
-            lanes[8 * cell[l] + l] += left[l];
-            lanes[8 * (cell[l] + 1) + l] += right[l];
+    // what stretches in a cell add to the velocities of its knots
+    struct Stretches {
+        V left = V(0), right = V(0);
+
+        // entered at a share of the cell, with speed u for a time t, z = slope t; times ``weight``
+        INLINE void add(Stretches& to, V share, V u, V t, V z, Growth grown, V weight, double cells) {
+            V value = weight * t * grown.e, turn = weight * u * t * t * turning(z, grown) * cells;
+            to.left += fma(-value, share, value) - turn;
+            to.right += fma(value, share, turn);
         }
-    }
-    // adds sum_i down[i] dT(x_i) / dvelocity to ``gradient``; ``scratch``: 16 (cells + 1) zeros
-    void backward(int64_t n, const double* down, double* scratch, double* gradient) const {
-        double *lanes = scratch, *passed = scratch + 8 * (cells + 1);
-        for (int64_t i = 0; i < n; i += 8) {
-            int width = n - i < 8 ? (int)(n - i) : 8;
-            Path p = follow(*this, points(i, n));
-            V g = load(down + i, width), s = take(slope, p.cell, cells);
-            stretch(*this, p.last, p.start, p.pace, p.rest, p.z, g, lanes);
-            if (!__builtin_reduce_or(p.leaves)) continue;
-            // v(T), which carries what happened in a cell from its exit to the end
-            V carried = p.leaves ? g * p.pace * exp<double>(p.z) : V(0);
-            V exit_speed = take(velocity, p.exit, cells);
-            V weight = p.leaves ? carried / exit_speed : V(0);
-            stretch(*this, p.cell, p.x, p.speed, p.time, s * p.time, weight, lanes);
-            for (int64_t c = 1; c + 1 < cells; c++) {
-                auto through = (p.ahead & (p.exit <= c) & (p.reached > c)) | (~p.ahead & (p.reached <= c) & (p.exit > c));
-                store(passed + 8 * c, load(passed + 8 * c) + (through ? carried : V(0)));
+        INLINE void finish(const Stretches& s, int64_t cell, double* gradient) {
+            gradient[cell] += sum(s.left), gradient[cell + 1] += sum(s.right);
+        }
+    };
+    // adds sum_i down[i] dT(x_i) / dvelocity to ``gradient``; ``passed``: ``cells`` zeros
+    void backward(int64_t n, const double* down, double* passed, double* gradient) const {
+        const double N = (double)cells;
+        each_run(*this, n, [&](const Run& r) {
+            const Common c(*this, r);
+            const int64_t last = last_cell(r);
+            const double slope = this->slope[last];
+            Stretches own, end;
+            V all = V(0);
+            if (r.exit < 0) {
+                const V z = V(slope);
+                const Growth grown = growth(z);
+                for (int64_t i = r.first; i < r.last; i += 8) {
+                    int width = r.last - i < 8 ? (int)(r.last - i) : 8;
+                    Start s = start_of(c, r, i, n);
+                    Stretches::add(own, (s.x - c.left_knot) * N, s.speed, V(1), z, grown, load(down + i, width), N);
+                }
+                return Stretches::finish(own, r.cell, gradient);
             }
-        }
+            const bool ahead = r.exit > r.cell;
+            const V pace = V(velocity[r.reached]), share = V(ahead ? 0 : 1), inverse = V(1 / c.exit_velocity);
+            for (int64_t i = r.first; i < r.last; i += 8) {
+                int width = r.last - i < 8 ? (int)(r.last - i) : 8;
+                Start s = start_of(c, r, i, n);
+                V g = load(down + i, width), rest = V(r.left) - s.time, z = V(slope) * rest;
+                Growth grown = growth(z);
+                Stretches::add(end, share, pace, rest, z, grown, g, N);
+                // v(T), which carries what happened in a cell from its exit to the end
+                V carried = g * pace * grown.exp;
+                all += carried;
+                z = V(c.slope) * s.time;
+                Stretches::add(own, (s.x - c.left_knot) * N, s.speed, s.time, z, growth(z), carried * inverse, N);
+            }
+            Stretches::finish(own, r.cell, gradient);
+            Stretches::finish(end, last, gradient);
+            const double carried = sum(all);
+            const int64_t step = ahead ? 1 : -1;
+            for (int64_t cell = r.cell + step; cell != last; cell += step) passed[cell] += carried;
+        });
         for (int64_t c = 1; c + 1 < cells; c++) {
-            double through = sum(load(passed + 8 * c));
-            if (through == 0) continue;
-            bool ahead = velocity[c] > 0;
-            I cell = I(c), entry = I(ahead ? c : c + 1);
-            double time = times[c], exit_speed = velocity[ahead ? c + 1 : c];
-            V first = {1, 0, 0, 0, 0, 0, 0, 0};
-            stretch(*this, cell, __builtin_convertvector(entry, V) / (double)cells, V(velocity[ahead ? c : c + 1]), V(time),
-                    V(slope[c] * time), first * (through / exit_speed), lanes);
+            if (passed[c] == 0) continue;
+            const bool ahead = velocity[c] > 0;
+            const double exit_speed = velocity[ahead ? c + 1 : c];
+            Stretches through;
+            V z = V(slope[c] * times[c]), first = {1, 0, 0, 0, 0, 0, 0, 0};
+            Stretches::add(through, V(ahead ? 0 : 1), V(velocity[ahead ? c : c + 1]), V(times[c]), z, growth(z),
+                           first * (passed[c] / exit_speed), N);
+            Stretches::finish(through, c, gradient);
         }
-        for (int64_t k = 0; k <= cells; k++) gradient[k] += sum(load(lanes + 8 * k));
     }
 };

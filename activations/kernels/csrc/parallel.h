@@ -35,10 +35,11 @@ INLINE void for_parts(int64_t parts, int64_t count, Run run) {
         torch_parallel_for(0, parts, 1, range, &task);
 }
 
-// scratch memory of one call, on lines of its own
+// scratch memory of one call, on lines of its own; zeros, unless it is going to be overwritten
 struct Scratch {
     char* memory;
-    explicit Scratch(size_t bytes) : memory((char*)calloc(1, bytes + 64)) {}
+    explicit Scratch(size_t bytes, bool zeros = true)
+        : memory((char*)(zeros ? calloc(1, bytes + 64) : malloc(bytes + 64))) {}
     ~Scratch() { free(memory); }
     template <class T>
     T* as() const {

@@ -3,60 +3,43 @@
 // ---- one zone with learnt ends, heights and tails: PWLU
 
 template <class T>
-struct Shape {  // of all units, as the parameters lie
+struct Curves {  // (units, segments + 5), each left, right, heights, slope_left, slope_right
     int64_t units, segments;
     T narrowest;  // the ends are at least narrowest * max(1, |left|) apart
-    const T *left, *right, *heights, *slope_left, *slope_right;
+    const T* all;
 
-    T end(int64_t u, bool& own) const {
-        T reach = left[u] < 0 ? -left[u] : left[u];
-        T least = left[u] + narrowest * (reach > 1 ? reach : T(1));
-        own = !(right[u] < least);
-        return own ? right[u] : least;
+    int64_t each() const { return segments + 5; }
+    T end(const T* curve, bool& own) const {
+        const T left = curve[0], right = curve[1], reach = left < 0 ? -left : left;
+        T least = left + narrowest * (reach > 1 ? reach : T(1));
+        own = !(right < least);
+        return own ? right : least;
     }
     // ``pairs`` has room for units * (segments + 2) of them
     void tabulate(Table<T>* tables, T* pairs) const {
+        const int64_t n = segments;
         for (int64_t u = 0; u < units; u++) {
-            auto& t = tables[u];
             bool own;
-            T* pair = pairs + 2 * u * (segments + 2);
-            const T* height = heights + u * (segments + 1);
-            t.zones = 1, t.pieces = segments + 2, t.first[0] = 1, t.count[0] = segments;
-            t.ends[0] = left[u], t.ends[1] = end(u, own);
-            t.width[0] = (t.ends[1] - left[u]) / T(segments), t.inverse[0] = 1 / t.width[0];
-            t.pairs = pair;
-            pair[0] = height[0], pair[1] = slope_left[u];
-            for (int64_t i = 0; i < segments; i++) {
-                pair[2 * i + 2] = height[i];
-                pair[2 * i + 3] = (height[i + 1] - height[i]) / t.width[0];
-            }
-            pair[2 * segments + 2] = height[segments], pair[2 * segments + 3] = slope_right[u];
+            const T *curve = all + u * each(), *height = curve + 2, *slopes = height + n + 1;
+            T* pair = pairs + 2 * u * (n + 2);
+            const T width = (end(curve, own) - curve[0]) / T(n);
+            tables[u] = {curve[0], width, 1, n + 1, pair};
+            pair[0] = fma(-slopes[0], width, height[0]), pair[1] = slopes[0];
+            for (int64_t i = 0; i < n; i++) pair[2 * i + 2] = height[i], pair[2 * i + 3] = (height[i + 1] - height[i]) / width;
+            pair[2 * n + 2] = height[n], pair[2 * n + 3] = slopes[1];
         }
     }
-};
-
-template <class T>
-static void pwlu(Lookup<T> task, const Shape<T>& shape, T* const* gradients) {
-    const int64_t units = shape.units, n = shape.segments, P = n + 2;
-    Scratch scratch(units * (sizeof(Table<T>) + 2 * P * sizeof(T)) + 64);
-    Scratch cells(gradients ? units * P * sizeof(Cell) : 0);
-    auto* tables = scratch.as<Table<T>>();
-    shape.tabulate(tables, (T*)(tables + units));
-    task.tables = tables;
-    if (!gradients) return task.forward();
-    Cell* sums = cells.as<Cell>();
-    task.backward(sums);
-    T *left = gradients[0], *right = gradients[1], *heights = gradients[2];
-    for (int64_t u = 0; u < units; u++) {
-        const Cell* s = sums + u * P;
-        const T *pair = tables[u].pairs, *height = shape.heights + u * (n + 1);
-        const double width = ((double)tables[u].ends[1] - tables[u].ends[0]) / n;
-        double dl = -pair[1] * s[0].x, dr = -pair[2 * n + 3] * s[n + 1].x, below = 0;
+    // of the curve whose sums are ``s``
+    void gradient(const Table<T>& table, const T* curve, const Cell* s, T* out) const {
+        const int64_t n = segments;
+        const T *height = curve + 2, *slopes = height + n + 1;
+        bool own;
+        const double width = ((double)end(curve, own) - curve[0]) / n;
+        double dl = -slopes[0] * s[0].x, dr = -slopes[1] * s[n + 1].x, below = 0;
         for (int64_t i = 0; i <= n; i++) {
             double here = i < n ? s[i + 1].y / width : 0;  // of the slope on the right of knot i
-            double value = i < n ? s[i + 1].x : s[n + 1].x;
-            if (i == 0) value += s[0].x;
-            heights[u * (n + 1) + i] = (T)(value - here + below);
+            double value = s[i + 1].x + (i == 0 ? s[0].x : 0);
+            out[2 + i] = (T)(value - here + below);
             below = here;
             if (i < n) {  // the anchor left + i width and the slope move with the ends
                 double slope = ((double)height[i + 1] - height[i]) / width, move = slope * s[i + 1].x, turn = slope * here;
@@ -64,24 +47,38 @@ static void pwlu(Lookup<T> task, const Shape<T>& shape, T* const* gradients) {
                 dr += -move * ((double)i / n) - turn / n;
             }
         }
-        bool own;
-        shape.end(u, own);
-        left[u] = (T)(own ? dl : dl + dr), right[u] = (T)(own ? dr : 0);
-        gradients[3][u] = (T)s[0].y, gradients[4][u] = (T)s[n + 1].y;
+        out[0] = (T)(own ? dl : dl + dr), out[1] = (T)(own ? dr : 0);
+        // the left tail's distances were measured from one piece before
+        out[n + 3] = (T)(s[0].y - table.width * s[0].x), out[n + 4] = (T)s[n + 1].y;
+    }
+};
+
+template <class T>
+static void pwlu(Lookup<T> task, const Curves<T>& curves, T* gradients) {
+    const int64_t units = curves.units, P = curves.segments + 2;
+    Scratch scratch(units * (sizeof(Table<T>) + 2 * P * sizeof(T)), false);
+    auto* tables = scratch.as<Table<T>>();
+    curves.tabulate(tables, (T*)(tables + units));
+    task.tables = tables;
+    if (!gradients) return task.forward();
+    Scratch cells(units * P * sizeof(Cell));
+    Cell* sums = cells.as<Cell>();
+    task.backward(sums);
+    for (int64_t u = 0; u < units; u++) {
+        const int64_t at = u * curves.each();
+        curves.gradient(tables[u], curves.all + at, sums + u * P, gradients + at);
     }
 }
 
-#define PWLU(suffix, T)                                                                                           \
-    extern "C" void pwlu_##suffix##_forward(int64_t outer, int64_t units, int64_t inner, int64_t threads, const T* x,     \
-                                            T* y, const T* const* p, int64_t segments, double narrowest) {        \
-        pwlu<T>({{outer, units, inner}, threads, nullptr, x, x, y},                                               \
-                {units, segments, (T)narrowest, p[0], p[1], p[2], p[3], p[4]}, nullptr);                          \
-    }                                                                                                             \
-    extern "C" void pwlu_##suffix##_backward(int64_t outer, int64_t units, int64_t inner, int64_t threads, const T* x,    \
-                                             T* dx, const T* const* p, int64_t segments, double narrowest,        \
-                                             const T* g, T* const* dp) {                                          \
-        pwlu<T>({{outer, units, inner}, threads, nullptr, x, g, dx},                                              \
-                {units, segments, (T)narrowest, p[0], p[1], p[2], p[3], p[4]}, dp);                               \
+#define PWLU(suffix, T)                                                                                            \
+    extern "C" void pwlu_##suffix##_forward(int64_t outer, int64_t units, int64_t inner, int64_t threads, const T* x,      \
+                                            T* y, const T* curves, int64_t segments, double narrowest) {           \
+        pwlu<T>({{outer, units, inner}, threads, nullptr, x, x, y}, {units, segments, (T)narrowest, curves}, nullptr);     \
+    }                                                                                                              \
+    extern "C" void pwlu_##suffix##_backward(int64_t outer, int64_t units, int64_t inner, int64_t threads, const T* x,     \
+                                             T* dx, const T* curves, int64_t segments, double narrowest,           \
+                                             const T* g, T* dcurves) {                                             \
+        pwlu<T>({{outer, units, inner}, threads, nullptr, x, g, dx}, {units, segments, (T)narrowest, curves}, dcurves);    \
     }
 PWLU(f32, float)
 PWLU(f64, double)

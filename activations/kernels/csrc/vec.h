@@ -20,7 +20,9 @@ struct Lanes<float> {
     typedef float V __attribute__((ext_vector_type(16)));
     typedef int32_t I __attribute__((ext_vector_type(16)));
     typedef float VU __attribute__((ext_vector_type(16), aligned(4)));
+    typedef uint32_t U __attribute__((ext_vector_type(16)));
     using Int = int32_t;
+    using UInt = uint32_t;
     static constexpr int mantissa = 23, bias = 127;
 };
 template <>
@@ -28,13 +30,17 @@ struct Lanes<double> {
     typedef double V __attribute__((ext_vector_type(8)));
     typedef int64_t I __attribute__((ext_vector_type(8)));
     typedef double VU __attribute__((ext_vector_type(8), aligned(8)));
+    typedef uint64_t U __attribute__((ext_vector_type(8)));
     using Int = int64_t;
+    using UInt = uint64_t;
     static constexpr int mantissa = 52, bias = 1023;
 };
 template <class T>
 using Vec = typename Lanes<T>::V;
 template <class T>
 using IVec = typename Lanes<T>::I;
+template <class T>
+using Unsigned = typename Lanes<T>::U;
 template <class T>
 constexpr int WIDTH = 64 / sizeof(T);
 
