@@ -396,9 +396,9 @@ def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
 
 def head(threads: Sequence[int]) -> str:
     """What the numbers were measured on."""
-    lines = [
-        f"torch {torch.__version__}, {provenance()['cpu']}, {os.cpu_count()} cores, {library.described()}"
-    ]
+    with library.using("auto"):
+        fused = library.described()
+    lines = [f"torch {torch.__version__}, {provenance()['cpu']}, {os.cpu_count()} cores, {fused}"]
     large = torch.zeros(64 * 2**20)  # 256 MB
     room = torch.zeros_like(large)
     for number in threads:

@@ -2,7 +2,7 @@
 #include "pointwise.h"
 
 #define UNIT(name, count)                 \
-    struct name {                         \
+    struct name : Unit {                  \
         static constexpr int params = count; \
         static constexpr bool many = false;
 #define FORWARD  \
@@ -100,7 +100,7 @@ BACKWARD {
 }
 };
 
-struct Apl {  // a_1 ... a_S, b_1 ... b_S
+struct Apl : Unit {  // a_1 ... a_S, b_1 ... b_S
     static constexpr int params = 2;
     static constexpr bool many = true;
     FORWARD {
@@ -122,7 +122,7 @@ struct Apl {  // a_1 ... a_S, b_1 ... b_S
     }
 };
 
-struct NPwlu {  // B_0 ... B_N, Y_0 ... Y_N, S_0 ... S_N+1
+struct NPwlu : Unit {  // B_0 ... B_N, Y_0 ... Y_N, S_0 ... S_N+1
     static constexpr int params = 4;
     static constexpr bool many = true;
     FORWARD {
@@ -135,25 +135,28 @@ struct NPwlu {  // B_0 ... B_N, Y_0 ... Y_N, S_0 ... S_N+1
         }
         return fma(slope, x - anchor, value);
     }
+    // dp gathers the sums of g and of g (x - anchor) over every piece; the knots' follow from them
     BACKWARD {
         const int knots = (n - 1) / 3;
-        // piece k ends at knot k; its anchor is the knot before, for the first piece that knot itself
-        V slope = p[2 * knots], anchor = p[0];
         auto behind = x >= p[0];
-        V here = behind ? V(0) : g;
+        V here = behind ? V(0) : g, total = here * p[2 * knots];
+        dp[0] += here;
         dp[2 * knots] = fma(here, x - p[0], dp[2 * knots]);
-        dp[0] -= here * slope, dp[knots] += here;
-        V total = here * slope;
-        for (int k = 0; k < knots; k++) {
+        for (int k = 0; k < knots; k++) {  // the piece on the right of knot k
             auto next = x >= p[k + 1 < knots ? k + 1 : k];
             here = behind & (k + 1 < knots ? ~next : behind) ? g : V(0);
-            slope = p[2 * knots + k + 1], anchor = p[k];
-            dp[2 * knots + k + 1] = fma(here, x - anchor, dp[2 * knots + k + 1]);
-            V along = here * slope;
-            dp[k] -= along, dp[knots + k] += here, total += along;
+            dp[knots + k] += here;
+            dp[2 * knots + k + 1] = fma(here, x - p[k], dp[2 * knots + k + 1]);
+            total = fma(here, p[2 * knots + k + 1], total);
             behind = next;
         }
         return total;
+    }
+    static void finish(double* dp, const double* p, int n) {
+        const int knots = (n - 1) / 3;
+        const double left = dp[0];
+        for (int k = 0; k < knots; k++) dp[k] = -p[2 * knots + k + 1] * dp[knots + k];
+        dp[0] -= p[2 * knots] * left, dp[knots] += left;
     }
 };
 

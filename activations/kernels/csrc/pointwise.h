@@ -4,6 +4,7 @@
 //     params                       how many p there are; at most MAX_PARAMS where their number varies (``many``)
 //     forward<T>(x, p, n)          f on all lanes
 //     backward<T>(x, g, p, dp, n)  returns g df/dx and adds g df/dp to dp
+//     finish(dp, p, n)             where the sums over all elements are not yet the gradients
 // and all else, memory layouts, threads and exact sums, is done here for all of them alike.
 #pragma once
 
@@ -12,6 +13,10 @@
 constexpr int MAX_PARAMS = 40;
 // vectors that are added up in the input's own precision before their sum goes to a double: at most 64 roundings
 constexpr int64_t BLOCK = 64;
+
+struct Unit {
+    static void finish(double*, const double*, int) {}
+};
 
 template <class T>
 struct Pointwise {
@@ -104,11 +109,14 @@ struct Runner {
             }
         });
         if constexpr (back)
-            for (int k = 0; k < n; k++)
-                for (int64_t c = 0; c < C; c++) {
-                    double total = 0;
-                    for (int64_t part = 0; part < parts; part++) total += all[(part * n + k) * C + c];
-                    t.dp[k][c] = (T)total;
+            for (int64_t c = 0; c < C; c++) {
+                double p[MOST], dp[MOST] = {};
+                for (int k = 0; k < n; k++) {
+                    p[k] = t.p[k][c];
+                    for (int64_t part = 0; part < parts; part++) dp[k] += all[(part * n + k) * C + c];
                 }
+                Unit::finish(dp, p, n);
+                for (int k = 0; k < n; k++) t.dp[k][c] = (T)dp[k];
+            }
     }
 };
