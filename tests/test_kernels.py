@@ -233,6 +233,35 @@ def test_extreme_values(name: str, value: float) -> None:
     )
 
 
+@pytest.mark.parametrize("value", [1e38, -1e38, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", ["pwlu", "pwlu channel", "pwlu of 100", "ditac", "ditac z"])
+def test_parameters_out_of_all_bounds_lead_nowhere_else(name: str, layout: str, value: float) -> None:
+    """A run that diverges must end with NaN, not with a fault of memory."""
+    makes = {
+        "pwlu": lambda: PWLU(20),
+        "pwlu channel": lambda: PWLU(20, per_channel=True),
+        "pwlu of 100": lambda: PWLU(20, segments=100),
+        "ditac": lambda: DiTAC(20),
+        "ditac z": lambda: DiTAC(20, gelu_of="z", zero_boundary=False),
+    }
+    x = (
+        torch.randn(3, 20, 9, 9)
+        .contiguous(memory_format=getattr(torch, f"{layout}_format" if layout == "contiguous" else layout))
+        .requires_grad_()
+    )
+    for at in range(6):
+        unit = makes[name]()
+        (parameter,) = unit.parameters()
+        with torch.no_grad():
+            parameter.view(-1)[at - 2] = value
+        y = unit(x)
+        y.sum().backward()
+        if math.isnan(value) and (at in (2, 3) or name.startswith("ditac")):
+            assert y[:, 0].isnan().any()
+        assert y.shape == x.shape
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     "name", ["pwlu", "pwlu per channel", "prelu", "swish per channel", "ditac", "pau", "gct", "dyrelu b"]

@@ -25,7 +25,11 @@ struct Place {
 
     INLINE Place of(const Table<T>& t) {
         // a distance in a tail acts as one in the tail's first piece
-        return {V(t.origin), V(t.width), V(1 / t.width), V((T(0.5) - t.before) * t.width), V((t.after - T(0.5)) * t.width)};
+        T origin = t.origin, width = t.width, least = T(0.5) - t.before, most = t.after - T(0.5);
+        const T far = (t.before + t.after) * width;
+        // a parameter that is no number, or out of all bounds, must not lead out of the table: all is NaN then
+        if (!(width > 0 && far - far == 0 && 1 / width < T(1) / 0 && origin - origin == 0)) origin = T(0) / 0, width = 1;
+        return {V(origin), V(width), V(1 / width), V(least * width), V(most * width)};
     }
     // the piece of each x, counted from the origin, and how far it is from the piece's anchor
     INLINE IVec<T> find(const Place& p, V x, V& beyond) {
@@ -65,8 +69,8 @@ constexpr int64_t SMALL = 0;
 #endif
 
 typedef double Cell __attribute__((ext_vector_type(2)));  // sums of g and of g (x - anchor)
-constexpr int64_t CHUNK = 512, LATE = 4;
-constexpr int64_t FEW_PIECES = 64;  // at most: have eight cells each
+constexpr int64_t FEW_PIECES = 64;  // at most so many have eight cells each
+constexpr int64_t CHUNK = 512, LATE = 4;  // elements between two loops, vectors between storing and reading
 
 // Which sums a histogram keeps. A sum that many elements in a row are added to is slow, each waits for the one before.
 // So in a table of few pieces every piece has eight cells, for neighbours. In a larger one the tails, which may be hit
