@@ -1,6 +1,6 @@
 """What every activation costs beside nn.ReLU on the CPU: time, memory, and a whole training step of ResNet-20.
 
-python scripts/bench_activations.py                                     # all of it: about 15 minutes on 2 CPU cores
+python scripts/bench_activations.py                                     # all of it: about half an hour on 2 CPU cores
 python scripts/bench_activations.py --units 'pwlu*,ditac' --sizes 98x50 --no-step     # some of it
 python scripts/bench_activations.py --step                              # the training step alone
 
