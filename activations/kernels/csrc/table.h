@@ -352,13 +352,14 @@ struct Lookup {
                 V beyond;
                 for (int64_t r = top, k = 0; r < bottom; r++, k += W) {
                     chunk.put(chunk.piece + k, Place<T>::find(place, load(x + r * C + c, n), beyond) + base);
-                    store(chunk.beyond + k, beyond);
-                    if constexpr (back) chunk.put(chunk.pairs + k, load(g + r * C + c, n), beyond);
+                    if constexpr (back)
+                        chunk.put(chunk.pairs + k, load(g + r * C + c, n), beyond);
+                    else
+                        store(chunk.beyond + k, beyond);
                 }
                 if constexpr (back) {
-                    memcpy(chunk.cell, chunk.piece, length * sizeof(*chunk.cell));
-                    Chunk<T>::count(chunk.cell, chunk.pairs, length, sums);
-                    // the slopes take the place of the distances
+                    Chunk<T>::count(chunk.piece, chunk.pairs, length, sums);
+                    // the slopes stand where the distances do in forward
                     const T* table = tables->pairs;
                     each(chunk.piece, length, [&](int64_t i, int64_t p) { chunk.beyond[i] = table[2 * p + 1]; });
                 } else {
