@@ -327,8 +327,8 @@ def saved(unit: nn.Module, x: Tensor) -> float:
     held: list[Tensor] = []  # kept, lest an address be used twice
 
     def pack(tensor: Tensor) -> Tensor:
-        held.append(tensor)
-        return tensor
+        held.append(tensor.detach())  # with its graph, which holds it, it would never be freed
+        return held[-1]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = unit(x)
