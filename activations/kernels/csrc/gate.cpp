@@ -16,18 +16,6 @@ constexpr int64_t BLOCK = 64;  // vectors added up in the input's own precision 
 constexpr int64_t CACHE = 8192;  // bytes of an input that are worked on together
 constexpr int MOST = 16;       // coefficients of a pass
 
-template <int k>
-struct Number {
-    static constexpr int value = k;
-};
-
-template <class T>
-INLINE IVec<T> lane_numbers() {
-    IVec<T> lanes;
-    for (int l = 0; l < WIDTH<T>; l++) lanes[l] = l;
-    return lanes;
-}
-
 // numbers by sample and channel; a step of 0 shares them
 template <class T>
 struct Operand {

@@ -13,7 +13,16 @@ struct Table {
     T origin, width;        // where piece ``before`` begins, and how wide all are
     int64_t before, after;  // pieces left of the origin and right of it, a tail each
     const T* pairs;         // value and slope of every piece, one after the other
+    T inverse, least, most;
 
+    Table(T left, T wide, int64_t before, int64_t after, const T* pairs)
+        : origin(left), width(wide), before(before), after(after), pairs(pairs) {
+        const T far = (before + after) * width;
+        // a parameter that is no number, or out of all bounds, must not lead out of the table: all is NaN then
+        if (!(width > 0 && far - far == 0 && 1 / width < T(1) / 0 && origin - origin == 0)) origin = T(0) / 0, width = 1;
+        // a distance in a tail acts as one in the tail's first piece
+        inverse = 1 / width, least = (T(0.5) - before) * width, most = (after - T(0.5)) * width;
+    }
     int64_t pieces() const { return before + after; }
 };
 
@@ -24,12 +33,7 @@ struct Place {
     V origin, width, inverse, least, most;
 
     INLINE Place of(const Table<T>& t) {
-        // a distance in a tail acts as one in the tail's first piece
-        T origin = t.origin, width = t.width, least = T(0.5) - t.before, most = t.after - T(0.5);
-        const T far = (t.before + t.after) * width;
-        // a parameter that is no number, or out of all bounds, must not lead out of the table: all is NaN then
-        if (!(width > 0 && far - far == 0 && 1 / width < T(1) / 0 && origin - origin == 0)) origin = T(0) / 0, width = 1;
-        return {V(origin), V(width), V(1 / width), V(least * width), V(most * width)};
+        return {V(t.origin), V(t.width), V(t.inverse), V(t.least), V(t.most)};
     }
     // the piece of each x, counted from the origin, and how far it is from the piece's anchor
     INLINE IVec<T> find(const Place& p, V x, V& beyond) {
@@ -49,13 +53,24 @@ constexpr int64_t SMALL = 32;
 struct InRegisters {
     Vec<float> values[2], slopes[2];
     INLINE InRegisters of(const Table<float>& t) {
-        alignas(64) float table[4][16] = {};
-        for (int64_t p = 0; p < t.pieces(); p++) {
-            const int64_t at = (p - t.before) & 31;  // places count around
-            table[at / 16][at % 16] = t.pairs[2 * p];
-            table[2 + at / 16][at % 16] = t.pairs[2 * p + 1];
+        Vec<float> pairs[4];
+        for (int k = 0; k < 4; k++) {
+            const int64_t rest = 2 * t.pieces() - 16 * k;
+            pairs[k] = load(t.pairs + 16 * k, rest > 16 ? 16 : rest > 0 ? (int)rest : 0);
         }
-        return {{load(table[0]), load(table[1])}, {load(table[2]), load(table[3])}};
+        InRegisters found;
+        for (int k = 0; k < 2; k++) {
+            // places count around: lane l has the pair of place l, or of place l - 32
+            const IVec<float> pair = (lane_numbers<float>() + (int32_t)(16 * k + t.before)) & 31, at = pair + pair;
+            found.values[k] = number(pairs, at), found.slopes[k] = number(pairs, at + 1);
+        }
+        return found;
+    }
+    // lane by lane, of 64 numbers
+    INLINE Vec<float> number(const Vec<float>* all, IVec<float> at) {
+        Vec<float> low = _mm512_permutex2var_ps(all[0], (__m512i)at, all[1]);
+        Vec<float> high = _mm512_permutex2var_ps(all[2], (__m512i)at, all[3]);
+        return at < 32 ? low : high;
     }
     INLINE Vec<float> value(const InRegisters& t, IVec<float> at) {
         return _mm512_permutex2var_ps(t.values[0], (__m512i)at, t.values[1]);
@@ -89,8 +104,7 @@ struct Histogram {
     // the cell of each lane, from the piece counted from the origin
     template <Kind kind>
     INLINE IVec<T> at(const Histogram& h, IVec<T> piece) {
-        IVec<T> lane;
-        for (int l = 0; l < WIDTH<T>; l++) lane[l] = l;
+        const auto lane = lane_numbers<T>();
         if constexpr (kind == FEW) return piece * 8 + ((lane & 7) + 8 * h.before);
         const I inside = h.last - h.first;
         IVec<T> cell = piece - h.first;
@@ -288,7 +302,7 @@ struct Lookup {
         const int64_t size = at.size(), length = run_length(), C = at.units;
         const int64_t runs = by_rows() ? at.outer : (size + length - 1) / length;
         for_parts(count_parts(threads, runs, size), runs, [&](int64_t, int64_t first, int64_t last) {
-            if (by_rows()) return rows<false>(first, last, nullptr);
+            if (by_rows()) return rows<false>(first, last, Histogram<T>(), nullptr);
             for (int64_t r = first; r < last; r++) {
                 int64_t i = r * length;
                 forward_run(tables[r % C], x + i, out + i, size - i < length ? size - i : length);
@@ -297,17 +311,17 @@ struct Lookup {
     }
 
     void backward(Cell* sums) const {
-        const int64_t size = at.size(), length = run_length(), C = at.units, P = pieces();
+        const int64_t size = at.size(), length = run_length(), C = at.units;
         const Histogram<T> histogram = this->histogram();
         // one unit after the other where tables are large, else in the order of memory
         const bool by_unit = C > 1 && !by_rows() && histogram.kind != FEW;
         const int64_t work = by_rows() ? at.outer : (by_unit ? C : (size + length - 1) / length);
         const int64_t parts = count_parts(threads, work, size);
-        const int64_t cells_each = by_rows() ? C * P : (by_unit ? 1 : C) * histogram.size();
+        const int64_t cells_each = (by_unit ? 1 : C) * histogram.size();
         Scratch scratch(parts * cells_each * sizeof(Cell));
         for_parts(parts, work, [&](int64_t part, int64_t first, int64_t last) {
             Cell* cells = scratch.as<Cell>() + part * cells_each;
-            if (by_rows()) return rows<true>(first, last, cells);
+            if (by_rows()) return rows<true>(first, last, histogram, cells);
             for (int64_t r = first; r < last && !by_unit; r++) {
                 int64_t i = r * length, c = r % C, n = size - i < length ? size - i : length;
                 backward_run(tables[c], histogram, x + i, g + i, out + i, n, cells + c * histogram.size());
@@ -322,56 +336,47 @@ struct Lookup {
         });
         for (int64_t part = 0; part < parts; part++) {
             Cell* cells = scratch.as<Cell>() + part * cells_each;
-            for (int64_t i = 0; i < C * P && by_rows(); i++) sums[i] += cells[i];
-            for (int64_t c = 0; c < C && !by_rows() && !by_unit; c++)
+            for (int64_t c = 0; c < C && !by_unit; c++)
                 histogram.collect(cells + c * histogram.size(), sums + c * histogram.sums());
         }
     }
 
-    // units side by side, each lane with a table of its own
+    // units side by side: some rows of some units are turned round, worked on unit by unit, and turned back
     template <bool back>
-    void rows(int64_t first, int64_t last, Cell* sums) const {
-        using V = Vec<T>;
+    void rows(int64_t first, int64_t last, const Histogram<T>& histogram, Cell* cells) const {
         constexpr int W = WIDTH<T>;
-        const int64_t C = at.units, P = pieces();
-        constexpr int64_t ROWS = CHUNK / W;
-        Chunk<T> chunk;
+        constexpr int64_t SIDE = 4 * W, ROWS = 2 * SIDE, STEP = ROWS + W;  // no power of two, which would thrash the cache
+        const int64_t C = at.units;
+        alignas(64) T own[SIDE * STEP], down[back ? SIDE * STEP : 1];
         for (int64_t top = first; top < last; top += ROWS) {
-            const int64_t bottom = top + ROWS < last ? top + ROWS : last, length = (bottom - top) * W;
-            for (int64_t c = 0; c < C; c += W) {
-                int n = C - c < W ? (int)(C - c) : W;
-                Place<T> place = Place<T>::of(tables[c]);
-                IVec<T> base;
-                for (int l = 0; l < W; l++) {
-                    const int64_t u = l < n ? c + l : c;  // lanes without a unit count nothing, as g is 0
-                    const auto own = Place<T>::of(tables[u]);
-                    place.origin[l] = own.origin[0], place.width[l] = own.width[0], place.inverse[l] = own.inverse[0];
-                    place.least[l] = own.least[0], place.most[l] = own.most[0];
-                    base[l] = (typename Lanes<T>::Int)(u * P + tables->before);
+            const int64_t length = last - top < ROWS ? last - top : ROWS;
+            for (int64_t c = 0; c < C; c += SIDE) {
+                const int64_t side = C - c < SIDE ? C - c : SIDE, share = (ROWS + side - 1) / side;
+                const int64_t next = c + SIDE < C ? c + SIDE : 0, wide = C - next < SIDE ? C - next : SIDE;
+                const int64_t following = (next ? top : top + ROWS) * C + next;
+                for (int64_t r = 0; r < length; r += W) {
+                    const int64_t i = (top + r) * C + c, height = length - r < W ? length - r : W;
+                    turn(x + i, C, height, side, own + r, STEP);
+                    if constexpr (back) turn(g + i, C, height, side, down + r, STEP);
                 }
-                V beyond;
-                for (int64_t r = top, k = 0; r < bottom; r++, k += W) {
-                    chunk.put(chunk.piece + k, Place<T>::find(place, load(x + r * C + c, n), beyond) + base);
+                for (int64_t l = 0; l < side; l++) {
+                    // beside the work some rows of what comes next
+                    for (int64_t k = 0; k < share; k++) {
+                        const int64_t row = following + (l * share + k) * C;
+                        for (int64_t i = row; i < row + wide; i += W) {
+                            __builtin_prefetch(x + i, 0, 2);
+                            if (back) __builtin_prefetch(g + i, 0, 2);
+                            __builtin_prefetch(out + i, 1, 2);
+                        }
+                    }
+                    T *run = own + l * STEP, *gradient = down + l * STEP;
                     if constexpr (back)
-                        chunk.put(chunk.pairs + k, load(g + r * C + c, n), beyond);
+                        backward_run(tables[c + l], histogram, run, gradient, run, length, cells + (c + l) * histogram.size());
                     else
-                        store(chunk.beyond + k, beyond);
+                        forward_run(tables[c + l], run, run, length);
                 }
-                if constexpr (back) {
-                    Chunk<T>::count(chunk.piece, chunk.pairs, length, sums);
-                    // the slopes stand where the distances do in forward
-                    const T* table = tables->pairs;
-                    each(chunk.piece, length, [&](int64_t i, int64_t p) { chunk.beyond[i] = table[2 * p + 1]; });
-                } else {
-                    chunk.read_pairs(tables->pairs, length);
-                }
-                for (int64_t r = top, k = 0; r < bottom; r++, k += W) {
-                    V number = load(chunk.beyond + k);
-                    if constexpr (back)
-                        store(out + r * C + c, load(g + r * C + c, n) * number, n);
-                    else
-                        store(out + r * C + c, fma(chunk.slope(chunk.pairs + k), number, chunk.value(chunk.pairs + k)), n);
-                }
+                for (int64_t r = 0; r < length; r += W)
+                    turn(own + r, STEP, side, length - r < W ? length - r : W, out + (top + r) * C + c, C);
             }
         }
     }

@@ -82,6 +82,85 @@ INLINE void store(T* p, Vec<T> v, int n) {
 #endif
 }
 
+// 0, 1, 2 ...
+template <class T>
+INLINE IVec<T> lane_numbers() {
+    IVec<T> lanes;
+    for (int l = 0; l < WIDTH<T>; l++) lanes[l] = l;
+    return lanes;
+}
+
+// a number that the compiler knows
+template <int k>
+struct Number {
+    static constexpr int value = k;
+    constexpr operator int() const { return k; }
+};
+
+// ---- turning: to[c, r] = from[r, c], rows being a step apart
+
+template <int s, class V>
+INLINE V first_halves(V a, V b) {  // of every 2 s lanes
+#define LANE(l) (l & s ? WIDTH + l - s : l)
+    if constexpr (sizeof(a[0]) == 4) {
+        constexpr int WIDTH = 16;
+        return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7), LANE(8),
+                                       LANE(9), LANE(10), LANE(11), LANE(12), LANE(13), LANE(14), LANE(15));
+    } else {
+        constexpr int WIDTH = 8;
+        return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
+    }
+#undef LANE
+}
+template <int s, class V>
+INLINE V second_halves(V a, V b) {
+#define LANE(l) (l & s ? WIDTH + l : l + s)
+    if constexpr (sizeof(a[0]) == 4) {
+        constexpr int WIDTH = 16;
+        return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7), LANE(8),
+                                       LANE(9), LANE(10), LANE(11), LANE(12), LANE(13), LANE(14), LANE(15));
+    } else {
+        constexpr int WIDTH = 8;
+        return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
+    }
+#undef LANE
+}
+template <class T, int s = WIDTH<T> / 2>
+INLINE void turn(Vec<T>* v) {
+#pragma unroll
+    for (int i = 0; i < WIDTH<T>; i++)
+        if (!(i & s)) {
+            const Vec<T> a = v[i], b = v[i + s];
+            v[i] = first_halves<s>(a, b), v[i + s] = second_halves<s>(a, b);
+        }
+    if constexpr (s > 1) turn<T, s / 2>(v);
+}
+template <class T, class Height, class Width>
+INLINE void turn_block(const T* from, int64_t from_step, Height height, T* to, int64_t to_step, Width width) {
+    Vec<T> v[WIDTH<T>];
+#pragma unroll
+    for (int k = 0; k < WIDTH<T>; k++) v[k] = k < height ? load(from + k * from_step, width) : Vec<T>(0);
+    turn<T>(v);
+#pragma unroll
+    for (int k = 0; k < WIDTH<T>; k++)
+        if (k < width) store(to + k * to_step, v[k], height);
+}
+template <class T>
+void turn(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
+    constexpr int W = WIDTH<T>;
+    const Number<W> all;
+    for (int64_t r = 0; r < rows; r += W)
+        for (int64_t c = 0; c < columns; c += W) {
+            const T* block = from + r * from_step + c;
+            T* turned = to + c * to_step + r;
+            const int height = rows - r < W ? (int)(rows - r) : W, width = columns - c < W ? (int)(columns - c) : W;
+            if (height == W && width == W)
+                turn_block(block, from_step, all, turned, to_step, all);
+            else
+                turn_block(block, from_step, height, turned, to_step, width);
+        }
+}
+
 // ---- sums in double
 
 INLINE double sum(Vec<double> v) {
