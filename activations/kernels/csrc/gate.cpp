@@ -327,7 +327,7 @@ STEP {
 
 PASS(AconBack, 3, 3, true, true, true, false, false)
 STEP {
-    V d = c[1] - c[2], z = d * x, on = sigmoid<T>(c[0] * z), slope = on * z * (T(1) - on);
+    V d = c[1] - c[2], z = d * x, on = sigmoid<T>(c[0] * z), y = on * z, slope = fma(-y, on, y);
     V dz = g * fma(c[0], slope, on);
     s[0] = fma(g * z, slope, s[0]);
     s[1] = fma(dz, x, s[1]);

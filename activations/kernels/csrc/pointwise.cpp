@@ -24,8 +24,8 @@ BACKWARD {
 UNIT(Swish, 1)  // beta
 FORWARD { return x * sigmoid<T>(p[0] * x); }
 BACKWARD {
-    V s = sigmoid<T>(p[0] * x), slope = s * x * (T(1) - s);
-    dp[0] += g * x * slope;
+    V s = sigmoid<T>(p[0] * x), y = s * x, slope = fma(-y, s, y);
+    dp[0] = fma(g * x, slope, dp[0]);
     return g * fma(p[0], slope, s);
 }
 };
@@ -36,10 +36,10 @@ FORWARD {
     return fma(z, sigmoid<T>(p[2] * z), p[1] * x);
 }
 BACKWARD {
-    V d = p[0] - p[1], z = d * x, s = sigmoid<T>(p[2] * z), slope = s * z * (T(1) - s);
+    V d = p[0] - p[1], z = d * x, s = sigmoid<T>(p[2] * z), y = s * z, slope = fma(-y, s, y);
     V dz = g * fma(p[2], slope, s), gx = g * x;
     dp[0] = fma(dz, x, dp[0]);
-    dp[1] += gx - dz * x;
+    dp[1] += fma(-dz, x, gx);
     dp[2] = fma(g * z, slope, dp[2]);
     return fma(dz, d, g * p[1]);
 }
@@ -193,11 +193,11 @@ INLINE V clamped(V x) {
     return x > V(saturated) ? V(saturated) : x;
 }
 FORWARD {
-    V e = exp<T>(clamped<T>(x)), m = expm1<T>(e + e);
-    return x * m * reciprocal<T>(m + T(2));
+    V e = exp<T>(clamped<T>(x)), m = expm1_of_few<T>(e + e);
+    return x * (m * reciprocal<T>(m + T(2)));
 }
 BACKWARD {
-    V e = exp<T>(clamped<T>(x)), m = expm1<T>(e + e), r = reciprocal<T>(m + T(2)), t = m * r;
+    V e = exp<T>(clamped<T>(x)), m = expm1_of_few<T>(e + e), r = reciprocal<T>(m + T(2)), t = m * r;
     // 1 - tanh^2 = 4 (m + 1) / (m + 2)^2, without the difference of what is nearly equal
     V slope = fma(x * e, T(4) * (m + T(1)) * r * r, t);
     return g * (x > V(T(20)) ? V(1) : slope);

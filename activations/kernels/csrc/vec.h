@@ -274,12 +274,50 @@ inline __attribute__((always_inline)) Vec<float> reciprocal<float>(Vec<float> x)
     return fma(y, fma(-x, y, Vec<float>(1)), y);
 }
 #endif
+// of a NaN it may be a number: the units multiply it by x
 template <class T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
-    auto e = split_exp<T>(-x);
-    Vec<T> s = reciprocal<T>(from_bits<T>(bits<T>(e.rest + T(1)) + e.power) + T(1));
+    const Vec<T> s = reciprocal<T>(exp<T>(-x) + T(1));
     return x < Vec<T>(-LIMIT<T>) ? Vec<T>(0) : s;
 }
+// exp(x) - 1 for x between 0 and 80
+template <class T>
+INLINE Vec<T> expm1_of_few(Vec<T> x) {
+    return expm1<T>(x);
+}
+#ifdef __AVX512F__
+// in float with fewer instructions: 2^n 2^f, the latter by a minimax polynomial (2e-9), the former by an instruction
+struct Exp2 {
+    Vec<float> f, factor, n;  // 2^f = 1 + f * factor
+};
+// of sign * x
+INLINE Exp2 split_exp2(Vec<float> x, float sign = 1) {
+    using V = Vec<float>;
+    const V log2e = V(sign * 1.44269504f), n = _mm512_roundscale_ps(x * log2e, 0), f = fma(x, log2e, -n);
+    V p = fma(V(1.535336196e-4f), f, V(1.339887502e-3f));
+    p = fma(p, f, V(9.618436918e-3f));
+    p = fma(p, f, V(5.550332367e-2f));
+    p = fma(p, f, V(2.402264774e-1f));
+    return {f, fma(p, f, V(6.931471825e-1f)), n};
+}
+template <>
+inline __attribute__((always_inline)) Vec<float> exp<float>(Vec<float> x) {
+    const auto e = split_exp2(_mm512_range_ps(x, Vec<float>(104), 2));  // the smaller of both, with the sign of x
+    return _mm512_scalef_ps(fma(e.f, e.factor, Vec<float>(1)), e.n);
+}
+template <>
+inline __attribute__((always_inline)) Vec<float> expm1_of_few<float>(Vec<float> x) {
+    const auto e = split_exp2(x);
+    const Vec<float> scale = _mm512_scalef_ps(Vec<float>(1), e.n);
+    return fma(scale * e.f, e.factor, scale - 1);
+}
+template <>
+inline __attribute__((always_inline)) Vec<float> sigmoid<float>(Vec<float> x) {
+    const auto e = split_exp2(_mm512_range_ps(x, Vec<float>(88), 2), -1);
+    const Vec<float> s = reciprocal<float>(_mm512_scalef_ps(fma(e.f, e.factor, Vec<float>(1)), e.n) + 1);
+    return x < Vec<float>(-88) ? Vec<float>(0) : s;
+}
+#endif
 
 // ---- natural logarithm of positive normal numbers: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m by artanh's series
 
