@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activations.base import Activation, check_bool, check_finite
+from activations.kernels import library
+
+# elements from which our kernel outruns torch's SiLU
+MANY = 2**18
 
 
 class Swish(Activation):
@@ -46,9 +50,9 @@ class Swish(Activation):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.beta, Tensor):
             return self.pointwise("swish", _swish, x, self.beta)
-        return (
-            F.silu(x) if self.beta == 1 else self.pointwise("swish", _swish, x, x.new_full((1,), self.beta))
-        )
+        if self.beta == 1 and not (library.fusable(x) and x.numel() >= MANY):
+            return F.silu(x)
+        return self.pointwise("swish", _swish, x, x.new_full((1,), self.beta))
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -35,7 +35,7 @@ from activations.se_relu import SEReLU
 from activations.sine import Sine
 from activations.snake import Snake
 from activations.srelu import SReLU
-from activations.swish import Swish
+from activations.swish import MANY, Swish
 from activations.tanh_exp import TanhExp
 from activations.torch_nn import ReLU
 
@@ -90,7 +90,9 @@ UNITS: dict[str, Callable[..., Activation]] = {
 SHAPES = [
     (5, 3),
     (98, 50),
+    (150, 70),
     (4, 17, 9),
+    (23, 3, 7, 7),
     (3, 6, 5, 4),
     (2, 33, 1, 1),
     (1, 1, 7, 1),
@@ -181,6 +183,14 @@ def test_fused_is_the_reference(name: str, data: st.DataObject) -> None:
     compare(
         name, unit, x, arranged(g, data.draw(st.sampled_from(["contiguous", "channels_last", "expanded"])))
     )
+
+
+@pytest.mark.parametrize("size", [MANY - 1, MANY])
+def test_swish_of_beta_one_is_fused_where_elements_are_many(size: int) -> None:
+    x = torch.linspace(-20, 20, size).view(1, size)
+    y = Swish(size)(x.requires_grad_())
+    assert ("Pointwise" in y.grad_fn.name()) == (size == MANY)
+    compare("swish", Swish(size), x, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

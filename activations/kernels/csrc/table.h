@@ -85,6 +85,7 @@ constexpr int64_t SMALL = 0;
 
 typedef double Cell __attribute__((ext_vector_type(2)));  // sums of g and of g (x - anchor)
 constexpr int64_t FEW_PIECES = 64;  // at most so many have eight cells each
+constexpr int64_t SHORT = 64, GROUP = 256;  // runs that are joined, and the elements of them that are
 constexpr int64_t CHUNK = 512, LATE = 4;  // elements between two loops, vectors between storing and reading
 
 // Which sums a histogram keeps. A sum that many elements in a row are added to is slow, each waits for the one before.
@@ -276,9 +277,12 @@ struct Lookup {
         Kind kind = learnt ? LEARNT : (pieces() <= FEW_PIECES ? FEW : TAILS);
         return {kind, before, before + after, learnt ? 0 : 1 - before, learnt ? (I)learnt : after - 1};
     }
-    bool by_rows() const { return at.units > 1 && at.inner == 1; }
     // the elements of one unit lie in ``outer`` runs of ``inner``; a single unit's are cut into runs
     int64_t run_length() const { return at.units > 1 ? at.inner : 16 * CHUNK; }
+    bool by_rows() const { return at.units > 1 && at.inner == 1; }
+    // runs that are too short to prepare for each
+    bool by_groups() const { return at.units > 1 && at.inner > 1 && at.inner < SHORT; }
+    int64_t samples() const { return GROUP / at.inner; }
 
     static void forward_run(const Table<T>& t, const T* x, T* y, int64_t size) {
         if (t.pieces() <= SMALL_OF<T>)
@@ -298,11 +302,18 @@ struct Lookup {
             table_backward<T, false, TAILS>(t, histogram, x, g, dx, size, cells);
     }
 
+    int64_t pieces_of_work(bool by_unit) const {
+        if (by_rows()) return at.outer;
+        if (by_groups()) return (at.outer + samples() - 1) / samples();
+        return by_unit ? at.units : (at.size() + run_length() - 1) / run_length();
+    }
+
     void forward() const {
         const int64_t size = at.size(), length = run_length(), C = at.units;
-        const int64_t runs = by_rows() ? at.outer : (size + length - 1) / length;
+        const int64_t runs = pieces_of_work(false);
         for_parts(count_parts(threads, runs, size), runs, [&](int64_t, int64_t first, int64_t last) {
             if (by_rows()) return rows<false>(first, last, Histogram<T>(), nullptr);
+            if (by_groups()) return groups<false>(first, last, Histogram<T>(), nullptr);
             for (int64_t r = first; r < last; r++) {
                 int64_t i = r * length;
                 forward_run(tables[r % C], x + i, out + i, size - i < length ? size - i : length);
@@ -314,14 +325,15 @@ struct Lookup {
         const int64_t size = at.size(), length = run_length(), C = at.units;
         const Histogram<T> histogram = this->histogram();
         // one unit after the other where tables are large, else in the order of memory
-        const bool by_unit = C > 1 && !by_rows() && histogram.kind != FEW;
-        const int64_t work = by_rows() ? at.outer : (by_unit ? C : (size + length - 1) / length);
+        const bool by_unit = C > 1 && !by_rows() && !by_groups() && histogram.kind != FEW;
+        const int64_t work = pieces_of_work(by_unit);
         const int64_t parts = count_parts(threads, work, size);
         const int64_t cells_each = (by_unit ? 1 : C) * histogram.size();
         Scratch scratch(parts * cells_each * sizeof(Cell));
         for_parts(parts, work, [&](int64_t part, int64_t first, int64_t last) {
             Cell* cells = scratch.as<Cell>() + part * cells_each;
             if (by_rows()) return rows<true>(first, last, histogram, cells);
+            if (by_groups()) return groups<true>(first, last, histogram, cells);
             for (int64_t r = first; r < last && !by_unit; r++) {
                 int64_t i = r * length, c = r % C, n = size - i < length ? size - i : length;
                 backward_run(tables[c], histogram, x + i, g + i, out + i, n, cells + c * histogram.size());
@@ -339,6 +351,42 @@ struct Lookup {
             for (int64_t c = 0; c < C && !by_unit; c++)
                 histogram.collect(cells + c * histogram.size(), sums + c * histogram.sums());
         }
+    }
+
+    // one run from x, g, and to out, where it may be x
+    template <bool back>
+    INLINE void one_run(const Lookup& w, int64_t unit, T* x, const T* g, int64_t size, const Histogram<T>& histogram,
+                        Cell* cells) {
+        if constexpr (back)
+            backward_run(w.tables[unit], histogram, x, g, x, size, cells + unit * histogram.size());
+        else
+            forward_run(w.tables[unit], x, x, size);
+    }
+
+    // short runs: those of some samples are joined
+    template <bool back>
+    void groups(int64_t first, int64_t last, const Histogram<T>& histogram, Cell* cells) const {
+        alignas(64) T own[GROUP + WIDTH<T>], down[GROUP + WIDTH<T>];
+        const int64_t C = at.units, inner = at.inner;
+        for (int64_t n = first * samples(); n < last * samples() && n < at.outer; n += samples()) {
+            const int64_t count = at.outer - n < samples() ? at.outer - n : samples();
+            for (int64_t c = 0; c < C; c++) {
+                const int64_t start = (n * C + c) * inner;
+                copy(x + start, C * inner, own, inner, count);
+                if constexpr (back) copy(g + start, C * inner, down, inner, count);
+                one_run<back>(*this, c, own, down, count * inner, histogram, cells);
+                copy(own, inner, out + start, C * inner, count);
+            }
+        }
+    }
+    // ``count`` runs, each a step from the next
+    void copy(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t count) const {
+        constexpr int W = WIDTH<T>;
+        for (int64_t k = 0; k < count; k++, from += from_step, to += to_step)
+            for (int64_t i = 0; i < at.inner; i += W) {
+                const int n = at.inner - i < W ? (int)(at.inner - i) : W;
+                store(to + i, load(from + i, n), n);
+            }
     }
 
     // units side by side: some rows of some units are turned round, worked on unit by unit, and turned back
@@ -369,11 +417,7 @@ struct Lookup {
                             __builtin_prefetch(out + i, 1, 2);
                         }
                     }
-                    T *run = own + l * STEP, *gradient = down + l * STEP;
-                    if constexpr (back)
-                        backward_run(tables[c + l], histogram, run, gradient, run, length, cells + (c + l) * histogram.size());
-                    else
-                        forward_run(tables[c + l], run, run, length);
+                    one_run<back>(*this, c + l, own + l * STEP, down + (back ? l * STEP : 0), length, histogram, cells);
                 }
                 for (int64_t r = 0; r < length; r += W)
                     turn(own + r, STEP, side, length - r < W ? length - r : W, out + (top + r) * C + c, C);
