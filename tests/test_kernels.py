@@ -189,7 +189,7 @@ def test_fused_is_the_reference(name: str, data: st.DataObject) -> None:
 def test_swish_of_beta_one_is_fused_where_elements_are_many(size: int) -> None:
     x = torch.linspace(-20, 20, size).view(1, size)
     y = Swish(size)(x.requires_grad_())
-    assert ("Pointwise" in y.grad_fn.name()) == (size == MANY)
+    assert ("Pointwise" in type(y.grad_fn).__name__) == (size == MANY)
     compare("swish", Swish(size), x, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
 
 
