@@ -20,10 +20,12 @@ VALUE, SLOPE, REACH = 4e-7, 8e-4, 6.0
 class Frame(NamedTuple):
     """What a unit's table has besides theta."""
 
-    pairs: Tensor  # (pieces, 2) value and slope, those of [a, b] still empty; the first and the last piece are tails
     numbers: Tensor  # (8,) float64, Frame of csrc/ditac.cpp
     weights: Tensor | None  # (points,) float64: y is weights T(x) on [a, b]; None: GELU(T(x))
     basis: Tensor  # (cells + 1, d)
+    pairs: (
+        Tensor  # (pieces, 2) value and slope, those of [a, b] empty; the first and the last piece are tails
+    )
 
 
 def make_frame(
@@ -67,10 +69,10 @@ def make_frame(
     cells, d = basis.shape[0] - 1, basis.shape[1]
     numbers = [points, parts, left + 1, (points - 1) * parts + right + 1, d, cells, a, b]
     return Frame(
-        torch.cat(pieces).to(dtype),
         torch.tensor(numbers, dtype=torch.float64),
         weights,
         basis.to(dtype).contiguous(),
+        torch.cat(pieces).to(dtype),
     )
 
 
@@ -106,8 +108,8 @@ def _tail(f: Callable[[Tensor], Tensor], end: float, width: float) -> Tensor:
 
 @cache
 def _kernels(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    forward = library.function("ditac_{}_forward", dtype, "ppiippppp")
-    return forward, library.function("ditac_{}_backward", dtype, "ppiippppppp")
+    forward = library.function("ditac_{}_forward", dtype, "ppppippipp")
+    return forward, library.function("ditac_{}_backward", dtype, "ppppippipppp")
 
 
 class DiTACTable(torch.autograd.Function):
@@ -124,41 +126,30 @@ class DiTACTable(torch.autograd.Function):
         x: Tensor,
         theta: Tensor,
     ) -> Tensor:
-        y, pairs = torch.empty_like(x), frame.pairs.clone()
-        ctx.save_for_backward(x, theta, pairs)
+        # in float64: two numbers a point that the flow leaves for its gradient, then the table
+        size = 2 * int(frame.numbers[0]) + frame.pairs.nbytes // 8
+        y, made = torch.empty_like(x), torch.empty(size, dtype=torch.float64)
+        ctx.save_for_backward(x, theta, made)
         ctx.reference, ctx.frame = reference, frame
-        _kernels(x.dtype)[0](
-            frame.numbers.data_ptr(),
-            frame.weights.data_ptr() if frame.weights is not None else None,
-            x.numel(),
-            torch.get_num_threads(),
-            theta.data_ptr(),
-            frame.basis.data_ptr(),
-            pairs.data_ptr(),
-            x.data_ptr(),
-            y.data_ptr(),
-        )
+        _kernels(x.dtype)[0](*_shared(frame, x, theta, made), x.data_ptr(), y.data_ptr())
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, theta, pairs = ctx.saved_tensors
-        frame = ctx.frame
+        x, theta, made = ctx.saved_tensors
         if library.by_reference(g):
             needed = ctx.needs_input_grad[2:]
             return None, None, *library.through_reference(ctx.reference, (x, theta), needed, g)
         g, dx, dtheta = library.alike(g, x), torch.empty_like(x), torch.empty_like(theta)
         _kernels(x.dtype)[1](
-            frame.numbers.data_ptr(),
-            frame.weights.data_ptr() if frame.weights is not None else None,
-            x.numel(),
-            torch.get_num_threads(),
-            theta.data_ptr(),
-            frame.basis.data_ptr(),
-            pairs.data_ptr(),
-            x.data_ptr(),
-            dx.data_ptr(),
-            g.data_ptr(),
-            dtheta.data_ptr(),
+            *_shared(ctx.frame, x, theta, made),
+            *(x.data_ptr(), dx.data_ptr(), g.data_ptr(), dtheta.data_ptr()),
         )
         return None, None, dx, dtheta
+
+
+def _shared(frame: Frame, x: Tensor, theta: Tensor, made: Tensor) -> tuple[int | None, ...]:
+    """What both kernels take first."""
+    weights = None if frame.weights is None else frame.weights.data_ptr()
+    constants = frame.numbers.data_ptr(), weights, frame.basis.data_ptr(), frame.pairs.data_ptr()
+    return *constants, torch.get_num_threads(), theta.data_ptr(), made.data_ptr(), x.numel()

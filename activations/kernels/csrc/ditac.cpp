@@ -19,17 +19,19 @@ struct Frame {
 
 template <class T>
 struct Ditac {
+    using Path = Flow<sizeof(T) == 4>;
     const Frame f;
     const T *theta, *basis;  // (d,), (cells + 1, d)
     T* pairs;                // of all pieces; those on [a, b] are made here
+    double *time, *way;      // (points,) each, what the flow leaves for its gradient
 
     int64_t n() const { return f.points; }
     double per_width() const { return (n() - 1) / (f.b - f.a); }
     // room for two numbers a point, for the flow and for two numbers a cell
-    int64_t doubles() const { return 2 * (n() + 8) + Flow::doubles(f.cells) + 2 * (f.cells + 1); }
+    int64_t doubles() const { return 2 * (n() + 8) + Path::doubles(f.cells) + 2 * (f.cells + 1); }
 
-    Flow flow(double* memory) const {
-        Flow flow(f.cells, memory);
+    Path flow(double* memory) const {
+        Path flow(f.cells, memory);
         for (int64_t k = 0; k <= f.cells; k++) {
             double v = 0;
             for (int64_t j = 0; j < f.d; j++) v += (double)basis[k * f.d + j] * theta[j];
@@ -41,53 +43,59 @@ struct Ditac {
     // y at the points of the table, from T on [0, 1], in place; ``slopes``: dy/dT
     void respond(double* y, double* slopes) const {
         const double length = f.b - f.a;
-        for (int64_t i = 0; i < n(); i++) {
-            double t = fma(length, y[i], f.a), cdf = f.weights ? f.weights[i] : 0.5 * erfc(-t * M_SQRT1_2);
+        for (int64_t i = 0; i < n() && f.weights; i++)
+            y[i] = fma(length, y[i], f.a) * f.weights[i], slopes[i] = length * f.weights[i];
+        for (int64_t i = 0; i < n() && !f.weights; i++) {
+            double t = fma(length, y[i], f.a), cdf = 0.5 * erfc(-t * M_SQRT1_2);
             y[i] = t * cdf;
-            slopes[i] = length * (f.weights ? cdf : cdf + t * ::exp(-0.5 * t * t) * 0.3989422804014327);
+            slopes[i] = length * (cdf + t * ::exp(-0.5 * t * t) * 0.3989422804014327);
         }
     }
 
     void tabulate() const {
         Scratch scratch(doubles() * sizeof(double), false);
         double *y = scratch.as<double>(), *slopes = y + n() + 8;
-        flow(slopes + n() + 8).forward(n(), y);
+        flow(slopes + n() + 8).forward(n(), y, time, way);
         respond(y, slopes);
         const double part = 1.0 / f.parts, per = per_width();
         T* pair = pairs + 2 * f.before;
-        for (int64_t i = 0; i + 1 < n(); i++) slopes[i] = y[i + 1] - y[i];
-        for (int64_t i = 0; i + 1 < n() && f.parts == 1; i++) pair[2 * i] = (T)y[i], pair[2 * i + 1] = (T)(slopes[i] * per);
+        for (int64_t i = 0; i + 1 < n() && f.parts == 1; i++)
+            pair[2 * i] = (T)y[i], pair[2 * i + 1] = (T)((y[i + 1] - y[i]) * per);
         for (int64_t i = 0; i + 1 < n() && f.parts > 1; i++)
             for (int64_t k = 0; k < f.parts; k++, pair += 2)
-                pair[0] = (T)(y[i] + k * part * slopes[i]), pair[1] = (T)(slopes[i] * per);
+                pair[0] = (T)(y[i] + k * part * (y[i + 1] - y[i])), pair[1] = (T)((y[i + 1] - y[i]) * per);
     }
     Table<T> table() const {
         return {(T)f.a, (T)((f.b - f.a) / ((n() - 1) * f.parts)), f.before, f.after, pairs};
     }
+    int64_t learnt() const { return (n() - 1) * f.parts; }  // pieces
     Lookup<T> lookup(int64_t size, int64_t threads, const Table<T>& table, const T* x, const T* g, T* out) const {
-        return {{1, 1, size}, threads, &table, x, g, out, (n() - 1) * f.parts};
+        return {{1, 1, size}, threads, &table, x, g, out, learnt()};
     }
     void gradient(const Cell* sums, T* dtheta) const {
         Scratch scratch(doubles() * sizeof(double), false);
         double *y = scratch.as<double>(), *slopes = y + n() + 8, *memory = slopes + n() + 8;
-        Flow flow = this->flow(memory);
-        double *passed = memory + Flow::doubles(f.cells), *dvelocity = passed + f.cells + 1;
-        if (!f.weights) flow.forward(n(), y);  // dy/dT depends on T
+        Path flow = this->flow(memory);
+        double *passed = memory + Path::doubles(f.cells), *dvelocity = passed + f.cells + 1;
+        if (!f.weights) flow.forward(n(), y, time, way);  // dy/dT depends on T
         respond(y, slopes);
         const double per = per_width(), part = 1 / (per * f.parts);
         memset(passed, 0, 2 * (f.cells + 1) * sizeof(double));
-        const Cell* inside = sums;
+        // of the heights at the points, and through the slopes on either side of them
+        if (f.parts == 1) {
+            for (int64_t i = 1; i + 1 < n(); i++) slopes[i] *= fma(per, sums[i - 1].y - sums[i].y, sums[i].x);
+            slopes[0] *= fma(per, -sums[0].y, sums[0].x), slopes[n() - 1] *= per * sums[n() - 2].y;
+        }
         double below = 0;
-        for (int64_t i = 0; i < n(); i++) {
-            double value = 0, here = 0;  // of the height at this point, and of the slope on its right
-            if (i + 1 < n()) value = inside->x, here = inside->y, inside++;
-            for (int64_t k = 1; k < f.parts && i + 1 < n(); k++, inside++)
-                value += inside->x, here += fma(k * part, inside->x, inside->y);
+        for (int64_t i = 0; i < n() && f.parts > 1; i++) {
+            double value = 0, here = 0;
+            for (int64_t k = 0; k < f.parts && i + 1 < n(); k++, sums++)
+                value += sums->x, here += fma(k * part, sums->x, sums->y);
             here *= per;
             slopes[i] *= value - here + below;
             below = here;
         }
-        flow.backward(n(), slopes, passed, dvelocity);
+        flow.backward(n(), time, way, slopes, passed, dvelocity);
         for (int64_t j = 0; j < f.d; j++) {
             double total = 0;
             for (int64_t k = 0; k <= f.cells; k++) total += dvelocity[k] * basis[k * f.d + j];
@@ -96,21 +104,30 @@ struct Ditac {
     }
 };
 
+// ``made``: time and way, then the pairs of all pieces, of which ``frame`` has those outside [a, b]
 #define DITAC(suffix, T)                                                                                          \
-    extern "C" void ditac_##suffix##_forward(const double* numbers, const double* weights, int64_t size,         \
-                                             int64_t threads, const T* theta, const T* basis, T* pairs,           \
-                                             const T* x, T* y) {                                                  \
-        Ditac<T> unit{{numbers, weights}, theta, basis, pairs};                                                             \
-        unit.tabulate();                                                                                          \
+    static Ditac<T> ditac_##suffix(const double* numbers, const double* weights, const T* basis, const T* theta,  \
+                                   double* made) {                                                                \
+        const Frame f(numbers, weights);                                                                          \
+        return {f, theta, basis, (T*)(made + 2 * f.points), made, made + f.points};                               \
+    }                                                                                                             \
+    extern "C" void ditac_##suffix##_forward(const double* numbers, const double* weights, const T* basis,       \
+                                             const T* pairs, int64_t threads, const T* theta, double* made,       \
+                                             int64_t size, const T* x, T* y) {                                    \
+        const auto unit = ditac_##suffix(numbers, weights, basis, theta, made);                                   \
         const Table<T> table = unit.table();                                                                      \
+        const int64_t right = table.before + unit.learnt();                                                       \
+        memcpy(unit.pairs, pairs, 2 * table.before * sizeof(T));                                                  \
+        memcpy(unit.pairs + 2 * right, pairs + 2 * right, 2 * (table.pieces() - right) * sizeof(T));              \
+        unit.tabulate();                                                                                          \
         unit.lookup(size, threads, table, x, x, y).forward();                                                     \
     }                                                                                                             \
-    extern "C" void ditac_##suffix##_backward(const double* numbers, const double* weights, int64_t size,        \
-                                              int64_t threads, const T* theta, const T* basis, T* pairs,          \
-                                              const T* x, T* dx, const T* g, T* dtheta) {                         \
-        Ditac<T> unit{{numbers, weights}, theta, basis, pairs};                                                             \
+    extern "C" void ditac_##suffix##_backward(const double* numbers, const double* weights, const T* basis,      \
+                                              const T* pairs, int64_t threads, const T* theta, double* made,      \
+                                              int64_t size, const T* x, T* dx, const T* g, T* dtheta) {           \
+        const auto unit = ditac_##suffix(numbers, weights, basis, theta, made);                                   \
         const Table<T> table = unit.table();                                                                      \
-        Scratch scratch(table.after * sizeof(Cell));                                                               \
+        Scratch scratch(unit.learnt() * sizeof(Cell));                                                            \
         unit.lookup(size, threads, table, x, g, dx).backward(scratch.as<Cell>());                                 \
         unit.gradient(scratch.as<Cell>(), dtheta);                                                                \
     }

@@ -12,6 +12,8 @@
 
 #include "vec.h"
 
+// Computed in double; ``rough``, for tables in float, with series of nine digits.
+template <bool rough>
 struct Flow {
     using V = Vec<double>;
     int64_t cells;
@@ -24,38 +26,54 @@ struct Flow {
     }
     double knot(int64_t k) const { return (double)k / (double)cells; }
 
-    // between speeds of one sign, a distance apart: log(end / start) / slope, by artanh's series where both vanish
-    INLINE V travel_time(V start, V end, V slope, V distance) {
-        V inverse = V(1) / (start + end), w = (end - start) * inverse, u = w * w;
-        V series = V(1.0 / 17);
-        for (int k = 15; k > 0; k -= 2) series = fma(series, u, V(1.0 / k));
-        auto small = abs(w) < V(0.1);
-        V near = series * (distance + distance) * inverse;
-        if (__builtin_reduce_and(small)) return near;
-        return small ? near : log<double>(small ? V(2) : end / start) / (small ? V(1) : slope);
+    // between speeds of one sign, a distance apart: log(end / start) / slope, by artanh's series where both are alike
+    INLINE V travel_time(V start, V end, V log_end, V per_slope, V distance) {
+        V total = start + end, difference = end - start;
+        const auto small = abs(difference) < abs(total) * 0.1;
+        V near = V(0), far = V(0);
+        if (__builtin_reduce_or(small)) {
+            V inverse = V(1) / total, w = difference * inverse, u = w * w;
+            constexpr int last = rough ? 7 : 17;
+            V series = V(1.0 / last);
+            for (int k = last - 2; k > 0; k -= 2) series = fma(series, u, V(1.0 / k));
+            near = series * (distance + distance) * inverse;
+        }
+        if (!__builtin_reduce_and(small)) far = (log_end - logarithm(start)) * per_slope;
+        return small ? near : far;
     }
+    INLINE V logarithm(V speed) { return log<double, rough>(abs(speed)); }
     struct Growth {
         V exp, e;  // exp(z), E(z)
     };
-    INLINE Growth growth(V z) {
+    // exp(z) - 1
+    INLINE V grown_by(V z) {
         z = z < V(638) ? z : V(638);  // an infinity times no speed would be NaN
-        auto split = split_exp<double>(z);
+        auto split = split_exp<double, rough>(z);
         V scale = from_bits<double>(bits<double>(V(1)) + split.power);
-        auto zero = z == V(0);
-        V e = fma(scale, split.rest, scale - V(1)) / (zero ? V(1) : z);
-        return {fma(scale, split.rest, scale), zero ? V(1) : e};
+        return fma(scale, split.rest, scale - V(1));
     }
-    // E'(z)
-    INLINE V turning(V z, Growth grown) {
-        V p = V(15.0 / 20922789888000.0);  // k / (k + 1)!
-        double factorial = 20922789888000.0;
-        for (int k = 14; k > 0; k--) {
-            factorial /= k + 2;
-            p = fma(p, z, V(k / factorial));
+    INLINE Growth growth(V z) {
+        V more = grown_by(z);
+        auto zero = z == V(0);
+        return {more + V(1), zero ? V(1) : more / (zero ? V(1) : z)};
+    }
+    // u t^2 E'(s t), from its displacement u t E(s t) and its last speed u exp(s t)
+    INLINE V turned(V u, V t, V slope, V per_slope, V displacement, V last) {
+        V z = slope * t;
+        const auto small = abs(z) < V(0.7);
+        V near = V(0);
+        if (__builtin_reduce_or(small)) {
+            constexpr int terms = rough ? 9 : 14;
+            double factorial = 1;
+            for (int k = 2; k <= terms + 1; k++) factorial *= k;
+            V p = V(terms / factorial);  // k / (k + 1)!
+            for (int k = terms - 1; k > 0; k--) {
+                factorial /= k + 2;
+                p = fma(p, z, V(k / factorial));
+            }
+            near = u * t * t * p;
         }
-        auto small = abs(z) < V(0.7);
-        if (__builtin_reduce_and(small)) return p;
-        return small ? p : (grown.exp - grown.e) / (small ? V(1) : z);
+        return small ? near : fma(t, last, -displacement) * per_slope;
     }
 
     void prepare() {
@@ -66,7 +84,9 @@ struct Flow {
             V left = load(velocity + c, width), right = load(velocity + c + 1, width);
             V most = abs(left) > abs(right) ? abs(left) : abs(right);
             auto crossed = (left * right > V(0)) & (most * n > V(1));
-            V time = travel_time(crossed ? left : V(1), crossed ? right : V(1), load(slope + c, width), V(1 / n));
+            V per_slope = V(1) / load(slope + c, width);  // not used where the slope is 0
+            V start = crossed ? left : V(1), end = crossed ? right : V(1);
+            V time = travel_time(start, end, logarithm(end), per_slope, V(1 / n));
             time = crossed ? abs(time) : V(2);
             store(times + c, time < V(2) ? time : V(2), width);
         }
@@ -114,17 +134,18 @@ struct Flow {
         }
     }
 
-    // the points of a run: where they start, how fast, and how long they stay in their first cell
+    // the points of a run: where they start, and how fast
     struct Start {
-        V x, speed, time;
+        V x, speed;
     };
     struct Common {
-        double left_knot, right_knot, left_velocity, right_velocity, slope;
+        double left_knot, right_knot, left_velocity, right_velocity, slope, per_slope;
         double exit_knot, exit_velocity;
 
         Common(const Flow& f, const Run& r) {
             left_knot = f.knot(r.cell), right_knot = f.knot(r.cell + 1), slope = f.slope[r.cell];
             left_velocity = f.velocity[r.cell], right_velocity = f.velocity[r.cell + 1];
+            per_slope = 1 / slope;
             if (r.exit < 0) return;
             exit_knot = f.knot(r.exit), exit_velocity = f.velocity[r.exit];
         }
@@ -140,30 +161,37 @@ struct Flow {
         V after = s.x - c.left_knot, before = c.right_knot - s.x;
         // from the nearer knot: a point on a resting knot must rest
         s.speed = after <= before ? fma(V(c.slope), after, V(c.left_velocity)) : fma(V(-c.slope), before, V(c.right_velocity));
-        s.time = V(1);
         if (r.exit < 0) return s;
-        // rounding must neither turn it nor make it late
+        // rounding must neither turn nor stop it
         const V least = V(c.exit_velocity > 0 ? 1e-300 : -1e-300);
-        s.speed = (s.speed > V(0)) == (least > V(0)) ? s.speed : least;
-        s.time = travel_time(s.speed, V(c.exit_velocity), V(c.slope), V(c.exit_knot) - s.x);
-        s.time = s.time < V(r.left) ? s.time : V(r.left);
+        s.speed = s.speed * least > V(0) ? s.speed : least;
         return s;
     }
     int64_t last_cell(const Run& r) const { return r.exit < 0 ? r.cell : r.reached - (r.exit == r.cell); }
 
-    // T at the points i / (n - 1)
-    void forward(int64_t n, double* end) const {
+    // T at the points i / (n - 1), and for ``backward`` the time in the first cell and the way in the last one
+    void forward(int64_t n, double* end, double* time, double* way) const {
         each_run(*this, n, [&](const Run& r) {
             const Common c(*this, r);
-            const bool stays = r.exit < 0;
-            const V slope = V(this->slope[last_cell(r)]), grown = growth(slope).e;
-            const V from = V(knot(r.reached)), pace = V(velocity[r.reached]);
+            const V slope = V(this->slope[last_cell(r)]);
+            if (r.exit < 0) {
+                const V grown = growth(slope).e;
+                for (int64_t i = r.first; i < r.last; i += 8) {
+                    Start s = start_of(c, r, i, n);
+                    store(end + i, fma(s.speed, grown, s.x), r.last - i < 8 ? (int)(r.last - i) : 8);
+                }
+                return;
+            }
+            const V from = V(knot(r.reached)), pace = V(velocity[r.reached]), exit = V(c.exit_velocity), log_exit = logarithm(exit);
+            const bool flat = !(abs(slope)[0] > 1e-100);
+            const V reach = flat ? pace : pace / slope;
             for (int64_t i = r.first; i < r.last; i += 8) {
                 int width = r.last - i < 8 ? (int)(r.last - i) : 8;
                 Start s = start_of(c, r, i, n);
-                V rest = V(r.left) - s.time;
-                V t = stays ? fma(s.speed, grown, s.x) : fma(pace * rest, growth(slope * rest).e, from);
-                store(end + i, t, width);
+                V t = travel_time(s.speed, exit, log_exit, V(c.per_slope), V(c.exit_knot) - s.x);
+                t = t < V(r.left) ? t : V(r.left);  // rounding must not make it late
+                V rest = V(r.left) - t, last = reach * (flat ? rest : grown_by(slope * rest));
+                store(time + i, t, width), store(way + i, last, width), store(end + i, from + last, width);
             }
         });
     }
@@ -172,9 +200,9 @@ struct Flow {
     struct Stretches {
         V left = V(0), right = V(0);
 
-        // entered at a share of the cell, with speed u for a time t, z = slope t; times ``weight``
-        INLINE void add(Stretches& to, V share, V u, V t, V z, Growth grown, V weight, double cells) {
-            V value = weight * t * grown.e, turn = weight * u * t * t * turning(z, grown) * cells;
+        // entered at a share of the cell: t E(s t) and u t^2 E'(s t), times a weight
+        INLINE void add(Stretches& to, V share, V value, V turn, V weight, double cells) {
+            value *= weight, turn *= weight * cells;
             to.left += fma(-value, share, value) - turn;
             to.right += fma(value, share, turn);
         }
@@ -183,37 +211,40 @@ struct Flow {
         }
     };
     // adds sum_i down[i] dT(x_i) / dvelocity to ``gradient``; ``passed``: ``cells`` zeros
-    void backward(int64_t n, const double* down, double* passed, double* gradient) const {
+    void backward(int64_t n, const double* time, const double* way, const double* down, double* passed, double* gradient) const {
         const double N = (double)cells;
         each_run(*this, n, [&](const Run& r) {
             const Common c(*this, r);
             const int64_t last = last_cell(r);
-            const double slope = this->slope[last];
+            const V slope = V(this->slope[last]), per_slope = V(1) / slope;
             Stretches own, end;
             V all = V(0);
             if (r.exit < 0) {
-                const V z = V(slope);
-                const Growth grown = growth(z);
+                const Growth grown = growth(slope);
+                const V turn = turned(V(1), V(1), slope, per_slope, grown.e, grown.exp);
                 for (int64_t i = r.first; i < r.last; i += 8) {
-                    int width = r.last - i < 8 ? (int)(r.last - i) : 8;
                     Start s = start_of(c, r, i, n);
-                    Stretches::add(own, (s.x - c.left_knot) * N, s.speed, V(1), z, grown, load(down + i, width), N);
+                    V g = load(down + i, r.last - i < 8 ? (int)(r.last - i) : 8);
+                    Stretches::add(own, (s.x - c.left_knot) * N, grown.e, s.speed * turn, g, N);
                 }
                 return Stretches::finish(own, r.cell, gradient);
             }
             const bool ahead = r.exit > r.cell;
-            const V pace = V(velocity[r.reached]), share = V(ahead ? 0 : 1), inverse = V(1 / c.exit_velocity);
+            const V pace = V(velocity[r.reached]), per_pace = V(1) / pace, share = V(ahead ? 0 : 1);
+            const V exit_velocity = V(c.exit_velocity), per_exit = V(1 / c.exit_velocity);
             for (int64_t i = r.first; i < r.last; i += 8) {
                 int width = r.last - i < 8 ? (int)(r.last - i) : 8;
                 Start s = start_of(c, r, i, n);
-                V g = load(down + i, width), rest = V(r.left) - s.time, z = V(slope) * rest;
-                Growth grown = growth(z);
-                Stretches::add(end, share, pace, rest, z, grown, g, N);
-                // v(T), which carries what happened in a cell from its exit to the end
-                V carried = g * pace * grown.exp;
+                V g = load(down + i, width), t = load(time + i, width), moved = load(way + i, width);
+                V rest = V(r.left) - t, speed = fma(slope, moved, pace);  // v(T)
+                Stretches::add(end, share, moved * per_pace, turned(pace, rest, slope, per_slope, moved, speed), g, N);
+                // v(T) also carries what happened in a cell from its exit to the end
+                V carried = g * speed, distance = V(c.exit_knot) - s.x, value = distance / s.speed;
                 all += carried;
-                z = V(c.slope) * s.time;
-                Stretches::add(own, (s.x - c.left_knot) * N, s.speed, s.time, z, growth(z), carried * inverse, N);
+                const auto late = t >= V(r.left);  // where rounding was kept from making it late the speed may not fit
+                if (__builtin_reduce_or(late)) value = late ? t * growth(V(c.slope) * t).e : value;
+                V turn = turned(s.speed, t, V(c.slope), V(c.per_slope), distance, exit_velocity);
+                Stretches::add(own, (s.x - c.left_knot) * N, value, turn, carried * per_exit, N);
             }
             Stretches::finish(own, r.cell, gradient);
             Stretches::finish(end, last, gradient);
@@ -224,11 +255,10 @@ struct Flow {
         for (int64_t c = 1; c + 1 < cells; c++) {
             if (passed[c] == 0) continue;
             const bool ahead = velocity[c] > 0;
-            const double exit_speed = velocity[ahead ? c + 1 : c];
+            const double enter = velocity[ahead ? c : c + 1], exit = velocity[ahead ? c + 1 : c], t = times[c], way = ahead ? 1 / N : -1 / N;
             Stretches through;
-            V z = V(slope[c] * times[c]), first = {1, 0, 0, 0, 0, 0, 0, 0};
-            Stretches::add(through, V(ahead ? 0 : 1), V(velocity[ahead ? c : c + 1]), V(times[c]), z, growth(z),
-                           first * (passed[c] / exit_speed), N);
+            V turn = turned(V(enter), V(t), V(slope[c]), V(1 / slope[c]), V(way), V(exit)), first = {1, 0, 0, 0, 0, 0, 0, 0};
+            Stretches::add(through, V(ahead ? 0 : 1), V(way / enter), turn, first * (passed[c] / exit), N);
             Stretches::finish(through, c, gradient);
         }
     }

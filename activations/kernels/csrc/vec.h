@@ -219,7 +219,8 @@ struct Exp {
     Vec<T> rest;    // exp(r) - 1
     IVec<T> power;  // n, where a number's exponent stands
 };
-template <class T>
+// ``rough``: with nine digits in double
+template <class T, bool rough = false>
 INLINE Exp<T> split_exp(Vec<T> x) {
     using V = Vec<T>;
     constexpr bool single = sizeof(T) == 4;
@@ -234,11 +235,14 @@ INLINE Exp<T> split_exp(Vec<T> x) {
     if constexpr (single) {
         p = V(T(1.0 / 5040));
     } else {
-        p = V(T(1.0 / 6227020800));
-        p = fma(p, r, V(T(1.0 / 479001600)));
-        p = fma(p, r, V(T(1.0 / 39916800)));
-        p = fma(p, r, V(T(1.0 / 3628800)));
-        p = fma(p, r, V(T(1.0 / 362880)));
+        p = V(0);
+        if constexpr (!rough) {
+            p = V(T(1.0 / 6227020800));
+            p = fma(p, r, V(T(1.0 / 479001600)));
+            p = fma(p, r, V(T(1.0 / 39916800)));
+            p = fma(p, r, V(T(1.0 / 3628800)));
+            p = fma(p, r, V(T(1.0 / 362880)));
+        }
         p = fma(p, r, V(T(1.0 / 40320)));
         p = fma(p, r, V(T(1.0 / 5040)));
     }
@@ -321,7 +325,7 @@ inline __attribute__((always_inline)) Vec<float> sigmoid<float>(Vec<float> x) {
 
 // ---- natural logarithm of positive normal numbers: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m by artanh's series
 
-template <class T>
+template <class T, bool rough = false>
 INLINE Vec<T> log(Vec<T> x) {
     using V = Vec<T>;
     const T root = T(0.70710678118654752440);
@@ -333,8 +337,9 @@ INLINE Vec<T> log(Vec<T> x) {
     m = small ? m + m : m;
     V e = __builtin_convertvector(n, V) - (small ? V(1) : V(0));
     V s = (m - T(1)) / (m + T(1)), u = s * s;
-    V p = V(T(1.0 / 21));
-    for (int k = 19; k >= 3; k -= 2) p = fma(p, u, V(T(1.0) / T(k)));
+    constexpr int last = rough ? 11 : 21;
+    V p = V(T(1.0 / last));
+    for (int k = last - 2; k >= 3; k -= 2) p = fma(p, u, V(T(1.0) / T(k)));
     V r = fma(p * u, s + s, s + s);
     return fma(e, V(T(0.69314718055994530942)), r);
 }
