@@ -93,14 +93,14 @@ def compare(unit: Activation, x: Tensor, g: Tensor, tolerance: float) -> None:
 
 
 def is_fused(unit: Activation, x: Tensor) -> bool:
-    """Whether a form's node is in the graph."""
+    """Whether a unit's node is in the graph."""
     seen, todo = set(), [unit(x.detach().requires_grad_()).grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
             seen.add(node)
             todo += [parent for parent, _ in node.next_functions]
-    return any(type(node).__name__ == "_FormBackward" for node in seen)
+    return any(type(node).__name__ == "_GatedBackward" for node in seen)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
