@@ -134,20 +134,22 @@ class _Residuals(Squeeze):
         # numbers, not buffers, which would have the digits of float32 alone
         self.numbers = [initial, [2 * value for value in scale]]
         self.temperature = temperature
-        self.rows: dict[torch.dtype, Tensor] = {}
+        self.rows: dict[torch.dtype, Sequence[Tensor]] = {}
 
     def __call__(
         self, found: Sequence[Tensor], parameters: Sequence[Any]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        fc1, fc2, *rows = parameters
-        mean, *maps = found
-        initial, scale = rows[0] if rows else self._rows(mean)
+        (fc1, fc2, *rows), (mean, *maps) = parameters, found
+        initial, scale = rows or self._rows(mean)
         hidden, gate = self.excite(mean, fc1, fc2)
-        coefficients = torch.addcmul(initial, scale, (gate - 0.5).to(mean.dtype)).view(-1, *self.shape)
+        half_theta = gate - 0.5
+        if half_theta.dtype is not mean.dtype:
+            half_theta = half_theta.to(mean.dtype)
+        coefficients = torch.addcmul(initial, scale, half_theta).reshape(gate.shape[0], *self.shape)
         if not maps:
             return [coefficients], [hidden, gate, scale]
-        share, pi = self.shares(maps[0])
-        return [coefficients, pi], [hidden, gate, scale, share]
+        shares, pi = self.shares(maps[0])
+        return [coefficients, pi], [hidden, gate, scale, shares]
 
     def backward(
         self,
@@ -157,13 +159,13 @@ class _Residuals(Squeeze):
         gradients: Sequence[Tensor],
         needed: Sequence[bool],
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        _, gate, scale, *shares = saved
+        _, gate, scale, *maps = saved
         d = gradients[0].view_as(gate).mul_(scale)
         d_found, d_tensors = super().backward(found, tensors, saved, [d], needed)
-        if shares and needed[0]:
-            (share,), factor = shares, found[1].shape[1] / 3
-            d = gradients[1].mul_(share * factor <= 1)
-            d_found.append(_softmax_backward(d, share, 1, share.dtype).mul_(factor / self.temperature))
+        if maps and needed[0]:
+            (shares,), factor = maps, found[1].shape[1] / 3
+            d = torch.where(shares * factor <= 1, gradients[1], 0)
+            d_found.append(_softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
         return d_found, d_tensors
 
     def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
@@ -171,13 +173,13 @@ class _Residuals(Squeeze):
         if dtype not in self.rows:
             with torch.inference_mode(False):  # what is made in it can never be part of a graph
                 self.rows[dtype] = self._rows(tensors[0])
-        return [*super().parameters(tensors), self.rows[dtype]]
+        return [*super().parameters(tensors), *self.rows[dtype]]
 
-    def _rows(self, like: Tensor) -> Tensor:
+    def _rows(self, like: Tensor) -> Sequence[Tensor]:
         """initial, and twice the scale, for all channels."""
-        return like.new_tensor(self.numbers).repeat(1, self.shape[0])
+        return like.new_tensor(self.numbers).repeat(1, self.shape[0]).unbind()
 
     def shares(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """softmax_positions(z / temperature), and pi of it."""
-        share = upcast(z).div(self.temperature).softmax(1)
-        return share, (share * (share.shape[1] / 3)).clamp_max(1).to(z.dtype)
+        shares = upcast(z).div(self.temperature).softmax(1)
+        return shares, (shares * (shares.shape[1] / 3)).clamp_max(1).to(z.dtype)

@@ -126,13 +126,14 @@ class _Gate(gate.Network):
         (alpha, gamma, _), (norm, size, normal, turn) = tensors, saved
         d = _tanh_backward(gradients[0].view_as(turn), turn)
         products = d * normal
-        # s moves its mean, too: by normal itself in l2, by its sign in l1
-        shared = products.mv(gamma).div_(-normal.shape[1]).unsqueeze(-1)
+        # s moves the size, too: along normal in l2, along its sign in l1
+        shared = torch.addmm(size, products, gamma.unsqueeze(1), beta=0, alpha=-1 / normal.shape[1])
         d_s = torch.addcmul(d * gamma, normal if self.squared else normal.sign(), shared).div_(size)
         d_norm = d_s * alpha
         if self.squared:
             d_norm.div_(norm).mul_(0.5)
-        return [d_norm], [(d_s * norm).sum(0), products.sum(0), d.sum(0)]
+        parts = (d_s * norm if needed[1] else None, products, d)
+        return [d_norm], [None if part is None else part.sum(0) for part in parts]
 
 
 def _make_base(base: Callable[..., Activation], num_features: int, channel_dim: int) -> Activation:

@@ -164,9 +164,11 @@ class Network(Protocol):
         gradients: Sequence[Tensor],
         needed: Sequence[bool],
     ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        """The gradients of the statistics and of the tensors; ``needed``: those of all statistics, of each tensor.
+        """The gradients, contiguous, of the statistics and of the tensors; of what is not needed anything or None.
 
-        ``gradients``, of what the form takes, may be written to.
+        Args:
+            gradients: of what the form takes; may be written to.
+            needed: those of the statistics, together, and of each tensor.
         """
 
     def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
@@ -192,7 +194,8 @@ def gated(
 
     Args:
         form, statistic: of those above; with ``scale_relu``, the statistic is of relu(x).
-        parameters: of the network, tensors or layers.
+        parameters: of the network, tensors or layers; layers that are no plain ones, or hooked, go to the reference,
+            which calls them.
         attention: (C,), for ``mean_and_map``, whose two results the network takes.
         fuse: false where the kernels are known not to do, as for more than ``MOST_LINES`` lines.
 
@@ -200,6 +203,7 @@ def gated(
         that of ``x``, dtype and memory format too; other layouts than planes of positions and rows of channels, each
         sample in one piece, go to the reference.
     """
+    unit = _Unit(form, statistic, network, channel_dim)
     weights = () if attention is None else (attention,)
     # without positions there is nothing to sum
     tensors = network.tensors(parameters) if fuse and x.ndim > 2 else None
@@ -208,30 +212,39 @@ def gated(
         memory = _memory(x, channel_dim)
     if tensors is None or memory is None:
         if form is scale_relu:  # once for both
-            x, form = x.relu(), scale
-        return _plain(form, statistic, x, network, weights, parameters, channel_dim)
-    statistic = _OF_RELU[statistic] if form is scale_relu else statistic
-    y: Tensor = _Gated.apply(_Unit(form, statistic, network, channel_dim, memory), x, *weights, *tensors)
+            x, unit = x.relu(), unit._replace(form=scale)
+        return unit.reference(x, weights, parameters)
+    if form is scale_relu:
+        unit = unit._replace(statistic=_OF_RELU[statistic])
+    y: Tensor = _Gated.apply(unit, memory, x, *weights, *tensors)
     return y
 
 
 def _autocast() -> bool:
-    """Whether the network would be computed in less digits than the kernels take."""
+    """Whether networks are computed with fewer digits than kernels take."""
     return torch.is_autocast_enabled("cpu")
 
 
-def _plain(
-    form: Callable[..., Tensor],
-    statistic: Callable[..., Any],
-    x: Tensor,
-    network: Network,
-    weights: Sequence[Tensor],
-    parameters: Sequence[Any],
-    channel_dim: int,
-) -> Tensor:
-    found = statistic(x, *weights, channel_dim)
-    values, _ = network(found if weights else (found,), parameters)
-    return form(x, *values, channel_dim)
+class _Unit(NamedTuple):
+    form: Callable[..., Tensor]
+    statistic: Callable[..., Any]
+    network: Network
+    channel_dim: int
+
+    def reference(self, x: Tensor, weights: Sequence[Tensor], parameters: Sequence[Any]) -> Tensor:
+        found = self.statistic(x, *weights, self.channel_dim)
+        values, _ = self.network(found if weights else (found,), parameters)
+        return self.form(x, *values, self.channel_dim)
+
+    def of_tensors(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        """``reference`` of what the node takes."""
+        weights, own = self.split(tensors)
+        return self.reference(x, weights, self.network.parameters(own))
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The statistic's, and the network's."""
+        weights = int(self.statistic is mean_and_map)
+        return tensors[:weights], tensors[weights:]
 
 
 class _Memory(NamedTuple):
@@ -242,26 +255,21 @@ class _Memory(NamedTuple):
     positions: int
     rows: bool
 
-    def for_all_channels(self) -> "_Memory":
-        """With one channel, for coefficients that are the same for all."""
+    def for_form(self, values: Sequence[Tensor]) -> "_Memory":
+        """With one channel, where coefficients are the same for all."""
+        if values[0].shape[1] > 1:
+            return self
         return _Memory(self.samples, 1, self.channels * self.positions, False)
 
 
 def _memory(x: Tensor, channel_dim: int) -> _Memory | None:
-    channels, shape, strides = channel_dim % x.ndim, x.shape, x.stride()
-    places = x.numel() // (shape[0] * shape[channels])
-    for rows in (True, False):
-        order = [dim for dim in range(1, x.ndim) if dim != channels]
-        order = [0, *order, channels] if rows else [0, channels, *order]
-        expected = 1
-        for dim in reversed(order):
-            if shape[dim] > 1 and strides[dim] != expected:
-                break
-            expected *= shape[dim]
-        else:
-            if not rows or shape[channels] > 1:
-                return _Memory(shape[0], shape[channels], places, rows)
-    return None
+    dim = channel_dim % x.ndim
+    samples, channels = x.shape[0], x.shape[dim]
+    positions = x.numel() // (samples * channels)
+    planes = x if dim == 1 else x.movedim(dim, 1)
+    if (positions > 1 or channels == 1) and planes.is_contiguous():
+        return _Memory(samples, channels, positions, False)
+    return _Memory(samples, channels, positions, True) if x.movedim(dim, -1).is_contiguous() else None
 
 
 @cache
@@ -269,7 +277,7 @@ def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     return library.function(f"gate_{name}_{{}}", dtype, "iiiiiiippppppipid")
 
 
-def _operands(tensors: list[Tensor]) -> Any:
+def _operands(tensors: Sequence[Tensor]) -> Any:
     """Of contiguous (N or 1, C or 1) or (N or 1, C or 1, numbers) each: its address, steps from sample to sample and
     channel to channel, numbers.
     """
@@ -320,34 +328,12 @@ def _run(
     )
 
 
-class _Unit(NamedTuple):
-    form: Callable[..., Tensor]
-    statistic: Callable[..., Any]
-    network: Network
-    channel_dim: int
-    memory: _Memory
-
-    def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The statistic's, and the network's."""
-        weights = int(self.statistic is mean_and_map)
-        return tensors[:weights], tensors[weights:]
-
-    def reference(self, x: Tensor, *tensors: Tensor) -> Tensor:
-        weights, own = self.split(tensors)
-        parameters = self.network.parameters(own)
-        return _plain(self.form, self.statistic, x, self.network, weights, parameters, self.channel_dim)
-
-    def form_memory(self, values: Sequence[Tensor]) -> _Memory:
-        return self.memory.for_all_channels() if values[0].shape[1] == 1 else self.memory
-
-
 class _Gated(torch.autograd.Function):
     """A whole unit; saves x and what is small: tensors, statistics, the form's values, the network's own."""
 
     @staticmethod
-    def forward(ctx: Any, unit: _Unit, x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, unit: _Unit, memory: _Memory, x: Tensor, *tensors: Tensor) -> Tensor:
         weights, own = unit.split(tensors)
-        memory = unit.memory
         variant, averaged = _STATISTICS[unit.statistic]
         found = [x.new_empty(memory.samples, memory.channels)]
         found += [x.new_empty(memory.samples, memory.positions) for _ in weights]
@@ -366,31 +352,31 @@ class _Gated(torch.autograd.Function):
         maps, coefficients = _split(values)
         _run(
             (*_FORMS[unit.form], False),
-            unit.form_memory(values),
+            memory.for_form(values),
             x,
             out=y,
             map=maps,
             given=coefficients,
             wanted=[],
         )
-        ctx.unit, ctx.counts = unit, (len(tensors), len(found), len(values))
+        ctx.unit, ctx.memory, ctx.counts = unit, memory, (len(tensors), len(found), len(values))
         ctx.save_for_backward(x, *tensors, *found, *values, *saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        unit, needed = ctx.unit, ctx.needs_input_grad[1:]
+        unit, memory, needed = ctx.unit, ctx.memory, ctx.needs_input_grad[2:]
         rest = iter(ctx.saved_tensors)
         x = next(rest)
         tensors, found, values = (list(islice(rest, count)) for count in ctx.counts)
         if library.by_reference(g) or _autocast():
-            return None, *library.through_reference(unit.reference, (x, *tensors), needed, g)
+            return None, None, *library.through_reference(unit.of_tensors, (x, *tensors), needed, g)
         dx, d_values = torch.empty_like(x), [torch.empty_like(v) for v in values]
         maps, coefficients = _split(values)
         dmaps, wanted = _split(d_values)
         _run(
             (*_FORMS[unit.form], True),
-            unit.form_memory(values),
+            memory.for_form(values),
             x,
             g=library.alike(g, x),
             out=dx,
@@ -402,24 +388,24 @@ class _Gated(torch.autograd.Function):
         weights, own = unit.split(tensors)
         d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
         below = any(needed[: 1 + len(weights)])
-        needed = (below, *needed[1 + len(weights) :])
-        (d_sums, *d_maps), d_own = unit.network.backward(found, own, list(rest), d_values, needed)
+        asked = (below, *needed[1 + len(weights) :])
+        (d_sums, *d_maps), d_own = unit.network.backward(found, own, list(rest), d_values, asked)
         if below:
             variant, averaged = _STATISTICS[unit.statistic]
             _run(
                 ("statistic", variant, True),
-                unit.memory,
+                memory,
                 x,
                 g=dx,
-                out=dx,
+                out=dx,  # made here, for this alone
                 map=d_maps[0] if d_maps else None,
                 given=[
-                    d_sums / unit.memory.positions if averaged else d_sums,
+                    d_sums * (1 / memory.positions) if averaged else d_sums,
                     *[w.contiguous().view(1, -1) for w in weights],
                 ],
                 wanted=[d.view(1, -1) for d in d_weights],
             )
-        return None, dx, *d_weights, *d_own
+        return None, None, dx, *d_weights, *d_own
 
 
 def _split(values: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:

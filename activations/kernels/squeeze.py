@@ -14,6 +14,8 @@ from activations.kernels.gate import Network
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 _threshold_backward = torch.ops.aten.threshold_backward.default
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class Squeeze(Network):
     """sigmoid(fc2(hidden)), as (N, *shape), with hidden = relu(fc1(mean)), or fc1(mean) if not ``rectified``.
@@ -36,7 +38,8 @@ class Squeeze(Network):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         fc1, fc2, *coefficients = parameters
         hidden, gate = self.excite(found[0], fc1, fc2)
-        return [gate.view(-1, *self.shape), *[c.view(1, -1, 1) for c in coefficients]], [hidden, gate]
+        first = gate.reshape(gate.shape[0], *self.shape)
+        return [first, *[c.view(1, -1, 1) for c in coefficients]], [hidden, gate]
 
     def backward(
         self,
@@ -61,9 +64,10 @@ class Squeeze(Network):
 
     def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
         fc1, fc2, *coefficients = parameters
-        if _is_plain(fc1) and _is_plain(fc2) and not _has_any_global_hook():
-            return [fc1.weight, fc1.bias, fc2.weight, fc2.bias, *coefficients]
-        return None
+        first, second = _of_plain(fc1), _of_plain(fc2)
+        if first is None or second is None or _has_any_global_hook():
+            return None
+        return [*first, *second, *coefficients]
 
     def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         weight1, bias1, weight2, bias2, *coefficients = tensors
@@ -79,16 +83,10 @@ def _of_layer(d: Tensor, x: Tensor, needed: Sequence[bool]) -> list[Tensor | Non
     return [d.t().mm(x) if needed[0] else None, d.sum(0) if needed[1] else None]
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling it is its linear function and nothing else."""
-    return (
-        type(layer) is nn.Linear
-        and layer.bias is not None
-        and "forward" not in layer.__dict__
-        and not (
-            layer._forward_hooks
-            or layer._forward_pre_hooks
-            or layer._backward_hooks
-            or layer._backward_pre_hooks
-        )
-    )
+def _of_plain(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias, if calling it is its linear function of them and nothing else."""
+    own = layer.__dict__
+    if type(layer) is not nn.Linear or "forward" in own or any(own[hooks] for hooks in _HOOKS):
+        return None
+    weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
+    return None if weight is None or bias is None else (weight, bias)
