@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from activations.base import Activation, check_whole
 from activations.kernels import gate
+from activations.kernels.squeeze import Squeeze
 
 
 class ACONC(Activation):
@@ -65,23 +66,16 @@ class MetaACON(Activation):
         self.p2 = nn.Parameter(torch.randn(num_features))
         self.fc1 = nn.Linear(num_features, hidden)
         self.fc2 = nn.Linear(hidden, num_features)
+        self.network = Squeeze(num_features, 1, rectified=False)
 
     def switch(self, x: Tensor) -> Tensor:
         """(N, C) beta in (0, 1)."""
-        return self._switch(self.pooled(x))
-
-    def _switch(self, mean: Tensor) -> Tensor:
-        return self.fc2(self.fc1(mean)).sigmoid()
+        (beta,), _ = self.network([self.pooled(x)], [self.fc1, self.fc2])
+        return beta.squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return gate.gated(
-            gate.acon,
-            gate.mean,
-            x,
-            lambda mean: (self._switch(mean).unsqueeze(-1), self.p1.view(1, -1, 1), self.p2.view(1, -1, 1)),
-            *(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.p1, self.p2),
-            channel_dim=self.channel_dim,
-        )
+        parameters = (self.fc1, self.fc2, self.p1, self.p2)
+        return gate.gated(gate.acon, gate.mean, x, self.network, *parameters, channel_dim=self.channel_dim)
 
     @property
     def no_decay(self) -> frozenset[str]:

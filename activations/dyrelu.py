@@ -5,6 +5,7 @@ with a batch norm in place of the temperature; here it is the paper's.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from activations.base import (
     upcast,
 )
 from activations.kernels import gate
+from activations.kernels.squeeze import Squeeze
+
+_softmax_backward = torch.ops.aten._softmax_backward_data.default
 
 
 class DyReLU(Activation):
@@ -79,7 +83,7 @@ class DyReLU(Activation):
                 raise ValueError(f"{name}={values}: a list of {pieces} numbers is needed, one per piece")
             for value in values:
                 check_finite(**{name: value})
-        self.form, self.pieces, self.temperature = form, pieces, temperature
+        self.form, self.pieces = form, pieces
         hidden = max(num_features // reduction, min_hidden)
         self.fc1 = nn.Linear(num_features, hidden)
         self.fc2 = nn.Linear(hidden, 2 * pieces * (1 if form == "A" else num_features))
@@ -90,27 +94,21 @@ class DyReLU(Activation):
             reach = num_features**-0.5  # as torch's convolution
             self.attention = nn.Parameter(torch.empty(num_features).uniform_(-reach, reach))
         # numbers, not buffers, which would have the digits of float32 alone
-        self.initial = [float(value) for value in (*init_a, *init_b)]
-        self.scale = [float(lambda_a)] * pieces + [float(lambda_b)] * pieces
+        initial = [float(value) for value in (*init_a, *init_b)]
+        scale = [float(lambda_a)] * pieces + [float(lambda_b)] * pieces
+        self.network = _Residuals(1 if form == "A" else num_features, initial, scale, temperature)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""
-        return self._coefficients(self.pooled(x))
-
-    def _coefficients(self, mean: Tensor) -> Tensor:
-        half_theta = self.fc2(self.fc1(mean).relu()).sigmoid() - 0.5
-        half_theta = half_theta.unflatten(1, (1 if self.form == "A" else self.num_features, 2 * self.pieces))
-        initial, scale = mean.new_tensor([self.initial, self.scale])
-        return torch.addcmul(initial, scale, half_theta.to(mean.dtype), value=2)
+        (coefficients,), _ = self.network([self.pooled(x)], [self.fc1, self.fc2])
+        return coefficients
 
     def forward(self, x: Tensor) -> Tensor:
         with_map = self.form == "C" and x.ndim > 2
         return gate.gated(
             gate.mapped_lines if with_map else gate.lines,
             gate.mean_and_map if with_map else gate.mean,
-            x,
-            lambda mean, *z: (self._coefficients(mean), *map(self._shares, z)),
-            *(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias),
+            *(x, self.network, self.fc1, self.fc2),
             channel_dim=self.channel_dim,
             attention=self.attention if with_map else None,
             fuse=self.pieces <= gate.MOST_LINES,
@@ -119,15 +117,69 @@ class DyReLU(Activation):
     def spatial(self, x: Tensor) -> Tensor:
         """The map pi, of x's shape with one channel; form C."""
         z = (x * self.along_channels(self.attention, x)).sum(self.channel_dim, keepdim=True)
-        return self._shares(z.flatten(1)).view(z.shape)
-
-    def _shares(self, z: Tensor) -> Tensor:
-        """pi (N, P) of the attention's map."""
-        share = upcast(z).div(self.temperature).softmax(1)
-        return (share * (share.shape[1] / 3)).clamp_max(1).to(z.dtype)
+        return self.network.shares(z.flatten(1))[1].view(z.shape)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {} if x is None else {"coefficients": self.coefficients(x)}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, form={self.form}, pieces={self.pieces}"
+
+
+class _Residuals(Squeeze):
+    """initial + scale (2 sigmoid - 1) for each of ``channels``, and pi (N, P) where there is an attention's map."""
+
+    def __init__(self, channels: int, initial: list[float], scale: list[float], temperature: float) -> None:
+        super().__init__(channels, len(initial))
+        # numbers, not buffers, which would have the digits of float32 alone
+        self.numbers = [initial, [2 * value for value in scale]]
+        self.temperature = temperature
+        self.rows: dict[torch.dtype, Sequence[Tensor]] = {}
+
+    def __call__(
+        self, found: Sequence[Tensor], parameters: Sequence[Any]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        (fc1, fc2, *rows), (mean, *maps) = parameters, found
+        initial, scale = rows or self._rows(mean)
+        hidden, gate = self.excite(mean, fc1, fc2)
+        half_theta = gate - 0.5
+        if half_theta.dtype is not mean.dtype:
+            half_theta = half_theta.to(mean.dtype)
+        coefficients = torch.addcmul(initial, scale, half_theta).reshape(gate.shape[0], *self.shape)
+        if not maps:
+            return [coefficients], [hidden, gate, scale]
+        shares, pi = self.shares(maps[0])
+        return [coefficients, pi], [hidden, gate, scale, shares]
+
+    def backward(
+        self,
+        found: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        needed: Sequence[bool],
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        _, gate, scale, *maps = saved
+        d = gradients[0].view_as(gate).mul_(scale)
+        d_found, d_tensors = super().backward(found, tensors, saved, [d], needed)
+        if maps and needed[0]:
+            (shares,), factor = maps, found[1].shape[1] / 3
+            d = torch.where(shares * factor <= 1, gradients[1], 0)
+            d_found.append(_softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
+        return d_found, d_tensors
+
+    def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
+        dtype = tensors[0].dtype
+        if dtype not in self.rows:
+            with torch.inference_mode(False):  # what is made in it can never be part of a graph
+                self.rows[dtype] = self._rows(tensors[0])
+        return [*super().parameters(tensors), *self.rows[dtype]]
+
+    def _rows(self, like: Tensor) -> Sequence[Tensor]:
+        """initial, and twice the scale, for all channels."""
+        return like.new_tensor(self.numbers).repeat(1, self.shape[0]).unbind()
+
+    def shares(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """softmax_positions(z / temperature), and pi of it."""
+        shares = upcast(z).div(self.temperature).softmax(1)
+        return shares, (shares * (shares.shape[1] / 3)).clamp_max(1).to(z.dtype)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from activations.base import Activation, check_whole
 from activations.kernels import gate
+from activations.kernels.squeeze import Squeeze
 
 
 class SEReLU(Activation):
@@ -33,22 +34,16 @@ class SEReLU(Activation):
         hidden = max(num_features // reduction, min_hidden)
         self.fc1 = nn.Linear(num_features, hidden)
         self.fc2 = nn.Linear(hidden, num_features)
+        self.network = Squeeze(num_features, 1)
 
     def gate(self, r: Tensor) -> Tensor:
         """(N, C) in (0, 1), from the rectified input."""
-        return self._gate(self.pooled(r))
-
-    def _gate(self, mean: Tensor) -> Tensor:
-        return self.fc2(self.fc1(mean).relu()).sigmoid()
+        (gate,), _ = self.network([self.pooled(r)], [self.fc1, self.fc2])
+        return gate.squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         return gate.gated(
-            gate.scale_relu,
-            gate.mean,
-            x,
-            lambda mean: (self._gate(mean).unsqueeze(-1),),
-            *(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias),
-            channel_dim=self.channel_dim,
+            *(gate.scale_relu, gate.mean, x, self.network, self.fc1, self.fc2), channel_dim=self.channel_dim
         )
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:

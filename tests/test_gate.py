@@ -93,14 +93,14 @@ def compare(unit: Activation, x: Tensor, g: Tensor, tolerance: float) -> None:
 
 
 def is_fused(unit: Activation, x: Tensor) -> bool:
-    """Whether a form's node is in the graph."""
+    """Whether a unit's node is in the graph."""
     seen, todo = set(), [unit(x.detach().requires_grad_()).grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
             seen.add(node)
             todo += [parent for parent, _ in node.next_functions]
-    return any(type(node).__name__ == "_FormBackward" for node in seen)
+    return any(type(node).__name__ == "_GatedBackward" for node in seen)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -186,17 +186,22 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
     assert torch.autograd.gradgradcheck(lambda x, *_: unit(x), inputs, atol=1e-4, fast_mode=True)
 
 
-def test_second_derivatives_are_the_reference(name: str) -> None:
-    def twice(unit: Activation, x: Tensor) -> tuple[Tensor, ...]:
+def assert_twice_the_same(unit: Activation, x: Tensor) -> None:
+    """Second derivatives are those of the reference."""
+
+    def twice() -> tuple[Tensor, ...]:
         inputs = (x.requires_grad_(), *unit.parameters())
         gradients = torch.autograd.grad(unit(x).square().sum(), inputs, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)
 
-    unit, x = make(name, 6), draw((3, 6, 5, 4))
-    found = twice(unit, x)
+    found = twice()
     with library.using("reference"):
-        expected = twice(unit, x)
+        expected = twice()
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
+
+
+def test_second_derivatives_are_the_reference(name: str) -> None:
+    assert_twice_the_same(make(name, 6), draw((3, 6, 5, 4)))
 
 
 def test_backward_can_be_repeated_and_partial(name: str) -> None:
@@ -218,6 +223,136 @@ def test_backward_can_be_repeated_and_partial(name: str) -> None:
         p.requires_grad_()
     found = torch.autograd.grad(unit(x.detach()), inputs[1:], g)
     assert all(torch.equal(a, b) for a, b in zip(found, first[1:], strict=True))
+
+
+def test_a_frozen_parameter_leaves_the_others_their_gradients(name: str) -> None:
+    unit, g = make(name, 6), draw((3, 6, 5, 4))
+    for with_input in (True, False):
+        x = draw((3, 6, 5, 4)).requires_grad_(with_input)
+        inputs = ([x] if with_input else []) + list(unit.parameters())
+        expected = torch.autograd.grad(unit(x), inputs, g)
+        for frozen in unit.parameters():
+            frozen.requires_grad_(False)
+            unit.zero_grad()
+            x.grad = None
+            unit(x).backward(g)
+            for tensor, value in zip(inputs, expected, strict=True):
+                assert tensor.grad is None if tensor is frozen else torch.equal(tensor.grad, value)
+            frozen.requires_grad_()
+
+
+def test_parameters_in_any_layout(name: str) -> None:
+    unit, x = make(name, 6), draw((3, 6, 5, 4)).requires_grad_()
+    for parameter in unit.parameters():
+        parameter.data = torch.stack([parameter.data] * 2, -1)[..., 1]
+    assert is_fused(unit, x)
+    compare(unit, x, draw((3, 6, 5, 4)), 1e-11)
+    assert_twice_the_same(unit, x)
+
+
+def test_an_input_made_from_the_parameters(name: str) -> None:
+    unit = make(name, 6)
+    base = draw((3, 6, 5, 4)).requires_grad_()
+
+    def derivatives() -> list[Tensor]:
+        inputs = (base, *unit.parameters())
+        x = base * sum(p.square().sum() for p in unit.parameters())
+        first = torch.autograd.grad(unit(x).square().sum(), inputs, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(d.square().sum() for d in first), inputs)]
+
+    found = derivatives()
+    with library.using("reference"):
+        expected = derivatives()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a / b.abs().max(), b / b.abs().max(), atol=1e-10, rtol=1e-8)
+
+
+LAYERED = ["A", "B", "C", "se", "meta"]
+
+
+@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("layer", ["fc1", "fc2"])
+def test_hooks_on_layers_are_called(name: str, layer: str) -> None:
+    unit, x, seen = make(name, 6), draw((3, 6, 5, 4)).requires_grad_(), []
+    site, count = getattr(unit, layer), lambda *_: seen.append(None)
+    for register in (
+        site.register_forward_hook,
+        site.register_forward_pre_hook,
+        site.register_full_backward_hook,
+        site.register_full_backward_pre_hook,
+        nn.modules.module.register_module_forward_hook,
+    ):
+        handle, before = register(count), len(seen)
+        unit(x).sum().backward()
+        handle.remove()
+        assert len(seen) > before
+        assert is_fused(unit, x)  # again
+    handle = site.register_forward_hook(lambda module, inputs, output: output + 1)
+    changed = unit(x)
+    handle.remove()
+    site.bias.data += 1
+    torch.testing.assert_close(unit(x), changed)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_other_layers_are_called_as_they_are(name: str) -> None:
+    unit, x = make(name, 6), draw((3, 6, 5, 4))
+    plain, hidden = unit.fc1, unit.fc1.out_features
+
+    def expect(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+        unit.fc1 = layer
+        assert not is_fused(unit, x)
+        found = unit(x)
+        unit.fc1 = plain
+        plain.weight.data, plain.bias.data = weight.detach(), bias.detach()
+        assert is_fused(unit, x)
+        torch.testing.assert_close(unit(x), found)
+
+    doubled = Doubled(6, hidden).double()
+    expect(doubled, 2 * doubled.weight, 2 * doubled.bias)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, hidden).double())
+    normed.parametrizations.weight.original0.data *= 2
+    expect(normed, normed.weight, normed.bias)
+    bare = nn.Linear(6, hidden, bias=False).double()
+    expect(bare, bare.weight, bare.weight.new_zeros(hidden))
+    patched = nn.Linear(6, hidden).double()
+    patched.forward = lambda mean: nn.Linear.forward(patched, 3 * mean)
+    expect(patched, 3 * patched.weight, patched.bias)
+    # one that is plain, but wider
+    unit.fc1, unit.fc2 = nn.Linear(6, 9).double(), nn.Linear(9, unit.fc2.out_features).double()
+    assert is_fused(unit, x)
+    compare(unit, x, torch.ones_like(x), 1e-11)
+
+
+def test_under_autocast(name: str) -> None:
+    if name == "gct_elu":
+        pytest.skip("the base has rules of its own")
+    unit, x = make(name, 6, torch.float32), draw((3, 6, 5, 4), torch.float32).requires_grad_()
+    inputs, g = (x, *unit.parameters()), torch.ones_like(x)
+    y = unit(x)
+    expected = torch.autograd.grad(y, inputs, g, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_fused(unit, x)
+        found = torch.autograd.grad(y, inputs, g)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert (a - b).abs().max() <= 0.05 * b.abs().max()
+
+
+@pytest.mark.parametrize("form", ["A", "B", "C"])
+def test_what_inference_made_serves_training(form: str) -> None:
+    unit, x = DyReLU(6, form=form).double(), draw((3, 6, 5, 4))
+    with torch.inference_mode():
+        unit(x)
+    compare(unit, x, torch.ones_like(x), 1e-11)
+    assert_twice_the_same(unit, x)
+    single = copy.deepcopy(unit).float()  # and after the other dtype
+    compare(single, x.float(), torch.ones_like(x.float()), 1e-5)
 
 
 def test_the_input_may_be_used_elsewhere(name: str) -> None:

@@ -2,16 +2,15 @@
 
 Each is a statistic of the input, sums over the positions of every sample and channel, a small network that makes
 coefficients of it, and an element-wise form of the input with these coefficients. Statistics and forms have kernels
-(csrc/gate.cpp), each a node of the autograd graph with a gradient of its own; between them the network is plain torch.
-The input runs through the statistic's node into the form's, so that the statistic's backward finds what the form left
-and adds its part to it in place.
+(csrc/gate.cpp); networks are a few torch operations on tensors so small that a node of the autograd graph for each
+would cost more than the operation, so their gradients are written out and a unit is one node.
 """
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import cache
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -149,22 +148,54 @@ _FORMS: dict[Callable[..., Tensor], tuple[str, int]] = {
 }
 
 
+class Network(Protocol):
+    """From statistics, (N, C) and for ``mean_and_map`` (N, P) too, to a form's coefficients and map."""
+
+    def __call__(
+        self, found: Sequence[Tensor], parameters: Sequence[Any]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What the form takes, in any dtype, and what ``backward`` needs beside; nothing is changed in place."""
+
+    def backward(
+        self,
+        found: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        needed: Sequence[bool],
+    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """The gradients, contiguous, of the statistics and of the tensors; of what is not needed anything or None.
+
+        Args:
+            gradients: of what the form takes; may be written to.
+            needed: those of the statistics, together, and of each tensor.
+        """
+
+    def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
+        """Those of parameters that are layers; None if a layer does more than they say."""
+        return parameters
+
+    def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
+        """What ``tensors`` were taken from, or the like."""
+        return tensors
+
+
 def gated(
     form: Callable[..., Tensor],
     statistic: Callable[..., Any],
     x: Tensor,
-    network: Callable[..., tuple[Tensor, ...]],
-    *parameters: Tensor,
+    network: Network,
+    *parameters: Any,
     channel_dim: int,
     attention: Tensor | None = None,
     fuse: bool = True,
 ) -> Tensor:
-    """``form(x, *network(statistic(x)))``, fused where that can be.
+    """``form(x, *network(statistic(x), parameters))``, fused where that can be.
 
     Args:
         form, statistic: of those above; with ``scale_relu``, the statistic is of relu(x).
-        network: from the statistic to the form's coefficients, in any dtype.
-        parameters: of the network, for the rule of dispatch.
+        parameters: of the network, tensors or layers; layers that are no plain ones, or hooked, go to the reference,
+            which calls them.
         attention: (C,), for ``mean_and_map``, whose two results the network takes.
         fuse: false where the kernels are known not to do, as for more than ``MOST_LINES`` lines.
 
@@ -172,26 +203,51 @@ def gated(
         that of ``x``, dtype and memory format too; other layouts than planes of positions and rows of channels, each
         sample in one piece, go to the reference.
     """
+    unit = _Unit(form, statistic, network, channel_dim)
     weights = () if attention is None else (attention,)
-    after_relu = form is scale_relu
     # without positions there is nothing to sum
-    fuse = fuse and x.ndim > 2 and library.fusable(x, *parameters, *weights)
-    memory = _memory(x, channel_dim) if fuse else None
-    if memory is None:
-        if after_relu:  # once for both
-            x, form = x.relu(), scale
-        found = statistic(x, *weights, channel_dim)
-        return form(x, *network(*found) if weights else network(found), channel_dim)
-    statistic = _OF_RELU[statistic] if after_relu else statistic
-    # nobody else sees this x
-    *found, x = _Statistic.apply(statistic, channel_dim, memory, x, *weights)
-    coefficients = [values.to(x.dtype) for values in network(*found)]
-    y: Tensor = _Form.apply(form, channel_dim, memory, x, *coefficients)
+    tensors = network.tensors(parameters) if fuse and x.ndim > 2 else None
+    memory = None
+    if tensors is not None and library.fusable(x, *weights, *tensors) and not _autocast():
+        memory = _memory(x, channel_dim)
+    if tensors is None or memory is None:
+        if form is scale_relu:  # once for both
+            x, unit = x.relu(), unit._replace(form=scale)
+        return unit.reference(x, weights, parameters)
+    if form is scale_relu:
+        unit = unit._replace(statistic=_OF_RELU[statistic])
+    y: Tensor = _Gated.apply(unit, memory, x, *weights, *tensors)
     return y
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
+def _autocast() -> bool:
+    """Whether networks are computed with fewer digits than kernels take."""
+    return torch.is_autocast_enabled("cpu")
+
+
+class _Unit(NamedTuple):
+    form: Callable[..., Tensor]
+    statistic: Callable[..., Any]
+    network: Network
+    channel_dim: int
+
+    def reference(self, x: Tensor, weights: Sequence[Tensor], parameters: Sequence[Any]) -> Tensor:
+        found = self.statistic(x, *weights, self.channel_dim)
+        values, _ = self.network(found if weights else (found,), parameters)
+        return self.form(x, *values, self.channel_dim)
+
+    def of_tensors(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        """``reference`` of what the node takes."""
+        weights, own = self.split(tensors)
+        return self.reference(x, weights, self.network.parameters(own))
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The statistic's, and the network's."""
+        weights = int(self.statistic is mean_and_map)
+        return tensors[:weights], tensors[weights:]
+
+
+class _Memory(NamedTuple):
     """How samples lie: one plane after another, or rows of channels, one for each position."""
 
     samples: int
@@ -199,26 +255,21 @@ class _Memory:
     positions: int
     rows: bool
 
-    def for_all_channels(self) -> "_Memory":
-        """With one channel, for coefficients that are the same for all."""
+    def for_form(self, values: Sequence[Tensor]) -> "_Memory":
+        """With one channel, where coefficients are the same for all."""
+        if values[0].shape[1] > 1:
+            return self
         return _Memory(self.samples, 1, self.channels * self.positions, False)
 
 
 def _memory(x: Tensor, channel_dim: int) -> _Memory | None:
-    channels, shape, strides = channel_dim % x.ndim, x.shape, x.stride()
-    places = x.numel() // (shape[0] * shape[channels])
-    for rows in (True, False):
-        order = [dim for dim in range(1, x.ndim) if dim != channels]
-        order = [0, *order, channels] if rows else [0, channels, *order]
-        expected = 1
-        for dim in reversed(order):
-            if shape[dim] > 1 and strides[dim] != expected:
-                break
-            expected *= shape[dim]
-        else:
-            if not rows or shape[channels] > 1:
-                return _Memory(shape[0], shape[channels], places, rows)
-    return None
+    dim = channel_dim % x.ndim
+    samples, channels = x.shape[0], x.shape[dim]
+    positions = x.numel() // (samples * channels)
+    planes = x if dim == 1 else x.movedim(dim, 1)
+    if (positions > 1 or channels == 1) and planes.is_contiguous():
+        return _Memory(samples, channels, positions, False)
+    return _Memory(samples, channels, positions, True) if x.movedim(dim, -1).is_contiguous() else None
 
 
 @cache
@@ -226,11 +277,14 @@ def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     return library.function(f"gate_{name}_{{}}", dtype, "iiiiiiippppppipid")
 
 
-def _operands(tensors: list[Tensor]) -> Any:
-    """Of contiguous (N or 1, C or 1, numbers) each: its address, steps from sample to sample and channel to channel."""
+def _operands(tensors: Sequence[Tensor]) -> Any:
+    """Of contiguous (N or 1, C or 1) or (N or 1, C or 1, numbers) each: its address, steps from sample to sample and
+    channel to channel, numbers.
+    """
     entries = []
     for tensor in tensors:
-        samples, channels, numbers = tensor.shape
+        samples, channels, *rest = tensor.shape
+        numbers = rest[0] if rest else 1
         entries += [
             tensor.data_ptr(),
             channels * numbers if samples > 1 else 0,
@@ -259,10 +313,7 @@ def _run(
     _kernel(name, x.dtype)(
         variant,
         back,
-        memory.samples,
-        memory.channels,
-        memory.positions,
-        memory.rows,
+        *memory,
         torch.get_num_threads(),
         x.data_ptr(),
         None if g is None else g.data_ptr(),
@@ -277,115 +328,55 @@ def _run(
     )
 
 
-class _Statistic(torch.autograd.Function):
-    """(statistic of x, x); saves x alone."""
+class _Gated(torch.autograd.Function):
+    """A whole unit; saves x and what is small: tensors, statistics, the form's values, the network's own."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        statistic: Callable[..., Any],
-        channel_dim: int,
-        memory: _Memory,
-        x: Tensor,
-        *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
-        ctx.statistic, ctx.channel_dim, ctx.memory = statistic, channel_dim, memory
-        ctx.set_materialize_grads(False)
-        weights = tuple(w.contiguous() for w in weights)
-        ctx.save_for_backward(x, *weights)
-        variant, averaged = _STATISTICS[statistic]
-        sums = x.new_empty(memory.samples, memory.channels, 1)
-        maps = [x.new_empty(memory.samples, memory.positions) for _ in weights]
+    def forward(ctx: Any, unit: _Unit, memory: _Memory, x: Tensor, *tensors: Tensor) -> Tensor:
+        weights, own = unit.split(tensors)
+        variant, averaged = _STATISTICS[unit.statistic]
+        found = [x.new_empty(memory.samples, memory.channels)]
+        found += [x.new_empty(memory.samples, memory.positions) for _ in weights]
         _run(
             ("statistic", variant, False),
             memory,
             x,
-            dmap=maps[0] if maps else None,
-            given=[w.view(1, -1, 1) for w in weights],
-            wanted=[sums],
+            dmap=found[1] if weights else None,
+            given=[w.contiguous().view(1, -1) for w in weights],
+            wanted=found[:1],
             divisor=memory.positions if averaged else 1,
         )
-        return sums.squeeze(-1), *maps, x.detach()  # returned as it is, it would be a view
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or not all(map(library.plain, gradients)):
-            return None, None, None, *_Statistic.through_reference(ctx, gradients, x, *weights)
-        d_sums, *d_maps, dx = (g for g in gradients if g is not None)
-        variant, averaged = _STATISTICS[ctx.statistic]
-        d_sums = d_sums / ctx.memory.positions if averaged else d_sums.contiguous()
-        d_weights = [torch.empty_like(w) for w in weights]
-        _run(
-            ("statistic", variant, True),
-            ctx.memory,
-            x,
-            g=dx,
-            out=dx,  # made by the form's node for this one alone
-            map=d_maps[0].contiguous() if d_maps else None,
-            given=[d_sums.unsqueeze(-1), *[w.view(1, -1, 1) for w in weights]],
-            wanted=[d.view(1, -1, 1) for d in d_weights],
-        )
-        return None, None, None, dx, *d_weights
-
-    @staticmethod
-    def through_reference(
-        ctx: Any, gradients: tuple[Tensor | None, ...], *inputs: Tensor
-    ) -> list[Tensor | None]:
-        """The same by plain operations."""
-        *g, dx = gradients
-        need = ctx.needs_input_grad[3:]
-        with torch.enable_grad():
-            views = [value.view_as(value) for value in inputs]
-            found = ctx.statistic(*views, ctx.channel_dim)
-            outputs = found if len(inputs) > 1 else (found,)
-            known = [i for i, d in enumerate(g) if d is not None]
-            wanted = [view for view, needed in zip(views, need, strict=True) if needed]
-            parts = iter(
-                torch.autograd.grad(
-                    [outputs[i] for i in known],
-                    wanted,
-                    [g[i] for i in known],
-                    create_graph=True,
-                    allow_unused=True,
-                )
-            )
-            results = [next(parts) if needed else None for needed in need]
-            if results[0] is not None and dx is not None:
-                results[0] = results[0] + dx
-        return results
-
-
-class _Form(torch.autograd.Function):
-    """A form of x; saves x, coefficients and map. Its gradient of x is a tensor of its own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, form: Callable[..., Tensor], channel_dim: int, memory: _Memory, x: Tensor, *values: Tensor
-    ) -> Tensor:
-        values = tuple(v.contiguous() for v in values)
-        ctx.save_for_backward(x, *values)
-        if values[0].shape[1] == 1:
-            memory = memory.for_all_channels()
-        ctx.form, ctx.channel_dim, ctx.memory = form, channel_dim, memory
+        values, saved = unit.network(found, unit.network.parameters(own))
+        values = [v.contiguous() for v in values]
         y = torch.empty_like(x)
         maps, coefficients = _split(values)
-        _run((*_FORMS[form], False), memory, x, out=y, map=maps, given=coefficients, wanted=[])
+        _run(
+            (*_FORMS[unit.form], False),
+            memory.for_form(values),
+            x,
+            out=y,
+            map=maps,
+            given=coefficients,
+            wanted=[],
+        )
+        ctx.unit, ctx.memory, ctx.counts = unit, memory, (len(tensors), len(found), len(values))
+        ctx.save_for_backward(x, *tensors, *found, *values, *saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, *values = ctx.saved_tensors
-        if torch.is_grad_enabled() or not library.plain(g):
-            reference = partial(ctx.form, channel_dim=ctx.channel_dim)
-            needed = ctx.needs_input_grad[3:]
-            return None, None, None, *library.through_reference(reference, (x, *values), needed, g)
-        dx, found = torch.empty_like(x), [torch.empty_like(v) for v in values]
+        unit, memory, needed = ctx.unit, ctx.memory, ctx.needs_input_grad[2:]
+        rest = iter(ctx.saved_tensors)
+        x = next(rest)
+        tensors, found, values = (list(islice(rest, count)) for count in ctx.counts)
+        if library.by_reference(g) or _autocast():
+            return None, None, *library.through_reference(unit.of_tensors, (x, *tensors), needed, g)
+        dx, d_values = torch.empty_like(x), [torch.empty_like(v) for v in values]
         maps, coefficients = _split(values)
-        dmaps, wanted = _split(found)
+        dmaps, wanted = _split(d_values)
         _run(
-            (*_FORMS[ctx.form], True),
-            ctx.memory,
+            (*_FORMS[unit.form], True),
+            memory.for_form(values),
             x,
             g=library.alike(g, x),
             out=dx,
@@ -394,7 +385,27 @@ class _Form(torch.autograd.Function):
             given=coefficients,
             wanted=wanted,
         )
-        return None, None, None, dx, *found
+        weights, own = unit.split(tensors)
+        d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+        below = any(needed[: 1 + len(weights)])
+        asked = (below, *needed[1 + len(weights) :])
+        (d_sums, *d_maps), d_own = unit.network.backward(found, own, list(rest), d_values, asked)
+        if below:
+            variant, averaged = _STATISTICS[unit.statistic]
+            _run(
+                ("statistic", variant, True),
+                memory,
+                x,
+                g=dx,
+                out=dx,  # made here, for this alone
+                map=d_maps[0] if d_maps else None,
+                given=[
+                    d_sums * (1 / memory.positions) if averaged else d_sums,
+                    *[w.contiguous().view(1, -1) for w in weights],
+                ],
+                wanted=[d.view(1, -1) for d in d_weights],
+            )
+        return None, None, dx, *d_weights, *d_own
 
 
 def _split(values: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
