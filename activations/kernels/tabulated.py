@@ -23,9 +23,8 @@ class Frame(NamedTuple):
     numbers: Tensor  # (8,) float64, Frame of csrc/ditac.cpp
     weights: Tensor | None  # (points,) float64: y is weights T(x) on [a, b]; None: GELU(T(x))
     basis: Tensor  # (cells + 1, d)
-    pairs: (
-        Tensor  # (pieces, 2) value and slope, those of [a, b] empty; the first and the last piece are tails
-    )
+    pairs: Tensor  # (pieces, 2) value and slope, those of [a, b] empty; the outer ones are tails
+    made: int  # numbers in float64 of a table, and of what the flow leaves for its gradient
 
 
 def make_frame(
@@ -68,11 +67,13 @@ def make_frame(
         weights = torch.special.ndtr(x) if gelu_of == "x" else None
     cells, d = basis.shape[0] - 1, basis.shape[1]
     numbers = [points, parts, left + 1, (points - 1) * parts + right + 1, d, cells, a, b]
+    pairs = torch.cat(pieces).to(dtype)
     return Frame(
         torch.tensor(numbers, dtype=torch.float64),
         weights,
         basis.to(dtype).contiguous(),
-        torch.cat(pieces).to(dtype),
+        pairs,
+        made=2 * points + pairs.nbytes // 8,
     )
 
 
@@ -126,9 +127,7 @@ class DiTACTable(torch.autograd.Function):
         x: Tensor,
         theta: Tensor,
     ) -> Tensor:
-        # in float64: two numbers a point that the flow leaves for its gradient, then the table
-        size = 2 * int(frame.numbers[0]) + frame.pairs.nbytes // 8
-        y, made = torch.empty_like(x), torch.empty(size, dtype=torch.float64)
+        y, made = torch.empty_like(x), torch.empty(frame.made, dtype=torch.float64)
         ctx.save_for_backward(x, theta, made)
         ctx.reference, ctx.frame = reference, frame
         _kernels(x.dtype)[0](*_shared(frame, x, theta, made), x.data_ptr(), y.data_ptr())
