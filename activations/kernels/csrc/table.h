@@ -86,7 +86,9 @@ constexpr int64_t SMALL = 0;
 typedef double Cell __attribute__((ext_vector_type(2)));  // sums of g and of g (x - anchor)
 constexpr int64_t FEW_PIECES = 64;  // at most so many have eight cells each
 constexpr int64_t SHORT = 64, GROUP = 256;  // runs that are joined, and the elements of them that are
-constexpr int64_t CHUNK = 512, LATE = 4;  // elements between two loops, vectors between storing and reading
+constexpr int64_t LONG = 8192;           // elements of a run, where a single unit's are cut into runs
+// Places in tables and cells are stored as vectors and read one by one, some vectors later, when they have arrived.
+constexpr int64_t LATE = 4;
 
 // Which sums a histogram keeps. A sum that many elements in a row are added to is slow, each waits for the one before.
 // So in a table of few pieces every piece has eight cells, for neighbours. In a larger one the tails, which may be hit
@@ -144,45 +146,54 @@ INLINE void each(const int64_t* at, int64_t length, Work work) {
     for (int64_t i = 0; i < length; i++) work(i, at[i]);
 }
 
-// A chunk of elements between the loops over vectors and those over single elements. Reading a table one by one is faster
-// than the gather instructions of the processors it was measured on.
+// one by one, which is faster than the gather instructions of the processors it was measured on
 template <class T>
-struct Chunk {
-    using V = Vec<T>;
-    using I = typename Lanes<T>::Int;
-    typedef T Pair __attribute__((ext_vector_type(2)));
+INLINE void read_pairs(const T* origin, const typename Lanes<T>::Int* at, Vec<T>& value, Vec<T>& slope) {
+    if constexpr (WIDTH<T> == 16) {
+        auto pair = [&](int l) __attribute__((always_inline)) {
+            double both;
+            memcpy(&both, origin + 2 * (int64_t)at[l], 8);
+            return both;
+        };
+        const Vec<double> low = {pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)};
+        const Vec<double> high = {pair(8), pair(9), pair(10), pair(11), pair(12), pair(13), pair(14), pair(15)};
+        const Vec<float> a = *(const Vec<float>*)&low, b = *(const Vec<float>*)&high;
+        value = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        slope = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    } else {
+        for (int l = 0; l < WIDTH<T>; l++) value[l] = origin[2 * at[l]], slope[l] = origin[2 * at[l] + 1];
+    }
+}
+
+template <class T>
+INLINE Vec<T> read_slopes(const T* origin, const typename Lanes<T>::Int* at) {
+    auto slope = [&](int l) __attribute__((always_inline)) { return origin[2 * (int64_t)at[l] + 1]; };
+    if constexpr (WIDTH<T> == 16)
+        return {slope(0), slope(1), slope(2),  slope(3),  slope(4),  slope(5),  slope(6),  slope(7),
+                slope(8), slope(9), slope(10), slope(11), slope(12), slope(13), slope(14), slope(15)};
+    else
+        return {slope(0), slope(1), slope(2), slope(3), slope(4), slope(5), slope(6), slope(7)};
+}
+
+// a0, b0, a1, b1 ...
+template <class T>
+INLINE void store_pairs(T* to, Vec<T> a, Vec<T> b) {
     typedef T Both __attribute__((ext_vector_type(2 * WIDTH<T>)));
-    alignas(64) Pair pairs[CHUNK];  // value and slope, or g and x - anchor
-    alignas(64) T beyond[CHUNK];    // x - anchor
-    alignas(64) I piece[CHUNK];     // counted from the origin
-    alignas(64) I cell[CHUNK];      // of the histogram
-
-    INLINE void put(I* to, IVec<T> v) { *(IVec<T>*)to = v; }
-    INLINE void put(Pair* to, V a, V b) {
-        if constexpr (WIDTH<T> == 16)
-            *(Both*)to = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
-                                                 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        else
-            *(Both*)to = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-    }
-    INLINE V value(const Pair* from) { return ((const Both*)from)->even; }
-    INLINE V slope(const Pair* from) { return ((const Both*)from)->odd; }
-
-    void read_pairs(const T* origin, int64_t length) {
-        each(piece, length, [&](int64_t i, int64_t p) { memcpy(pairs + i, origin + 2 * p, sizeof(Pair)); });
-    }
-    // dx = g slope
-    INLINE void apply_slopes(const I* piece, const T* origin, const T* g, T* dx, int64_t length) {
-        each(piece, length, [&](int64_t i, int64_t p) { dx[i] = g[i] * origin[2 * p + 1]; });
-    }
-    // a product in float would show in sums that nearly cancel
-    INLINE void count(const I* cell, const Pair* pairs, int64_t length, Cell* cells) {
-        each(cell, length, [&](int64_t i, int64_t c) {
-            Cell t = __builtin_convertvector(pairs[i], Cell);
-            cells[c] = fma(t, Cell{1.0, t.x}, cells[c]);
-        });
-    }
-};
+    if constexpr (WIDTH<T> == 16)
+        *(Both*)to = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26,
+                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    else
+        *(Both*)to = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+// adds g and g (x - anchor) to the cells of a vector; a product in float would show in sums that nearly cancel
+template <class T>
+INLINE void count(const typename Lanes<T>::Int* cell, const T* pairs, Cell* cells) {
+    typedef T Pair __attribute__((ext_vector_type(2)));
+    each(cell, WIDTH<T>, [&](int64_t i, int64_t c) {
+        Cell t = __builtin_convertvector(*(const Pair*)(pairs + 2 * i), Cell);
+        cells[c] = fma(t, Cell{1.0, t.x}, cells[c]);
+    });
+}
 
 template <class T, bool small>
 INLINE void table_forward(const Table<T>& t, const T* x, T* y, int64_t size) {
@@ -201,19 +212,20 @@ INLINE void table_forward(const Table<T>& t, const T* x, T* y, int64_t size) {
         return;
     }
 #endif
-    Chunk<T> chunk;
-    for (int64_t start = 0; start < size; start += CHUNK) {
-        int64_t length = size - start < CHUNK ? size - start : CHUNK;
-        for (int64_t i = 0; i < length; i += W) {
-            int n = length - i < W ? (int)(length - i) : W;
-            chunk.put(chunk.piece + i, Place<T>::find(place, load(x + start + i, n), beyond));
-            store(chunk.beyond + i, beyond);
+    constexpr int64_t DELAY = LATE * W;
+    alignas(64) typename Lanes<T>::Int pieces[2 * DELAY];  // counted from the origin
+    alignas(64) T distances[2 * DELAY];
+    for (int64_t i = 0; i < size + DELAY; i += W) {
+        if (i < size) {
+            const int64_t at = i & (2 * DELAY - 1);
+            *(IVec<T>*)(pieces + at) = Place<T>::find(place, load(x + i, size - i < W ? (int)(size - i) : W), beyond);
+            store(distances + at, beyond);
         }
-        chunk.read_pairs(t.pairs + 2 * t.before, length);
-        for (int64_t i = 0; i < length; i += W) {
-            int n = length - i < W ? (int)(length - i) : W;
-            V slope = chunk.slope(chunk.pairs + i), value = chunk.value(chunk.pairs + i);
-            store(y + start + i, fma(slope, load(chunk.beyond + i), value), n);
+        if (i >= DELAY) {
+            const int64_t start = i - DELAY, at = start & (2 * DELAY - 1);
+            V value, slope;
+            read_pairs<T>(t.pairs + 2 * t.before, pieces + at, value, slope);
+            store(y + start, fma(slope, load(distances + at), value), size - start < W ? (int)(size - start) : W);
         }
     }
 }
@@ -227,9 +239,9 @@ INLINE void table_backward(const Table<T>& t, const Histogram<T>& histogram, con
 #ifdef __AVX512F__
     const auto table = small ? InRegisters::of(*(const Table<float>*)&t) : InRegisters();
 #endif
-    Chunk<T> chunk;
-    // read and counted one by one some vectors later, when what was stored for it has arrived, beside the next vectors
     constexpr int64_t DELAY = LATE * W, AHEAD = 512;
+    alignas(64) typename Lanes<T>::Int pieces[2 * DELAY], hit[2 * DELAY];
+    alignas(64) T pairs[4 * DELAY];  // g and x - anchor
     for (int64_t i = 0; i < size + DELAY; i += W) {
         if (i < size) {
             int n = size - i < W ? (int)(size - i) : W;
@@ -239,20 +251,20 @@ INLINE void table_backward(const Table<T>& t, const Histogram<T>& histogram, con
             __builtin_prefetch(dx + i + AHEAD, 1);
             V beyond, down = load(g + i, n);
             auto piece = Place<T>::find(place, load(x + i, n), beyond);
-            chunk.put(chunk.pairs + at, down, beyond);
-            chunk.put(chunk.cell + at, Histogram<T>::template at<kind>(histogram, piece));
+            store_pairs(pairs + 2 * at, down, beyond);
+            *(IVec<T>*)(hit + at) = Histogram<T>::template at<kind>(histogram, piece);
 #ifdef __AVX512F__
             if constexpr (small) store(dx + i, down * InRegisters::slope(table, piece), n);
 #endif
-            if constexpr (!small) chunk.put(chunk.piece + at, piece);
+            if constexpr (!small) *(IVec<T>*)(pieces + at) = piece;
         }
         if (i >= DELAY) {
             const int64_t start = i - DELAY, at = start & (2 * DELAY - 1);
             if constexpr (!small) {
-                int64_t n = size - start < W ? size - start : W;
-                Chunk<T>::apply_slopes(chunk.piece + at, t.pairs + 2 * t.before, g + start, dx + start, n);
+                const int n = size - start < W ? (int)(size - start) : W;
+                store(dx + start, load(g + start, n) * read_slopes<T>(t.pairs + 2 * t.before, pieces + at), n);
             }
-            Chunk<T>::count(chunk.cell + at, chunk.pairs + at, W, cells);
+            count(hit + at, pairs + 2 * at, cells);
         }
     }
 }
@@ -278,7 +290,7 @@ struct Lookup {
         return {kind, before, before + after, learnt ? 0 : 1 - before, learnt ? (I)learnt : after - 1};
     }
     // the elements of one unit lie in ``outer`` runs of ``inner``; a single unit's are cut into runs
-    int64_t run_length() const { return at.units > 1 ? at.inner : 16 * CHUNK; }
+    int64_t run_length() const { return at.units > 1 ? at.inner : LONG; }
     bool by_rows() const { return at.units > 1 && at.inner == 1; }
     // runs that are too short to prepare for each
     bool by_groups() const { return at.units > 1 && at.inner > 1 && at.inner < SHORT; }
