@@ -3,6 +3,7 @@
 python scripts/bench_activations.py                                     # all of it: about half an hour on 2 CPU cores
 python scripts/bench_activations.py --units 'pwlu*,ditac' --sizes 98x50 --no-step     # some of it
 python scripts/bench_activations.py --step                              # the training step alone
+python scripts/bench_tables.py                                          # tables and bars again, of what was measured
 
 Times of one machine mean nothing elsewhere, so all are ratios to nn.ReLU, measured right before in the same process.
 In every round each unit has its turn, in a shuffled order; the table says the median over the rounds, in brackets the
@@ -39,6 +40,7 @@ from typing import Any, NoReturn
 
 import torch
 from bench_loop import ROOT, cifar_task
+from bench_tables import MAIN, PATHS, Row, chart, shown, tables
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
@@ -52,10 +54,8 @@ from runners.train import build_network
 from runners.words import one_line
 from tasks.base import ActLayer
 
-MAIN = (32, 64, 32, 32)  # where the limits hold
 SIZES = (MAIN, (128, 16, 32, 32), (8, 256, 64, 64), (98, 50))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-PATHS = {"fused": "auto", "reference": "reference"}  # the modes of the kernels
 TORCH = {f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.GELU, nn.PReLU, nn.Mish, nn.LeakyReLU)}
 # of fwd+bwd at MAIN, by the first pattern that fits; what torch.nn has too has none
 LIMITS = {
@@ -75,8 +75,6 @@ BUDGET = 0.35  # seconds for a unit at a size in a layout; at MAIN three times a
 LONG = 0.002  # seconds that a measurement takes at least
 SLOW = 0.03  # seconds from which a call is not warmed up by another one
 
-Row = dict[str, Any]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
@@ -92,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for more in (units(given, factories), steps(given, stepping)):
             for found in more:
                 rows += found
-                write_csv(given.output / "results.csv", rows)  # so far, should the rest fail
+                write_csv(
+                    given.output / "results.csv", rows
+                )  # so far, for bench_tables.py, should the rest fail
         for table in tables(rows):
             print(f"\n{table}", flush=True)
         if factories:
@@ -177,11 +177,6 @@ def limit_of(name: str, act_layer: Any) -> float | None:
     if name in TORCH or act_layer.func.__module__ == "activations.torch_nn":
         return None
     return next(limit for pattern, limit in LIMITS.items() if fnmatchcase(name, pattern))
-
-
-def shown(size: Sequence[int]) -> str:
-    """32x64x32x32."""
-    return "x".join(map(str, size))
 
 
 class Timed:
@@ -413,117 +408,6 @@ def head(threads: Sequence[int]) -> str:
 def copied(x: Tensor, seconds: float) -> float:
     """GB/s of a copy, what is read and what is written."""
     return 2e-9 * x.untyped_storage().nbytes() / seconds
-
-
-def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown: MAIN by number of threads, all else in one table, the training steps."""
-    failed = {(row["unit"], row["size"]): row["note"] for row in rows if "note" in row}
-    done = [row for row in rows if "note" not in row]
-    at_main = [row for row in done if row["size"] == shown(MAIN) and row["layout"] == "contiguous"]
-    for threads in dict.fromkeys(row["threads"] for row in at_main):
-        yield table_of_main([row for row in at_main if row["threads"] == threads], threads)
-    rest = [
-        row for row in done if row["kind"] == "unit" and row["path"] != "reference" and row not in at_main
-    ]
-    cells: dict[str, dict[str, str]] = {}
-    for row in rest:
-        layout = " cl" if row["layout"] == "channels_last" else ""
-        cells.setdefault(row["unit"], {})[f"{row['size']}{layout}, {row['threads']}t"] = (
-            f"{row['fwd_bwd']:.2f}"
-        )
-    if columns := list(dict.fromkeys(column for found in cells.values() for column in found)):
-        body = [[unit, *(found.get(column, "") for column in columns)] for unit, found in cells.items()]
-        title = "fwd+bwd, fused, ratio to nn.ReLU (cl: channels_last, t: threads)"
-        yield markdown(title, ["unit", *columns], body)
-    body = [
-        [row["unit"], row["layout"], str(row["threads"]), spread(row, "step"), verdict(row, "step")]
-        for row in done
-        if row["kind"] == "step"
-    ]
-    if body:
-        columns = ["unit", "layout", "threads", "step", "limit"]
-        yield markdown("training step of ResNet-20, ratio to relu's", columns, body)
-    if failed:
-        yield "\n".join(f"{unit} at {size}: {note}" for (unit, size), note in failed.items())
-
-
-def table_of_main(rows: Sequence[Row], threads: int) -> str:
-    """The full table of one size."""
-    body = []
-    for unit in dict.fromkeys(row["unit"] for row in rows):
-        paths = {row["path"]: row for row in rows if row["unit"] == unit}
-        ours = paths.get("fused") or paths.get("torch")
-        cells = [""] * 6
-        if ours:
-            numbers = [f"{ours[name]:.2f}" for name in ("copies", "peak", "saved")]
-            cells = [f"{ours['fwd']:.2f}", spread(ours, "fwd_bwd"), *numbers, verdict(ours, "fwd_bwd")]
-        cells.insert(2, spread(paths["reference"], "fwd_bwd") if "reference" in paths else "")
-        body.append([unit, *cells])
-    columns = ["unit", "forward", "fwd+bwd", "fwd+bwd, reference", "copies", "peak", "saved", "limit"]
-    return markdown(f"{MAIN}, contiguous, threads: {threads}, ratio to nn.ReLU", columns, body)
-
-
-def markdown(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table with its title; all but the first column are numbers."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *body]
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def spread(row: Row, name: str) -> str:
-    """1.21 [1.19, 1.25]."""
-    return f"{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
-
-
-def verdict(row: Row, name: str) -> str:
-    """The limit, and whether it is missed."""
-    if row["limit"] is None:
-        return ""
-    return f"{row['limit']:g}{' **missed**' if row[name] > row['limit'] else ''}"
-
-
-def chart(rows: Sequence[Row], folder: Path) -> Path:
-    """Write the bars of the first size, layout and number of threads; returns the PNG."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
-
-    from results.figures import COLORS, GREY, STYLE, save
-
-    done = [row for row in rows if row["kind"] == "unit" and "note" not in row]
-    if not done:
-        raise ValueError("no unit could be measured; results.csv says why")
-    one = next((row for row in done if row["size"] == shown(MAIN)), done[0])
-    done = [row for row in done if all(row[key] == one[key] for key in ("size", "layout", "threads"))]
-    drawn = {path: {row["unit"]: row for row in done if row["path"] == path} for path in (*PATHS, "torch")}
-    best = drawn["reference"] | drawn["fused"] | drawn["torch"]
-    names = sorted(best, key=lambda name: best[name]["fwd_bwd"])
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.3 + 0.2 * len(names)), layout="constrained")
-        ax = figure.subplots()
-        looks = {"fused": (-0.19, COLORS[0]), "reference": (0.19, GREY), "torch": (0.0, COLORS[2])}
-        for path, (offset, color) in looks.items():
-            for name, row in drawn[path].items():
-                value, y = row["fwd_bwd"], names.index(name) + offset
-                ax.barh(y, value - 1, 0.38, left=1, color=color, label=path)  # from ReLU, which is 1
-                ax.plot([row["fwd_bwd_low"], row["fwd_bwd_high"]], [y, y], lw=0.7, color="black")
-        for y, name in enumerate(names):
-            if best[name]["limit"] and one["size"] == shown(MAIN):
-                ax.plot(best[name]["limit"], y, "|", ms=9, mew=1.6, color=COLORS[1], label="limit", ls="")
-        ax.axvline(1, lw=0.8, color="black")
-        ax.set_xscale("log")
-        low, high = ax.get_xlim()
-        ax.set_xticks([tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200) if low <= tick <= high])
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_yticks(range(len(names)), [f"{name}  {best[name]['fwd_bwd']:.2f}" for name in names])
-        ax.set_ylim(len(names) - 0.4, -0.6)
-        ax.grid(axis="x", lw=0.4, alpha=0.5)
-        ax.set_axisbelow(True)
-        ax.set_xlabel("forward + backward, ratio to nn.ReLU; the lines in the bars: quartiles")
-        ax.set_title(f"{one['size']}, {one['layout']}, threads: {one['threads']}")
-        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        ax.legend(handles.values(), handles.keys(), loc="upper right")
-        return save(figure, folder, "activations")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import bench_activations
+import bench_tables
 import pytest
 import torch
 from torch import nn
@@ -37,7 +38,26 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
         assert min(float(row[name]) for name in ("copies", "copy_gb_per_s", "peak", "saved")) > 0
     assert (tmp_path / "activations.png").stat().st_size > 0
     assert (tmp_path / "activations.svg").stat().st_size > 0
-    assert "| pwlu | " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| pwlu | " in printed
+    (tmp_path / "activations.png").unlink()
+    bench_tables.main(["--output", str(tmp_path)])  # the same again, from the file
+    assert capsys.readouterr().out.strip() in printed
+    assert (tmp_path / "activations.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "No such file"), ("", "No columns"), ("a,b\n1,2\n", "there is no column kind")],
+)
+def test_tables_of_something_else_are_one_line(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        bench_tables.main(["--output", str(tmp_path)])
+    assert str(stopped.value).startswith("actbench: ")
+    assert said in str(stopped.value)
+    assert "\n" not in str(stopped.value)
 
 
 def test_training_step(
