@@ -27,7 +27,7 @@ from activations.base import (
 from activations.cpab import cell_pairs, knot_basis, transform, transform_and_slope
 from activations.kernels import library
 from activations.kernels.lookup import piecewise_linear, take
-from activations.kernels.tabulated import DiTACTable, Frame, make_frame
+from activations.kernels.tabulated import DiTACTable, Frame, make_frame, warped
 
 FORMS = ("gelu", "ge", "leaky", "inf")
 
@@ -199,12 +199,14 @@ class DiTAC(Activation):
         """T(x), or T(x) Phi(x), or GELU(T(x)): exactly, from a table of it, or from the nearest point of one of T."""
         if self.table_size is None:
             return self._gated(self._exact(x, velocity), x, gelu)
-        left, right = self._table_ends(velocity)
+        length, ends = self.b - self.a, self._table_ends(velocity)
+        left, right = (self.a + length * ends)[:, None]
         share = torch.linspace(0, 1, self.table_size, dtype=x.dtype, device=x.device)
         points = torch.lerp(left, right, share)
         if self.interpolation == "nearest":
             return self._gated(self._nearest(x, velocity, points), x, gelu)
-        heights = self._gated(self._exact(points, velocity), points, gelu)
+        heights = self.a + length * warped(ends, velocity, self.table_size)
+        heights = self._gated(heights, points, gelu)
         slopes = self.cells * velocity.diff()
         tails = slopes[:1].exp(), slopes[-1:].exp()
         curve = torch.cat([left, right, heights, *tails])[None]
@@ -219,12 +221,12 @@ class DiTAC(Activation):
         length = self.b - self.a
         return self.a + length * transform((x - self.a) / length, velocity)
 
-    def _table_ends(self, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """(1,) each: T is affine beyond them, its slope there exp(slope of the end cell's velocity).
+    def _table_ends(self, velocity: Tensor) -> Tensor:
+        """(2,) on the scale of [0, 1]: T is affine beyond them, its slope there exp(slope of the end cell's velocity).
 
-        [a, b], or in the inf form, where an end cell carries points into it, from where they just reach its inner knot.
+        0 and 1, or in the inf form, where an end cell carries points into it, from where they just reach its inner knot.
         """
-        ends = velocity.new_tensor([[0.0], [1.0]])
+        ends = velocity.new_tensor([0.0, 1.0])
         if self.form == "inf" and not self.zero_boundary:
             cells = self.cells
             slope = cells * torch.stack([velocity[1] - velocity[0], velocity[-1] - velocity[-2]])
@@ -232,9 +234,8 @@ class DiTAC(Activation):
             steep = slope.abs() > 1e-4
             back = torch.where(steep, -torch.expm1(-slope) / slope.where(steep, 1), 1 - slope / 2)
             first, last = (1 / cells - velocity[1] * back[0]), (1 - 1 / cells - velocity[-2] * back[1])
-            ends = torch.stack([first.clamp_max(0), last.clamp_min(1)])[:, None]
-        left, right = self.a + (self.b - self.a) * ends
-        return left, right
+            ends = torch.stack([first.clamp_max(0), last.clamp_min(1)])
+        return ends
 
     def _nearest(self, x: Tensor, velocity: Tensor, points: Tensor) -> Tensor:
         """T and dT/dx at the nearest point of the table; dT/dx is that of the exact T there."""

@@ -26,6 +26,7 @@ from activations.dyrelu import DyReLU
 from activations.frelu import DwConvReLU, FReLU
 from activations.gct import GCT
 from activations.kernels import build, library
+from activations.kernels.tabulated import warped
 from activations.npwlu import NPWLU
 from activations.pau import PAU
 from activations.pelu import PELU
@@ -212,6 +213,36 @@ def test_ditac_with_tables_of_any_size(size: int) -> None:
         [2 * torch.randn(300, 4), torch.tensor([[-0.5, 2.0, -6.0, 6.0], [-7.0, 7.0, 0.0, 1e4]])]
     ).double()
     compare("ditac", unit, x, torch.randn(x.shape).double())
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_flow_between_any_ends(data: st.DataObject) -> None:
+    """Values and gradients of T at points from end to end, the ends' own included."""
+    cells, points = data.draw(st.integers(2, 20)), data.draw(st.integers(2, 300))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    scale = data.draw(st.sampled_from([0.0, 1e-9, 0.03, 0.3, 1.0, 3.0]))
+    ends = torch.tensor(data.draw(st.sampled_from([(0.0, 1.0), (-0.3, 1.7), (0.21, 0.83), (-2.0, 1.0)])))
+    velocity = scale * torch.randn(cells + 1, generator=generator, dtype=torch.float64)
+    g = torch.randn(points, generator=generator, dtype=torch.float64)
+    inputs = [ends.double().requires_grad_(), velocity.requires_grad_()]
+    found = {}
+    for mode in library.MODES:
+        with library.using(mode):
+            heights = warped(*inputs, points)
+            found[mode] = heights, *torch.autograd.grad(heights, inputs, g)
+    for got, expected in zip(*found.values(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8 * max(1, expected.abs().max().item()))
+    single = warped(*(value.detach().float() for value in inputs), points)
+    torch.testing.assert_close(
+        single.double(), found["auto"][0], rtol=0, atol=1e-5 * (1 + found["auto"][0].abs().max().item())
+    )
+
+
+def test_the_flow_can_be_differentiated_twice() -> None:
+    ends, velocity = torch.tensor([-0.1, 1.2]).double(), 0.3 * torch.linspace(-1, 1.4, 6).double().sin()
+    inputs = ends.requires_grad_(), velocity.requires_grad_()
+    torch.autograd.gradgradcheck(lambda *given: warped(*given, 7), inputs)
 
 
 @pytest.mark.parametrize("name", [name for name in UNITS if not name.startswith(COUPLED)])

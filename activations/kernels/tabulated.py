@@ -1,16 +1,18 @@
-"""DiTAC by table: y at equally spaced points of [a, b], made of theta, in a longer table of what y is outside.
+"""DiTAC by table: y at equally spaced points of [a, b], made of theta, in a longer table of what y is outside; and the
+values of T alone, for tables that are made of them in torch.
 
 The kernels are in csrc/ditac.cpp, the flow behind T in csrc/flow.h.
 """
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from activations.cpab import transform
 from activations.kernels import library
 
 # outside [a, b] a line over each piece is so near to GELU, in value and in slope; beyond the reach GELU is 0 or x within 6e-9
@@ -152,3 +154,52 @@ def _shared(frame: Frame, x: Tensor, theta: Tensor, made: Tensor) -> tuple[int |
     weights = None if frame.weights is None else frame.weights.data_ptr()
     constants = frame.numbers.data_ptr(), weights, frame.basis.data_ptr(), frame.pairs.data_ptr()
     return *constants, torch.get_num_threads(), theta.data_ptr(), made.data_ptr(), x.numel()
+
+
+def warped(ends: Tensor, velocity: Tensor, points: int) -> Tensor:
+    """(points,) ``transform`` of equally spaced ones from ends[0] to ends[1], which may lie outside [0, 1]."""
+    if library.fusable(velocity, ends):
+        heights: Tensor = _Warped.apply(points, ends.contiguous(), velocity.contiguous())
+        return heights
+    return _warped(points, ends, velocity)
+
+
+def _warped(points: int, ends: Tensor, velocity: Tensor) -> Tensor:
+    share = torch.linspace(0, 1, points, dtype=ends.dtype, device=ends.device)
+    return transform(torch.lerp(ends[0], ends[1], share), velocity)
+
+
+@cache
+def _warped_kernels(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
+    forward = library.function("cpab_{}_forward", dtype, "iipppp")
+    return forward, library.function("cpab_{}_backward", dtype, "iipppppp")
+
+
+class _Warped(torch.autograd.Function):
+    """The fused form."""
+
+    @staticmethod
+    def forward(ctx: Any, points: int, ends: Tensor, velocity: Tensor) -> Tensor:
+        heights, kept = velocity.new_empty(points), torch.empty(2 * points, dtype=torch.float64)
+        ctx.save_for_backward(ends, velocity, kept)
+        ctx.points = points
+        wide = ends.double()
+        _warped_kernels(velocity.dtype)[0](
+            *(len(velocity) - 1, points, wide.data_ptr(), velocity.data_ptr(), kept.data_ptr()),
+            heights.data_ptr(),
+        )
+        return heights
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        ends, velocity, kept = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
+        if library.by_reference(g):
+            return None, *library.through_reference(partial(_warped, ctx.points), (ends, velocity), needed, g)
+        g, d_velocity, wide = g.contiguous(), torch.empty_like(velocity), ends.double()
+        d_ends = torch.empty_like(wide) if needed[0] else None
+        _warped_kernels(velocity.dtype)[1](
+            *(len(velocity) - 1, ctx.points, wide.data_ptr(), velocity.data_ptr(), kept.data_ptr()),
+            *(g.data_ptr(), d_velocity.data_ptr(), None if d_ends is None else d_ends.data_ptr()),
+        )
+        return None, None if d_ends is None else d_ends.to(ends.dtype), d_velocity

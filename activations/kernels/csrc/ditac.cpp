@@ -31,7 +31,7 @@ struct Ditac {
     int64_t doubles() const { return 2 * (n() + 8) + Path::doubles(f.cells) + 2 * (f.cells + 1); }
 
     Path flow(double* memory) const {
-        Path flow(f.cells, memory);
+        Path flow(f.cells, memory, n());
         for (int64_t k = 0; k <= f.cells; k++) {
             double v = 0;
             for (int64_t j = 0; j < f.d; j++) v += (double)basis[k * f.d + j] * theta[j];
@@ -55,7 +55,7 @@ struct Ditac {
     void tabulate() const {
         Scratch scratch(doubles() * sizeof(double), false);
         double *y = scratch.as<double>(), *slopes = y + n() + 8;
-        flow(slopes + n() + 8).forward(n(), y, time, way);
+        flow(slopes + n() + 8).forward(y, time, way);
         respond(y, slopes);
         const double part = 1.0 / f.parts, per = per_width();
         T* pair = pairs + 2 * f.before;
@@ -77,7 +77,7 @@ struct Ditac {
         double *y = scratch.as<double>(), *slopes = y + n() + 8, *memory = slopes + n() + 8;
         Path flow = this->flow(memory);
         double *passed = memory + Path::doubles(f.cells), *dvelocity = passed + f.cells + 1;
-        if (!f.weights) flow.forward(n(), y, time, way);  // dy/dT depends on T
+        if (!f.weights) flow.forward(y, time, way);  // dy/dT depends on T
         respond(y, slopes);
         const double per = per_width(), part = 1 / (per * f.parts);
         memset(passed, 0, 2 * (f.cells + 1) * sizeof(double));
@@ -95,7 +95,7 @@ struct Ditac {
             slopes[i] *= value - here + below;
             below = here;
         }
-        flow.backward(n(), time, way, slopes, passed, dvelocity);
+        flow.backward(time, way, slopes, passed, dvelocity);
         for (int64_t j = 0; j < f.d; j++) {
             double total = 0;
             for (int64_t k = 0; k <= f.cells; k++) total += dvelocity[k] * basis[k * f.d + j];
@@ -133,3 +133,38 @@ struct Ditac {
     }
 DITAC(f32, float)
 DITAC(f64, double)
+
+// ---- T at points from end to end of any line, for tables that are made in torch
+
+// ``kept``: two numbers a point that the gradient needs
+template <class T>
+static void cpab(int64_t cells, int64_t n, const double* ends, const T* velocity, double* kept, T* heights, const T* down,
+                 T* dvelocity, double* dends) {
+    using Path = Flow<sizeof(T) == 4>;
+    Scratch scratch((Path::doubles(cells) + n + 8 + 2 * (cells + 1)) * sizeof(double));
+    double *y = scratch.as<double>(), *passed = y + n + 8, *gradient = passed + cells + 1;
+    Path flow(cells, gradient + cells + 1, n, ends[0], ends[1]);
+    for (int64_t k = 0; k <= cells; k++) flow.velocity[k] = velocity[k];
+    flow.prepare();
+    if (heights) {
+        flow.forward(y, kept, kept + n);
+        for (int64_t i = 0; i < n; i++) heights[i] = (T)y[i];
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) y[i] = down[i];
+    if (dends) dends[0] = dends[1] = 0;
+    flow.backward(kept, kept + n, y, passed, gradient, dends);
+    for (int64_t k = 0; k <= cells; k++) dvelocity[k] = (T)gradient[k];
+}
+
+#define CPAB(suffix, T)                                                                                            \
+    extern "C" void cpab_##suffix##_forward(int64_t cells, int64_t n, const double* ends, const T* velocity,      \
+                                            double* kept, T* heights) {                                            \
+        cpab<T>(cells, n, ends, velocity, kept, heights, nullptr, nullptr, nullptr);                               \
+    }                                                                                                              \
+    extern "C" void cpab_##suffix##_backward(int64_t cells, int64_t n, const double* ends, const T* velocity,     \
+                                             double* kept, const T* down, T* dvelocity, double* dends) {           \
+        cpab<T>(cells, n, ends, velocity, kept, nullptr, down, dvelocity, dends);                                  \
+    }
+CPAB(f32, float)
+CPAB(f64, double)

@@ -16,12 +16,14 @@
 template <bool rough>
 struct Flow {
     using V = Vec<double>;
-    int64_t cells;
+    int64_t cells, n;          // of these points, equally spaced from one end to the other
+    double first_end, last_end, step;
     double *velocity, *slope;  // at the knots, of the cells
     double *times, *clock;     // through the cells, 2 where none passes in unit time; when a trajectory passes the knots
 
     static int64_t doubles(int64_t cells) { return 4 * (cells + 16); }
-    Flow(int64_t cells, double* memory) : cells(cells) {
+    Flow(int64_t cells, double* memory, int64_t n, double first_end = 0, double last_end = 1)
+        : cells(cells), n(n), first_end(first_end), last_end(last_end), step((last_end - first_end) / (double)(n - 1)) {
         velocity = memory, slope = velocity + cells + 16, times = slope + cells + 16, clock = times + cells + 16;
     }
     double knot(int64_t k) const { return (double)k / (double)cells; }
@@ -100,34 +102,36 @@ struct Flow {
         int64_t first, last, cell, exit, reached;
         double left;
     };
-    // the first of n points that is not before what flows to knot k within t, held between two indices
-    int64_t before(int64_t k, int64_t cell, double t, int64_t n, int64_t low, int64_t high) const {
-        double x = (knot(k) - velocity[k] * t * growth(V(-slope[cell] * t)).e[0]) * (double)(n - 1);
+    // the first point that is not before what flows to knot k within t, held between two indices
+    int64_t before(int64_t k, int64_t cell, double t, int64_t low, int64_t high) const {
+        return index(knot(k) - velocity[k] * t * growth(V(-slope[cell] * t)).e[0], low, high);
+    }
+    int64_t index(double place, int64_t low, int64_t high) const {
+        double x = (place - first_end) / step;
         x = x > (double)low ? x : (double)low;  // NaN as well
         x = x < (double)high ? x : (double)high;
         return (int64_t)__builtin_ceil(x);
     }
     template <class Work>
-    INLINE void each_run(const Flow& f, int64_t n, Work work) {
-        for (int64_t c = 0; c < f.cells; c++) {
-            const int64_t first = (c * (n - 1) + f.cells - 1) / f.cells;
-            const int64_t last = c + 1 < f.cells ? ((c + 1) * (n - 1) + f.cells - 1) / f.cells : n;
+    INLINE void each_run(const Flow& f, Work work) {
+        for (int64_t c = 0, first = 0, last; c < f.cells; c++, first = last) {
+            last = c + 1 < f.cells ? f.index(f.knot(c + 1), first, f.n) : f.n;
             int64_t stay = first, stop = last;
             if (c > 0 && f.velocity[c] < 0) {
-                int64_t end = stay = f.before(c, c, 1, n, first, last);
+                int64_t end = stay = f.before(c, c, 1, first, last);
                 for (int64_t k = c; k > 0 && end > first; k--) {
                     double left = 1 - (f.clock[c] - f.clock[k]), next = k > 1 ? left - f.times[k - 1] : 0;
-                    int64_t start = next > 0 ? f.before(c, c, next, n, first, end) : first;
+                    int64_t start = next > 0 ? f.before(c, c, next, first, end) : first;
                     if (start < end) work(Run{start, end, c, c, k, left});
                     end = start;
                 }
             }
-            if (c + 1 < f.cells && f.velocity[c + 1] > 0) stop = f.before(c + 1, c, 1, n, stay, last);
+            if (c + 1 < f.cells && f.velocity[c + 1] > 0) stop = f.before(c + 1, c, 1, stay, last);
             if (stay < stop) work(Run{stay, stop, c, -1, c, 1});
             int64_t start = stop;
             for (int64_t k = c + 1; start < last; k++) {
                 double left = 1 - (f.clock[k] - f.clock[c + 1]), next = k + 1 < f.cells ? left - f.times[k] : 0;
-                int64_t end = next > 0 ? f.before(c + 1, c, next, n, start, last) : last;
+                int64_t end = next > 0 ? f.before(c + 1, c, next, start, last) : last;
                 if (start < end) work(Run{start, end, c, c + 1, k, left});
                 start = end;
             }
@@ -150,14 +154,14 @@ struct Flow {
             exit_knot = f.knot(r.exit), exit_velocity = f.velocity[r.exit];
         }
     };
-    INLINE V points(int64_t i, int64_t n) {
+    INLINE V shares(const Flow& f, int64_t i) {
         V v = {0, 1, 2, 3, 4, 5, 6, 7};
-        v = (v + (double)i) * (1 / (double)(n - 1));
+        v = (v + (double)i) * (1 / (double)(f.n - 1));
         return v < V(1) ? v : V(1);
     }
-    INLINE Start start_of(const Common& c, const Run& r, int64_t i, int64_t n) {
+    INLINE Start start_of(const Flow& f, const Common& c, const Run& r, int64_t i) {
         Start s;
-        s.x = points(i, n);
+        s.x = fma(shares(f, i), V(f.last_end - f.first_end), V(f.first_end));
         V after = s.x - c.left_knot, before = c.right_knot - s.x;
         // from the nearer knot: a point on a resting knot must rest
         s.speed = after <= before ? fma(V(c.slope), after, V(c.left_velocity)) : fma(V(-c.slope), before, V(c.right_velocity));
@@ -169,15 +173,15 @@ struct Flow {
     }
     int64_t last_cell(const Run& r) const { return r.exit < 0 ? r.cell : r.reached - (r.exit == r.cell); }
 
-    // T at the points i / (n - 1), and for ``backward`` the time in the first cell and the way in the last one
-    void forward(int64_t n, double* end, double* time, double* way) const {
-        each_run(*this, n, [&](const Run& r) {
+    // T at the points, and for ``backward`` the time in the first cell and the way in the last one
+    void forward(double* end, double* time, double* way) const {
+        each_run(*this, [&](const Run& r) {
             const Common c(*this, r);
             const V slope = V(this->slope[last_cell(r)]);
             if (r.exit < 0) {
                 const V grown = growth(slope).e;
                 for (int64_t i = r.first; i < r.last; i += 8) {
-                    Start s = start_of(c, r, i, n);
+                    Start s = start_of(*this, c, r, i);
                     store(end + i, fma(s.speed, grown, s.x), r.last - i < 8 ? (int)(r.last - i) : 8);
                 }
                 return;
@@ -187,7 +191,7 @@ struct Flow {
             const V reach = flat ? pace : pace / slope;
             for (int64_t i = r.first; i < r.last; i += 8) {
                 int width = r.last - i < 8 ? (int)(r.last - i) : 8;
-                Start s = start_of(c, r, i, n);
+                Start s = start_of(*this, c, r, i);
                 V t = travel_time(s.speed, exit, log_exit, V(c.per_slope), V(c.exit_knot) - s.x);
                 t = t < V(r.left) ? t : V(r.left);  // rounding must not make it late
                 V rest = V(r.left) - t, last = reach * (flat ? rest : grown_by(slope * rest));
@@ -210,10 +214,16 @@ struct Flow {
             gradient[cell] += sum(s.left), gradient[cell + 1] += sum(s.right);
         }
     };
-    // adds sum_i down[i] dT(x_i) / dvelocity to ``gradient``; ``passed``: ``cells`` zeros
-    void backward(int64_t n, const double* time, const double* way, const double* down, double* passed, double* gradient) const {
+    INLINE void move_ends(const Flow& f, int64_t i, V moved, double* dends) {
+        const V share = shares(f, i);
+        dends[0] += sum(moved * (V(1) - share)), dends[1] += sum(moved * share);
+    }
+    // adds sum_i down[i] dT(x_i) / dvelocity to ``gradient``; ``passed``: ``cells`` zeros. ``dends``, if they are learnt,
+    // what the same sum changes with either end
+    void backward(const double* time, const double* way, const double* down, double* passed, double* gradient,
+                  double* dends = nullptr) const {
         const double N = (double)cells;
-        each_run(*this, n, [&](const Run& r) {
+        each_run(*this, [&](const Run& r) {
             const Common c(*this, r);
             const int64_t last = last_cell(r);
             const V slope = V(this->slope[last]), per_slope = V(1) / slope;
@@ -223,9 +233,10 @@ struct Flow {
                 const Growth grown = growth(slope);
                 const V turn = turned(V(1), V(1), slope, per_slope, grown.e, grown.exp);
                 for (int64_t i = r.first; i < r.last; i += 8) {
-                    Start s = start_of(c, r, i, n);
+                    Start s = start_of(*this, c, r, i);
                     V g = load(down + i, r.last - i < 8 ? (int)(r.last - i) : 8);
                     Stretches::add(own, (s.x - c.left_knot) * N, grown.e, s.speed * turn, g, N);
+                    if (dends) move_ends(*this, i, g * grown.exp, dends);
                 }
                 return Stretches::finish(own, r.cell, gradient);
             }
@@ -234,7 +245,7 @@ struct Flow {
             const V exit_velocity = V(c.exit_velocity), per_exit = V(1 / c.exit_velocity);
             for (int64_t i = r.first; i < r.last; i += 8) {
                 int width = r.last - i < 8 ? (int)(r.last - i) : 8;
-                Start s = start_of(c, r, i, n);
+                Start s = start_of(*this, c, r, i);
                 V g = load(down + i, width), t = load(time + i, width), moved = load(way + i, width);
                 V rest = V(r.left) - t, speed = fma(slope, moved, pace);  // v(T)
                 Stretches::add(end, share, moved * per_pace, turned(pace, rest, slope, per_slope, moved, speed), g, N);
@@ -243,6 +254,8 @@ struct Flow {
                 all += carried;
                 const auto late = t >= V(r.left);  // where rounding was kept from making it late the speed may not fit
                 if (__builtin_reduce_or(late)) value = late ? t * growth(V(c.slope) * t).e : value;
+                // dT/dx = v(T) / v(x)
+                if (dends) move_ends(*this, i, carried * (late ? growth(V(c.slope) * t).exp * per_exit : V(1) / s.speed), dends);
                 V turn = turned(s.speed, t, V(c.slope), V(c.per_slope), distance, exit_velocity);
                 Stretches::add(own, (s.x - c.left_knot) * N, value, turn, carried * per_exit, N);
             }
