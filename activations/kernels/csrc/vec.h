@@ -278,7 +278,6 @@ inline __attribute__((always_inline)) Vec<float> reciprocal<float>(Vec<float> x)
     return fma(y, fma(-x, y, Vec<float>(1)), y);
 }
 #endif
-// of a NaN it may be a number: the units multiply it by x
 template <class T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
     const Vec<T> s = reciprocal<T>(exp<T>(-x) + T(1));
@@ -304,9 +303,14 @@ INLINE Exp2 split_exp2(Vec<float> x, float sign = 1) {
     p = fma(p, f, V(2.402264774e-1f));
     return {f, fma(p, f, V(6.931471825e-1f)), n};
 }
+// within -most and most; NaN stays
+INLINE Vec<float> held(Vec<float> x, float most) {
+    x = x > Vec<float>(most) ? Vec<float>(most) : x;
+    return x < Vec<float>(-most) ? Vec<float>(-most) : x;
+}
 template <>
 inline __attribute__((always_inline)) Vec<float> exp<float>(Vec<float> x) {
-    const auto e = split_exp2(_mm512_range_ps(x, Vec<float>(104), 2));  // the smaller of both, with the sign of x
+    const auto e = split_exp2(held(x, 104));
     return _mm512_scalef_ps(fma(e.f, e.factor, Vec<float>(1)), e.n);
 }
 template <>
@@ -317,7 +321,7 @@ inline __attribute__((always_inline)) Vec<float> expm1_of_few<float>(Vec<float> 
 }
 template <>
 inline __attribute__((always_inline)) Vec<float> sigmoid<float>(Vec<float> x) {
-    const auto e = split_exp2(_mm512_range_ps(x, Vec<float>(88), 2), -1);
+    const auto e = split_exp2(held(x, 88), -1);
     const Vec<float> s = reciprocal<float>(_mm512_scalef_ps(fma(e.f, e.factor, Vec<float>(1)), e.n) + 1);
     return x < Vec<float>(-88) ? Vec<float>(0) : s;
 }
