@@ -226,7 +226,7 @@ class DiTAC(Activation):
 
         0 and 1, or in the inf form, where an end cell carries points into it, from where they just reach its inner knot.
         """
-        ends = velocity.new_tensor([0.0, 1.0])
+        ends = torch.arange(2, dtype=velocity.dtype, device=velocity.device)  # a list would make a GPU wait
         if self.form == "inf" and not self.zero_boundary:
             cells = self.cells
             slope = cells * torch.stack([velocity[1] - velocity[0], velocity[-1] - velocity[-2]])

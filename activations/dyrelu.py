@@ -177,7 +177,9 @@ class _Residuals(Squeeze):
 
     def _rows(self, like: Tensor) -> Sequence[Tensor]:
         """initial, and twice the scale, for all channels."""
-        return like.new_tensor(self.numbers).repeat(1, self.shape[0]).unbind()
+        # filled one by one, as copying a list would make a GPU wait
+        rows = (torch.cat([like.new_full((1,), value) for value in row]) for row in self.numbers)
+        return [row.repeat(self.shape[0]) for row in rows]
 
     def shares(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """softmax_positions(z / temperature), and pi of it."""

@@ -208,7 +208,7 @@ def gated(
     # without positions there is nothing to sum
     tensors = network.tensors(parameters) if fuse and x.ndim > 2 else None
     memory = None
-    if tensors is not None and library.fusable(x, *weights, *tensors) and not _autocast():
+    if tensors is not None and library.fusable(x, *weights, *tensors):
         memory = _memory(x, channel_dim)
     if tensors is None or memory is None:
         if form is scale_relu:  # once for both
@@ -218,11 +218,6 @@ def gated(
         unit = unit._replace(statistic=_OF_RELU[statistic])
     y: Tensor = _Gated.apply(unit, memory, x, *weights, *tensors)
     return y
-
-
-def _autocast() -> bool:
-    """Whether networks are computed with fewer digits than kernels take."""
-    return torch.is_autocast_enabled("cpu")
 
 
 class _Unit(NamedTuple):
@@ -369,7 +364,7 @@ class _Gated(torch.autograd.Function):
         rest = iter(ctx.saved_tensors)
         x = next(rest)
         tensors, found, values = (list(islice(rest, count)) for count in ctx.counts)
-        if library.by_reference(g) or _autocast():
+        if library.by_reference(g):
             return None, None, *library.through_reference(unit.of_tensors, (x, *tensors), needed, g)
         dx, d_values = torch.empty_like(x), [torch.empty_like(v) for v in values]
         maps, coefficients = _split(values)

@@ -5,6 +5,7 @@ The rule, for every primitive alike. A call goes to the fused kernel if
 - the kernels were built and this processor has AVX2 with FMA, AVX-512 or ARM's NEON,
 - they are not switched off (``using("reference")``, ``ACTBENCH_KERNELS=reference``, ``runner.kernels=reference``),
 - input and parameters are plain tensors on the CPU, in float32 or float64, all alike, and not empty,
+- autocast is off, which would take fewer digits for what some units compute in between,
 - nobody wants to look inside: no torch.compile, export, tracing, torch.func transform, forward-mode derivative or
   dispatch mode (fake tensors, counters) is at work.
 
@@ -121,6 +122,7 @@ def fusable(x: Tensor, *parameters: Tensor) -> bool:
             return False
     return not (
         x.layout is not torch.strided
+        or torch.is_autocast_enabled("cpu")
         or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
@@ -174,13 +176,15 @@ def row_addresses(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(found))(*found)
 
 
-def plain(g: Tensor | None) -> bool:
-    """Whether a gradient can go to a kernel; those of ``is_grads_batched=True`` have no memory of their own.
+def by_reference(g: Tensor) -> bool:
+    """Whether a backward must go through the reference.
 
-    What the rule asks of the input has been answered in forward.
+    So if a graph of it is wanted or autocast is on, and for gradients that are no plain tensors; those of
+    ``is_grads_batched=True`` have no memory of their own. What else the rule asks has been answered in forward.
     """
-    return (
-        g is not None
+    return not (
+        not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
         and type(g) in PLAIN
         and torch._C._has_storage(g)
         and g.layout is torch.strided
@@ -188,11 +192,6 @@ def plain(g: Tensor | None) -> bool:
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
     )
-
-
-def by_reference(g: Tensor) -> bool:
-    """Whether a backward must go through the reference, as a graph of it is wanted or ``g`` is not plain."""
-    return torch.is_grad_enabled() or not plain(g)
 
 
 def through_reference(

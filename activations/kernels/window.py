@@ -45,11 +45,10 @@ def branch(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Branch:
 
 
 def fusable(x: Tensor, branches: Sequence[Branch], train: bool) -> bool:
-    """Whether ``window`` can do it: the library's rule, no autocast, and what batch norm itself asks for."""
+    """Whether ``window`` can do it: the library's rule, and what batch norm itself asks for."""
     tensors = [value for branch in branches for value in branch if isinstance(value, Tensor)]
     return (
         library.fusable(x, *tensors)
-        and not torch.is_autocast_enabled("cpu")
         and x.shape[1] == branches[0].gamma.numel()
         and not (train and x.numel() == x.shape[1])  # there batch norm raises its error
     )
