@@ -5,7 +5,6 @@ with a batch norm in place of the temperature; here it is the paper's.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ from activations.base import (
     check_whole,
     upcast,
 )
-from activations.kernels import gate
-from activations.kernels.squeeze import Squeeze
+from activations.kernels import gate, library
+from activations.kernels.networks import Squeeze
 
 _softmax_backward = torch.ops.aten._softmax_backward_data.default
 
@@ -129,27 +128,33 @@ class DyReLU(Activation):
 class _Residuals(Squeeze):
     """initial + scale (2 sigmoid - 1) for each of ``channels``, and pi (N, P) where there is an attention's map."""
 
+    scaled = True
+
     def __init__(self, channels: int, initial: list[float], scale: list[float], temperature: float) -> None:
         super().__init__(channels, len(initial))
         # numbers, not buffers, which would have the digits of float32 alone
         self.numbers = [initial, [2 * value for value in scale]]
         self.temperature = temperature
-        self.rows: dict[torch.dtype, Sequence[Tensor]] = {}
+        self.ready: dict[torch.dtype, Sequence[Tensor]] = {}  # of fused calls
 
-    def __call__(
-        self, found: Sequence[Tensor], parameters: Sequence[Any]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        (fc1, fc2, *rows), (mean, *maps) = parameters, found
-        initial, scale = rows or self._rows(mean)
-        hidden, gate = self.excite(mean, fc1, fc2)
-        half_theta = gate - 0.5
-        if half_theta.dtype is not mean.dtype:
-            half_theta = half_theta.to(mean.dtype)
-        coefficients = torch.addcmul(initial, scale, half_theta).reshape(gate.shape[0], *self.shape)
-        if not maps:
-            return [coefficients], [hidden, gate, scale]
-        shares, pi = self.shares(maps[0])
-        return [coefficients, pi], [hidden, gate, scale, shares]
+    def rows(self, like: Tensor) -> Sequence[Tensor]:
+        if not library.fusable(like):
+            return self._rows(like)
+        if like.dtype not in self.ready:
+            with torch.inference_mode(False):  # what is made in it can never be part of a graph
+                self.ready[like.dtype] = self._rows(like)
+        return self.ready[like.dtype]
+
+    def _rows(self, like: Tensor) -> Sequence[Tensor]:
+        # filled one by one, as copying a list would make a GPU wait
+        rows = (torch.cat([like.new_full((1,), value) for value in row]) for row in self.numbers)
+        return [row.repeat(self.shape[0]) for row in rows]
+
+    def others(self, found: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        if len(found) == 1:
+            return [], []
+        shares, pi = self.shares(found[1])
+        return [pi], [shares]
 
     def backward(
         self,
@@ -159,27 +164,12 @@ class _Residuals(Squeeze):
         gradients: Sequence[Tensor],
         needed: Sequence[bool],
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        _, gate, scale, *maps = saved
-        d = gradients[0].view_as(gate).mul_(scale)
-        d_found, d_tensors = super().backward(found, tensors, saved, [d], needed)
-        if maps and needed[0]:
-            (shares,), factor = maps, found[1].shape[1] / 3
+        d_found, d_tensors = super().backward(found, tensors, saved, gradients, needed)
+        if len(found) > 1 and needed[0]:
+            shares, factor = saved[-1], found[1].shape[1] / 3
             d = torch.where(shares * factor <= 1, gradients[1], 0)
             d_found.append(_softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
         return d_found, d_tensors
-
-    def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
-        dtype = tensors[0].dtype
-        if dtype not in self.rows:
-            with torch.inference_mode(False):  # what is made in it can never be part of a graph
-                self.rows[dtype] = self._rows(tensors[0])
-        return [*super().parameters(tensors), *self.rows[dtype]]
-
-    def _rows(self, like: Tensor) -> Sequence[Tensor]:
-        """initial, and twice the scale, for all channels."""
-        # filled one by one, as copying a list would make a GPU wait
-        rows = (torch.cat([like.new_full((1,), value) for value in row]) for row in self.numbers)
-        return [row.repeat(self.shape[0]) for row in rows]
 
     def shares(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """softmax_positions(z / temperature), and pi of it."""

@@ -4,16 +4,15 @@ equations 2 to 6, with the placement of eps as in the authors' code (C times lar
 Not Gaussian Context Transformer, which shares the acronym.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_bool, check_choice, check_positive
 from activations.kernels import gate
+from activations.kernels.networks import NormGate
 from activations.torch_nn import ReLU
-
-_tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class GCT(Activation):
@@ -73,7 +72,7 @@ class GCT(Activation):
 
     def _gated(self, form: Callable[..., Tensor], x: Tensor) -> Tensor:
         parameters = (self.alpha, self.gamma, self.beta)
-        network = _Gate(self.mode == "l2", self.eps)
+        network = NormGate(self.mode == "l2", self.eps)
         return gate.gated(form, self._norm, x, network, *parameters, channel_dim=self.channel_dim)
 
     @property
@@ -91,49 +90,6 @@ class GCT(Activation):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode}, position={self.position}"
-
-
-class _Gate(gate.Network):
-    """1 + tanh(...), (N, C, 1)."""
-
-    def __init__(self, squared: bool, eps: float) -> None:
-        self.squared, self.eps = squared, eps
-
-    def __call__(
-        self, found: Sequence[Tensor], parameters: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        (norm,) = found
-        alpha, gamma, beta = (p if p.dtype is norm.dtype else p.to(norm.dtype) for p in parameters)
-        if self.squared:
-            norm = (norm + self.eps).sqrt()
-            s = alpha * norm
-            size = (s.square().mean(1, keepdim=True) + self.eps).sqrt()
-        else:
-            s = alpha * norm
-            size = s.abs().mean(1, keepdim=True) + self.eps
-        normal = s / size
-        turn = torch.addcmul(beta, gamma, normal).tanh()
-        return [(1 + turn).unsqueeze(-1)], [norm, size, normal, turn]
-
-    def backward(
-        self,
-        found: Sequence[Tensor],
-        tensors: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        needed: Sequence[bool],
-    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        (alpha, gamma, _), (norm, size, normal, turn) = tensors, saved
-        d = _tanh_backward(gradients[0].view_as(turn), turn)
-        products = d * normal
-        # s moves the size, too: along normal in l2, along its sign in l1
-        shared = torch.addmm(size, products, gamma.unsqueeze(1), beta=0, alpha=-1 / normal.shape[1])
-        d_s = torch.addcmul(d * gamma, normal if self.squared else normal.sign(), shared).div_(size)
-        d_norm = d_s * alpha
-        if self.squared:
-            d_norm.div_(norm).mul_(0.5)
-        parts = (d_s * norm if needed[1] else None, products, d)
-        return [d_norm], [None if part is None else part.sum(0) for part in parts]
 
 
 def _make_base(base: Callable[..., Activation], num_features: int, channel_dim: int) -> Activation:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from activations.base import Activation, check_whole
 from activations.kernels import gate
-from activations.kernels.squeeze import Squeeze
+from activations.kernels.networks import Squeeze
 
 
 class SEReLU(Activation):

@@ -14,7 +14,7 @@ from activations.acon import MetaACON
 from activations.base import Activation
 from activations.dyrelu import DyReLU
 from activations.gct import GCT
-from activations.kernels import gate, library
+from activations.kernels import gate, library, networks
 from activations.se_relu import SEReLU
 from activations.torch_nn import ELU, ReLU
 
@@ -135,6 +135,15 @@ def test_what_is_not_finite(name: str, value: float, layout: str) -> None:
     x = draw((3, 6, 5, 4), torch.float32, layout)
     x[1, 2, 3, 1] = value
     compare(make(name, 6, torch.float32), x, torch.ones_like(x), 1e-4)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_networks_of_any_size(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones have a kernel, large ones are torch's."""
+    monkeypatch.setattr(networks, "SMALL", 2**40 if size == "small" else 0)
+    for shape in ((3, 40, 5, 4), (9, 150, 2, 3)):
+        x, g = draw(shape), torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+        compare(make(name, shape[1]), x, g, 1e-11)
 
 
 @pytest.mark.parametrize("form", ["A", "B", "C"])

@@ -179,6 +179,12 @@ class Network(Protocol):
         """What ``tensors`` were taken from, or the like."""
         return tensors
 
+    def forward(
+        self, found: Sequence[Tensor], tensors: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The same as calling it, without a graph."""
+        return self(found, self.parameters(tensors))
+
 
 def gated(
     form: Callable[..., Tensor],
@@ -341,7 +347,7 @@ class _Gated(torch.autograd.Function):
             wanted=found[:1],
             divisor=memory.positions if averaged else 1,
         )
-        values, saved = unit.network(found, unit.network.parameters(own))
+        values, saved = unit.network.forward(found, own)
         values = [v.contiguous() for v in values]
         y = torch.empty_like(x)
         maps, coefficients = _split(values)
