@@ -156,18 +156,11 @@ class _Residuals(Squeeze):
         shares, pi = self.shares(found[1])
         return [pi], [shares]
 
-    def backward(
-        self,
-        found: Sequence[Tensor],
-        tensors: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        needed: Sequence[bool],
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        d_found, d_tensors = super().backward(found, tensors, saved, gradients, needed)
-        if len(found) > 1 and needed[0]:
-            shares, factor = saved[-1], found[1].shape[1] / 3
-            d = torch.where(shares * factor <= 1, gradients[1], 0)
+    def backward(self, passed: gate.Passed) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        d_found, d_tensors = super().backward(passed)
+        if len(passed.found) > 1 and passed.needed[0]:
+            shares, factor = passed.saved[-1], passed.found[1].shape[1] / 3
+            d = torch.where(shares * factor <= 1, passed.gradients[1], 0)
             d_found.append(_softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
         return d_found, d_tensors
 

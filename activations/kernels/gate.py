@@ -148,6 +148,16 @@ _FORMS: dict[Callable[..., Tensor], tuple[str, int]] = {
 }
 
 
+class Passed(NamedTuple):
+    """What a network's backward is given."""
+
+    found: Sequence[Tensor]  # the statistics
+    tensors: Sequence[Tensor]
+    saved: Sequence[Tensor]
+    gradients: Sequence[Tensor]  # of what the form takes; may be written to
+    needed: Sequence[bool]  # the gradients of the statistics, together, and of each tensor
+
+
 class Network(Protocol):
     """From statistics, (N, C) and for ``mean_and_map`` (N, P) too, to a form's coefficients and map."""
 
@@ -156,20 +166,8 @@ class Network(Protocol):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """What the form takes, in any dtype, and what ``backward`` needs beside; nothing is changed in place."""
 
-    def backward(
-        self,
-        found: Sequence[Tensor],
-        tensors: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        needed: Sequence[bool],
-    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        """The gradients, contiguous, of the statistics and of the tensors; of what is not needed anything or None.
-
-        Args:
-            gradients: of what the form takes; may be written to.
-            needed: those of the statistics, together, and of each tensor.
-        """
+    def backward(self, passed: Passed) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """The gradients, contiguous, of the statistics and of the tensors; of what is not needed anything or None."""
 
     def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
         """Those of parameters that are layers; None if a layer does more than they say."""
@@ -390,7 +388,7 @@ class _Gated(torch.autograd.Function):
         d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
         below = any(needed[: 1 + len(weights)])
         asked = (below, *needed[1 + len(weights) :])
-        (d_sums, *d_maps), d_own = unit.network.backward(found, own, list(rest), d_values, asked)
+        (d_sums, *d_maps), d_own = unit.network.backward(Passed(found, own, list(rest), d_values, asked))
         if below:
             variant, averaged = _STATISTICS[unit.statistic]
             _run(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from activations.kernels import library
-from activations.kernels.gate import Network
+from activations.kernels.gate import Network, Passed
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 _threshold_backward = torch.ops.aten.threshold_backward.default
@@ -97,14 +97,8 @@ class Squeeze(Network):
             *(tensor.data_ptr() for tensor in (hidden, *rest)),
         )
 
-    def backward(
-        self,
-        found: Sequence[Tensor],
-        tensors: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        needed: Sequence[bool],
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    def backward(self, passed: Passed) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        found, tensors, saved, gradients, needed = passed
         (hidden, gate, *more), (weight1, _, weight2, *_), mean = saved, tensors, found[0]
         scale = more[0] if self.scaled else None
         d = gradients[0].view_as(gate)
@@ -200,15 +194,8 @@ class NormGate(Network):
         self._run(0, norm, tensors, made, y)
         return [y.unsqueeze(-1)], [made]
 
-    def backward(
-        self,
-        found: Sequence[Tensor],
-        tensors: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        needed: Sequence[bool],
-    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        (norm,), (made,) = found, saved
+    def backward(self, passed: Passed) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        (norm,), tensors, (made,), gradients, _ = passed
         d_norm, *d_tensors = (norm.new_empty(t.shape) for t in (norm, *tensors))
         self._run(1, norm, tensors, made, gradients[0], d_norm, *d_tensors)
         return [d_norm], d_tensors

@@ -99,30 +99,16 @@ struct Number {
 
 // ---- turning: to[c, r] = from[r, c], rows being a step apart
 
-template <int s, class V>
-INLINE V first_halves(V a, V b) {  // of every 2 s lanes
-#define LANE(l) (l & s ? WIDTH + l - s : l)
-    if constexpr (sizeof(a[0]) == 4) {
-        constexpr int WIDTH = 16;
+// of every 2 s lanes the first halves of a and b, or the second
+template <int s, bool second, class V>
+INLINE V halves(V a, V b) {
+#define LANE(l) (second ? (l & s ? W + l : l + s) : (l & s ? W + l - s : l))
+    constexpr int W = sizeof(V) / sizeof(a[0]);
+    if constexpr (W == 16)
         return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7), LANE(8),
                                        LANE(9), LANE(10), LANE(11), LANE(12), LANE(13), LANE(14), LANE(15));
-    } else {
-        constexpr int WIDTH = 8;
+    else
         return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
-    }
-#undef LANE
-}
-template <int s, class V>
-INLINE V second_halves(V a, V b) {
-#define LANE(l) (l & s ? WIDTH + l : l + s)
-    if constexpr (sizeof(a[0]) == 4) {
-        constexpr int WIDTH = 16;
-        return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7), LANE(8),
-                                       LANE(9), LANE(10), LANE(11), LANE(12), LANE(13), LANE(14), LANE(15));
-    } else {
-        constexpr int WIDTH = 8;
-        return __builtin_shufflevector(a, b, LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
-    }
 #undef LANE
 }
 template <class T, int s = WIDTH<T> / 2>
@@ -131,7 +117,7 @@ INLINE void turn(Vec<T>* v) {
     for (int i = 0; i < WIDTH<T>; i++)
         if (!(i & s)) {
             const Vec<T> a = v[i], b = v[i + s];
-            v[i] = first_halves<s>(a, b), v[i + s] = second_halves<s>(a, b);
+            v[i] = halves<s, false>(a, b), v[i + s] = halves<s, true>(a, b);
         }
     if constexpr (s > 1) turn<T, s / 2>(v);
 }
