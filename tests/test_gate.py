@@ -453,7 +453,9 @@ def test_saves_the_input_and_nothing_else_of_its_size(name: str) -> None:
 def test_parameter_gradients_of_ten_million_elements(name: str, layout: str) -> None:
     shape = (40, 64, 64, 64)
     wide = make(name, 64)
-    x, g = draw(shape, torch.float32, layout), draw(shape, torch.float32, layout) + 0.3
+    # on a grid, as elsewhere one of ten million lies where two lines cross, and another line wins by a rounding
+    x = (64 * draw(shape, torch.float32, layout)).round() / 64
+    g = draw(shape, torch.float32, layout) + 0.3
     found = run(copy.deepcopy(wide).float(), x, g)
     for single in wide.parameters():
         single.data = single.data.float().double()
