@@ -201,16 +201,21 @@ class DiTAC(Activation):
             return self._gated(self._exact(x, velocity), x, gelu)
         length, ends = self.b - self.a, self._table_ends(velocity)
         left, right = (self.a + length * ends)[:, None]
-        share = torch.linspace(0, 1, self.table_size, dtype=x.dtype, device=x.device)
-        points = torch.lerp(left, right, share)
         if self.interpolation == "nearest":
-            return self._gated(self._nearest(x, velocity, points), x, gelu)
+            return self._gated(self._nearest(x, velocity, self._points(left, right)), x, gelu)
         heights = self.a + length * warped(ends, velocity, self.table_size)
-        heights = self._gated(heights, points, gelu)
+        if gelu:
+            heights = self._gated(heights, self._points(left, right), gelu)
         slopes = self.cells * velocity.diff()
         tails = slopes[:1].exp(), slopes[-1:].exp()
         curve = torch.cat([left, right, heights, *tails])[None]
         return piecewise_linear(x, curve, channel_dim=self.channel_dim)
+
+    def _points(self, left: Tensor, right: Tensor) -> Tensor:
+        """(table_size,) equally spaced from ``left`` to ``right``, (1,) each."""
+        assert self.table_size is not None
+        share = torch.linspace(0, 1, self.table_size, dtype=left.dtype, device=left.device)
+        return torch.lerp(left, right, share)
 
     def _gated(self, warped: Tensor, x: Tensor, gelu: bool) -> Tensor:
         if not gelu:

@@ -92,7 +92,6 @@ class DyReLU(Activation):
         if form == "C":
             reach = num_features**-0.5  # as torch's convolution
             self.attention = nn.Parameter(torch.empty(num_features).uniform_(-reach, reach))
-        # numbers, not buffers, which would have the digits of float32 alone
         initial = [float(value) for value in (*init_a, *init_b)]
         scale = [float(lambda_a)] * pieces + [float(lambda_b)] * pieces
         self.network = _Residuals(1 if form == "A" else num_features, initial, scale, temperature)

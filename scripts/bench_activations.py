@@ -36,11 +36,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from bench_loop import ROOT, cifar_task
-from bench_tables import MAIN, PATHS, Row, chart, shown, tables
+from bench_tables import MAIN, PATHS, Parser, Row, chart, shown, tables
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
@@ -90,22 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for more in (units(given, factories), steps(given, stepping)):
             for found in more:
                 rows += found
-                write_csv(
-                    given.output / "results.csv", rows
-                )  # so far, for bench_tables.py, should the rest fail
+                # so far, for bench_tables.py, should the rest fail
+                write_csv(given.output / "results.csv", rows)
         for table in tables(rows):
             print(f"\n{table}", flush=True)
         if factories:
             print(f"\n{chart(rows, given.output)}")
     except (ValueError, OSError) as error:
         sys.exit(f"actbench: {one_line(error)}")
-
-
-class Parser(argparse.ArgumentParser):
-    """One whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"actbench: {message}\n")
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

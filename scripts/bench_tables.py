@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = Parser(usage=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_activations")
     folder = parser.parse_args(arguments).output
     try:
@@ -34,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(chart(rows, folder))
     except (ValueError, OSError) as error:
         sys.exit(f"actbench: {one_line(error)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"actbench: {message}\n")
 
 
 def measured(path: Path) -> list[Row]:

@@ -81,15 +81,11 @@ struct Ditac {
         respond(y, slopes);
         const double per = per_width(), part = 1 / (per * f.parts);
         memset(passed, 0, 2 * (f.cells + 1) * sizeof(double));
-        // of the heights at the points, and through the slopes on either side of them
-        if (f.parts == 1) {
-            for (int64_t i = 1; i + 1 < n(); i++) slopes[i] *= fma(per, sums[i - 1].y - sums[i].y, sums[i].x);
-            slopes[0] *= fma(per, -sums[0].y, sums[0].x), slopes[n() - 1] *= per * sums[n() - 2].y;
-        }
         double below = 0;
-        for (int64_t i = 0; i < n() && f.parts > 1; i++) {
-            double value = 0, here = 0;
-            for (int64_t k = 0; k < f.parts && i + 1 < n(); k++, sums++)
+        for (int64_t i = 0; i < n(); i++) {
+            double value = 0, here = 0;  // of the height at this point, and of the slope on its right
+            if (i + 1 < n()) value = sums->x, here = sums->y, sums++;
+            for (int64_t k = 1; k < f.parts && i + 1 < n(); k++, sums++)
                 value += sums->x, here += fma(k * part, sums->x, sums->y);
             here *= per;
             slopes[i] *= value - here + below;

@@ -8,7 +8,7 @@ namespace {
 
 // to[m, :] = start + sum over k of a[m, k] b[k, :]; b and ``to`` have rows of N numbers, a any steps
 template <int rows, class T>
-INLINE void some_rows(int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b, const T* start, T* to) {
+INLINE void some_rows(int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b, T* to, const T* start) {
     for (int64_t n = 0; n < N; n += WIDTH<T>) {
         const int width = N - n < WIDTH<T> ? (int)(N - n) : WIDTH<T>;
         Vec<T> sum[rows];
@@ -21,10 +21,11 @@ INLINE void some_rows(int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a
     }
 }
 template <class T>
-void multiply(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b, const T* start, T* to) {
+void multiply(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b, T* to,
+              const T* start = nullptr) {
     int64_t m = 0;
-    for (; m + 4 <= M; m += 4) some_rows<4>(N, K, a + m * a_row, a_row, a_column, b, start, to + m * N);
-    for (; m < M; m++) some_rows<1>(N, K, a + m * a_row, a_row, a_column, b, start, to + m * N);
+    for (; m + 4 <= M; m += 4) some_rows<4>(N, K, a + m * a_row, a_row, a_column, b, to + m * N, start);
+    for (; m < M; m++) some_rows<1>(N, K, a + m * a_row, a_row, a_column, b, to + m * N, start);
 }
 
 template <class T, class Work>
@@ -44,11 +45,11 @@ struct Squeeze {
         Scratch scratch(hiddens * (channels > outputs ? channels : outputs) * sizeof(T), false);
         T* turned = scratch.as<T>();
         turn(weight1, channels, hiddens, channels, turned, hiddens);
-        multiply(samples, hiddens, channels, mean, channels, 1, turned, bias1, hidden);
+        multiply(samples, hiddens, channels, mean, channels, 1, turned, hidden, bias1);
         if (rectified)
             vectors<T>(samples * hiddens, [&](int64_t i, int n) { store(hidden + i, relu(load(hidden + i, n)), n); });
         turn(weight2, hiddens, outputs, hiddens, turned, outputs);
-        multiply(samples, outputs, hiddens, hidden, hiddens, 1, turned, bias2, gate);
+        multiply(samples, outputs, hiddens, hidden, hiddens, 1, turned, gate, bias2);
         vectors<T>(samples * outputs, [&](int64_t i, int n) { store(gate + i, sigmoid<T>(load(gate + i, n)), n); });
         for (int64_t s = 0; s < samples && scale; s++)
             vectors<T>(outputs, [&](int64_t o, int n) {
@@ -68,16 +69,16 @@ struct Squeeze {
                 store(at, scale ? d * load(scale + o, n) : d, n);
             });
         }
-        multiply(outputs, hiddens, samples, dy, 1, outputs, hidden, (const T*)nullptr, dweight2);
-        multiply((int64_t)1, outputs, samples, ones, 0, 1, dy, (const T*)nullptr, dbias2);
-        multiply(samples, hiddens, outputs, dy, outputs, 1, weight2, (const T*)nullptr, dhidden);
+        multiply(outputs, hiddens, samples, dy, 1, outputs, hidden, dweight2);
+        multiply(1, outputs, samples, ones, 0, 1, dy, dbias2);
+        multiply(samples, hiddens, outputs, dy, outputs, 1, weight2, dhidden);
         if (rectified)
             vectors<T>(samples * hiddens, [&](int64_t i, int n) {
                 store(dhidden + i, load(hidden + i, n) <= V(0) ? V(0) : load(dhidden + i, n), n);
             });
-        multiply(hiddens, channels, samples, dhidden, 1, hiddens, mean, (const T*)nullptr, dweight1);
-        multiply((int64_t)1, hiddens, samples, ones, 0, 1, dhidden, (const T*)nullptr, dbias1);
-        multiply(samples, channels, hiddens, dhidden, hiddens, 1, weight1, (const T*)nullptr, dmean);
+        multiply(hiddens, channels, samples, dhidden, 1, hiddens, mean, dweight1);
+        multiply(1, hiddens, samples, ones, 0, 1, dhidden, dbias1);
+        multiply(samples, channels, hiddens, dhidden, hiddens, 1, weight1, dmean);
     }
 };
 
