@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from results.statistics import Estimate, estimate, paired, rank_with_ties
+from results.statistics import Comparisons, estimate, worst_possible
 
 BASELINE = "relu"
 STATUSES = ("diverged", "failed", "interrupted")
@@ -13,9 +13,10 @@ STATUSES = ("diverged", "failed", "interrupted")
 def leaderboard(records: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """One row per task and activation, best first; from records with labels (see ``collect``).
 
-    Scores are the test metric at the last weights, over the cells that ended ``ok``; differences are paired by
-    seed, against ``baseline`` on the same task. Where that occurs with several settings only, it is the first
-    of them that is named in the table. Other cells are counted in ``failures``.
+    Means are of the test metric at the last weights, over the cells that ended ``ok``. Differences to ``baseline`` on
+    the same task are paired by seed and count a diverged cell as the worst score of the task's table; see
+    ``results.statistics.Comparisons`` for ranks and verdicts. Where the baseline occurs with several settings only,
+    it is the first of them that is named in the table. Cells that did not end ``ok`` are counted in ``failures``.
     """
     tables = [
         _one_task(str(task), group, baseline) for task, group in records.groupby("task_label", sort=True)
@@ -28,20 +29,19 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
     higher = bool(ok["higher_is_better"].iloc[0]) if len(ok) else True
     metric = str(ok["primary_metric"].iloc[0]) if len(ok) else ""
     scores = {
-        str(label): dict(zip(group["seed"], group["primary"].astype(float), strict=True))
-        if len(group)
-        else {}
-        for label, group in ((label, ok[ok["activation_label"] == label]) for label in _unique(records))
+        label: _scores(records[records["activation_label"] == label], higher) for label in _unique(records)
     }
     if baseline not in scores:
         baseline = min((label for label in scores if label.startswith(f"{baseline}[")), default=baseline)
-    ranks = dict(zip(scores, rank_with_ties(list(scores.values()), higher), strict=True))
+    comparisons = Comparisons(scores, higher)
+    ranks, adjusted = comparisons.ranks(), comparisons.adjusted_means()
     rows = []
-    for label, by_seed in scores.items():
+    for label in scores:
         cells = records[records["activation_label"] == label]
         mine = ok[ok["activation_label"] == label]
-        own = estimate(list(by_seed.values()))
-        delta = paired(by_seed, scores.get(baseline, {}))
+        own = comparisons.mean(label)
+        compared = label != baseline
+        delta = comparisons.difference(label, baseline) if compared else estimate([])
         rows.append(
             {
                 "task": task,
@@ -57,19 +57,34 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
                 "ci95_high": own.high,
                 "mean_best_val": _mean(mine, "primary_best"),
                 "baseline": baseline if baseline in scores else None,
-                "delta": delta.mean if label != baseline else math.nan,
-                "delta_low": delta.low if label != baseline else math.nan,
-                "delta_high": delta.high if label != baseline else math.nan,
-                "delta_n": delta.n if label != baseline else 0,
-                "delta_p": delta.p if label != baseline else math.nan,
-                "verdict": _verdict(delta, higher) if label != baseline else "baseline",
+                "delta": delta.mean,
+                "delta_low": delta.low,
+                "delta_high": delta.high,
+                "delta_n": delta.n,
+                "delta_p": delta.p,
+                "verdict": comparisons.verdict(label, baseline) if compared else "baseline",
                 "parameters": _median(mine, "parameters"),
                 "flops": _median(mine, "flops"),
                 "seconds_per_epoch": _median(mine, "seconds_per_epoch"),
                 "failures": _failures(cells),
             }
         )
-    return pd.DataFrame(rows).sort_values("mean", ascending=not higher, kind="stable", na_position="last")
+    # within a rank by the mean that does not depend on which seeds an activation happens to have
+    return pd.DataFrame(rows).sort_values(
+        ["rank", "activation"],
+        key=lambda column: column if column.name == "rank" else column.map(adjusted) * (-1 if higher else 1),
+        kind="stable",
+        na_position="last",
+    )
+
+
+def _scores(cells: pd.DataFrame, higher_is_better: bool) -> dict[int, float]:
+    """Test score of every seed that finished; a diverged one is worse than every score."""
+    scores = {seed: worst_possible(higher_is_better) for seed in cells["seed"][cells["status"] == "diverged"]}
+    ok = cells[cells["status"] == "ok"]
+    if len(ok):  # a table without any has no such column
+        scores |= dict(zip(ok["seed"], ok["primary"].astype(float), strict=True))
+    return scores
 
 
 def _unique(records: pd.DataFrame) -> list[str]:
@@ -87,15 +102,6 @@ def _median(cells: pd.DataFrame, column: str) -> float:
 def _failures(cells: pd.DataFrame) -> str:
     counts = cells["status"].value_counts()
     return ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
-
-
-def _verdict(delta: Estimate, higher_is_better: bool) -> str:
-    """better, worse or tie against the baseline; empty where two seeds in common are missing."""
-    if delta.n < 2:
-        return ""
-    if not delta.differs_from_zero:
-        return "tie"
-    return "better" if (delta.mean > 0) == higher_is_better else "worse"
 
 
 def to_markdown(table: pd.DataFrame) -> str:

@@ -9,9 +9,11 @@ from results.files import REPORT, replacing, write_text
 from results.leaderboard import BASELINE, leaderboard, to_markdown
 
 EXPLANATION = """\
-Ranks go by the mean test score at the last weights; `=` marks ties: an activation shares a rank with the best of its
-group unless the 95 % t interval of their seed-by-seed differences excludes 0. Below two common seeds nothing can be
-told apart. The difference to the baseline is paired by seed: the same data order, augmentation and initial weights.
+Means are test scores at the last weights. Two activations are compared on the seeds that both finished or lost to
+divergence: the same data order, augmentation and initial weights. One is better if the 95 % t interval of the
+seed-by-seed differences lies on its side of 0; below two common seeds nothing can be told apart. In a difference, a
+diverged seed counts as the worst score of the table, and what diverged on more of the common seeds than another is
+never called better than it. The rank is 1 plus the number of activations that are better; `=` marks a shared rank.
 Intervals are for one comparison each; with many activations some exclude 0 by chance.
 """
 # one value of these for all cells, or the reader must know

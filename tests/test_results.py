@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from results.collect import add_labels, read_records
 from results.files import read_json, write_csv, write_json
 from results.leaderboard import leaderboard
 from results.report import write_report
-from results.statistics import estimate, paired, rank_with_ties
+from results.statistics import Comparisons, estimate, worst_possible
 
 
 def make_study(
@@ -74,7 +75,7 @@ def test_paired_differences_agree_with_scipy_and_pair_by_seed() -> None:
     rng = np.random.default_rng(1)
     a = {seed: float(rng.normal()) for seed in (3, 1, 2, 7)}
     b = {seed: float(rng.normal()) for seed in (9, 7, 2, 1)}
-    mine = paired(a, b)
+    mine = Comparisons({"a": a, "b": b}, higher_is_better=True).difference("a", "b")
     theirs = stats.ttest_rel([a[s] for s in (1, 2, 7)], [b[s] for s in (1, 2, 7)])
     assert mine.n == 3
     assert mine.p == pytest.approx(theirs.pvalue)
@@ -91,27 +92,113 @@ def test_estimates_of_few_or_equal_values() -> None:
     equal = estimate([2.0, 2.0, 2.0])
     assert equal.std == 0
     assert math.isnan(equal.p)
-    assert not equal.differs_from_zero  # scores move in steps: equal differences are no certainty
+    assert not equal.differs_from_zero
     assert not estimate([90.2 - 90, 91.2 - 91, 92.2 - 92]).differs_from_zero
+    # with a resolution of r the interval is that of a standard deviation of r
+    half = stats.t.ppf(0.975, 2) * 0.3 / math.sqrt(3)
+    resolved = estimate([2.0, 2.0, 2.0], resolution=0.3)
+    assert (resolved.std, resolved.low, resolved.high) == (
+        0,
+        pytest.approx(2 - half),
+        pytest.approx(2 + half),
+    )
 
 
 def seeds(*values: float) -> dict[int, float]:
     return dict(enumerate(values))
 
 
+def ranks(*scores: dict[int, float], higher_is_better: bool = True) -> list[int]:
+    table = {str(i): entry for i, entry in enumerate(scores)}
+    return list(Comparisons(table, higher_is_better).ranks().values())
+
+
+def verdict(a: dict[int, float], b: dict[int, float], *others: dict[int, float], higher: bool = True) -> str:
+    table = {"a": a, "b": b} | {str(i): entry for i, entry in enumerate(others)}
+    return Comparisons(table, higher).verdict("a", "b")
+
+
 def test_ranks_show_ties_as_ties() -> None:
     best, close, far = seeds(90, 91, 92), seeds(89.5, 91.5, 91.0), seeds(80, 81, 82.1)
-    assert rank_with_ties([far, best, close], higher_is_better=True) == [3, 1, 1]
-    assert rank_with_ties([far, best, close], higher_is_better=False) == [1, 2, 2]
-    assert rank_with_ties([{}, far, seeds(50, 51, 52)], higher_is_better=True) == [3, 1, 2]
-    assert rank_with_ties([seeds(1), seeds(2)], higher_is_better=True) == [1, 1]  # one seed tells nothing
-    assert rank_with_ties([], higher_is_better=True) == []
+    assert ranks(far, best, close) == [3, 1, 1]
+    assert ranks(far, best, close, higher_is_better=False) == [1, 2, 2]
+    assert ranks({}, far, seeds(50, 51, 52)) == [3, 1, 2]
+    assert ranks(seeds(1), seeds(2)) == [1, 1]  # one seed tells nothing
+    assert ranks() == []
 
 
 def test_pairing_finds_what_means_hide() -> None:
     """Seeds differ by 10, activations by 1: unpaired nobody could tell, paired it is certain."""
     base = seeds(60, 70, 80)
-    assert rank_with_ties([base, seeds(61.0, 71.1, 80.9)], higher_is_better=True) == [2, 1]
+    assert ranks(base, seeds(61.0, 71.1, 80.9)) == [2, 1]
+
+
+def test_equal_differences_are_judged_by_the_step_of_the_score() -> None:
+    base = [80.0, 81.0, 82.0, 83.0, 84.0]
+    assert verdict(seeds(*[x + 5 for x in base]), seeds(*base)) == "better"
+    assert verdict(seeds(*[x - 5 for x in base]), seeds(*base)) == "worse"
+    # the same image more right in both of two seeds is no verdict, whatever the step
+    step = 100 / 539
+    assert verdict(seeds(90 + step, 92 + step), seeds(90, 92)) == "tie"
+    # a table of one value has no step to go by
+    assert verdict(seeds(90, 90, 90), seeds(90, 90, 90)) == "tie"
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_diverged_seed_makes_nobody_look_better(higher: bool) -> None:
+    lost = worst_possible(higher)
+    sign = 1 if higher else -1
+    base = {seed: sign * x for seed, x in seeds(80, 90, 91, 90, 91).items()}
+    lucky = {seed: x + sign * (1 + 0.1 * seed) for seed, x in base.items()}
+    assert verdict(lucky, base, higher=higher) == "better"
+    lucky[0] = lost  # the hardest seed: without it the mean alone would be 10 better
+    assert verdict(lucky, base, higher=higher) == "tie"
+    assert ranks(lucky, base, higher_is_better=higher) == [1, 1]
+    assert verdict(lucky, base | {0: lost}, higher=higher) == "better"  # both lost it: told by the others
+    # even where nine of ten seeds speak for it
+    nine = {seed: float(sign * (50 + seed % 3)) for seed in range(10)}
+    ten = {seed: x + sign * (30 + 0.1 * seed) for seed, x in nine.items()} | {4: lost}
+    assert verdict(ten, nine, higher=higher) == "tie"
+    assert verdict(nine, ten, higher=higher) == "tie"
+
+
+def test_an_activation_that_lost_its_hardest_seed_leads_no_more_often_than_by_chance() -> None:
+    """Ten equal activations, seeds correlated 0.5: each should come first in a tenth of the studies."""
+    rng, first = np.random.default_rng(0), 0
+    for _ in range(300):
+        scores = rng.normal(size=(1, 5)) + rng.normal(size=(10, 5))
+        table = {str(i): dict(enumerate(map(float, row))) for i, row in enumerate(scores)}
+        table["0"][int(scores[0].argmin())] = worst_possible(higher_is_better=True)
+        means = Comparisons(table, higher_is_better=True).adjusted_means()
+        first += max(means, key=lambda name: means[name]) == "0"
+    assert first / 300 < 0.1
+
+
+def test_a_mean_over_easy_seeds_earns_no_rank_above_one_that_is_better_on_common_seeds(
+    tmp_path: Path,
+) -> None:
+    relu = [80.0, 81.0, 90.0, 91.0, 92.0]
+    easy = {2: 89.5, 3: 90.4, 4: 91.5}
+    assert verdict(easy, seeds(*relu)) == "worse"
+    assert ranks(easy, seeds(*relu)) == [2, 1]
+    means = Comparisons({"x": easy, "relu": seeds(*relu)}, higher_is_better=True).adjusted_means()
+    assert means["relu"] - means["x"] == pytest.approx(8 / 15)
+    study = make_study(tmp_path / "s", {"relu": relu, "prelu": [0, 0, *easy.values()]})
+    for seed in (0, 1):
+        shutil.rmtree(study / "digits" / "prelu" / f"{seed}-abc")
+    table = leaderboard(add_labels(read_records(study)))
+    assert list(zip(table["activation"], table["rank"], table["verdict"], strict=True)) == [
+        ("relu", 1, "baseline"),
+        ("prelu", 2, "worse"),
+    ]
+
+
+def test_better_than_is_transitive_in_ranks() -> None:
+    """c is better than b on their seeds and b than a on theirs; c and a have no seed in common."""
+    a = {0: 1.0, 1: 2.0, 2: 3.0}
+    b = {seed: x + 1 + 0.01 * seed for seed, x in a.items()} | {3: 5.0, 4: 5.5, 5: 6.0}
+    c = {3: 6.0, 4: 6.6, 5: 7.01}
+    assert ranks(a, b, c) == [3, 2, 1]
 
 
 def test_leaderboard_numbers(tmp_path: Path) -> None:
@@ -129,7 +216,9 @@ def test_leaderboard_numbers(tmp_path: Path) -> None:
     assert (row["delta_low"], row["delta_high"]) == pytest.approx(tuple(test.confidence_interval()))
     assert table["verdict"].to_dict() == {"prelu": "tie", "relu": "baseline", "tanh": "worse"}
     assert table.loc["tanh", "failures"] == "1 diverged"
-    assert (table.loc["tanh", "n"], table.loc["tanh", "delta_n"]) == (2, 2)
+    # the diverged seed is compared as well, as the worst score of the table
+    assert (table.loc["tanh", "n"], table.loc["tanh", "delta_n"]) == (2, 3)
+    assert table.loc["tanh", "delta"] == pytest.approx(-(10 + 11 + 11.5) / 3)
 
 
 def test_lower_is_better(tmp_path: Path) -> None:
