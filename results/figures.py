@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from results.files import replacing
+from results.leaderboard import rank_range
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; black is the baseline's
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
@@ -75,14 +76,14 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     baseline = rows[rows["activation"] == rows["baseline"]]
     if len(baseline):
         ax.axvline(baseline["mean"].iloc[0], lw=0.8, ls=":", color="black", zorder=0)
-    labels = [f"{row.activation}  {row.rank}{'=' if row.tied else ''}" for row in rows.itertuples()]
+    labels = [f"{row.activation}  {rank_range(row.rank_low, row.rank_high)}" for row in rows.itertuples()]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     first = rows.iloc[0]
     if _wide(cells["primary"].astype(float)):
         ax.set_xscale("log")
     ax.set_xlabel(f"test {first['metric']} ({'higher' if first['higher_is_better'] else 'lower'} is better)")
-    ax.set_title(f"{first['task']}: seeds, mean, 95 % interval, rank ({_counts(rows)})")
+    ax.set_title(f"{first['task']}: seeds, mean, 95 % interval, ranks ({_counts(rows)})")
     ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
 

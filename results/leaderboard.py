@@ -4,27 +4,33 @@ import math
 
 import pandas as pd
 
-from results.statistics import Comparisons, estimate, worst_possible
+from results.metrics import METRICS, UNKNOWN
+from results.statistics import Comparisons, worst_possible
 
 BASELINE = "relu"
 STATUSES = ("diverged", "failed", "interrupted")
 
 
-def leaderboard(records: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+def leaderboard(records: pd.DataFrame, baseline: str = BASELINE, margin: float | None = None) -> pd.DataFrame:
     """One row per task and activation, best first; from records with labels (see ``collect``).
 
     Means are of the test metric at the last weights, over the cells that ended ``ok``. Differences to ``baseline`` on
     the same task are paired by seed and count a diverged cell as the worst score of the task's table; see
     ``results.statistics.Comparisons`` for ranks and verdicts. Where the baseline occurs with several settings only,
     it is the first of them that is named in the table. Cells that did not end ``ok`` are counted in ``failures``.
+
+    Args:
+        margin: the largest difference to the baseline that does not matter, in the metric's unit; None for the
+            metric's own (``results.metrics``).
     """
     tables = [
-        _one_task(str(task), group, baseline) for task, group in records.groupby("task_label", sort=True)
+        _one_task(str(task), group, baseline, margin)
+        for task, group in records.groupby("task_label", sort=True)
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | None) -> pd.DataFrame:
     ok = records[records["status"] == "ok"]
     higher = bool(ok["higher_is_better"].iloc[0]) if len(ok) else True
     metric = str(ok["primary_metric"].iloc[0]) if len(ok) else ""
@@ -34,45 +40,59 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
     if baseline not in scores:
         baseline = min((label for label in scores if label.startswith(f"{baseline}[")), default=baseline)
     comparisons = Comparisons(scores, higher)
-    ranks, adjusted = comparisons.ranks(), comparisons.adjusted_means()
+    means, adjusted, ranks = comparisons.means(), comparisons.adjusted_means(), comparisons.rank_sets()
+    known = METRICS.get(metric, UNKNOWN)
+    if margin is None:
+        margin = known.margin_at(means[baseline].mean) if baseline in means else 0.0
+    compared = comparisons.against(baseline, margin)
     rows = []
     for label in scores:
         cells = records[records["activation_label"] == label]
         mine = ok[ok["activation_label"] == label]
-        own = comparisons.mean(label)
-        compared = label != baseline
-        delta = comparisons.difference(label, baseline) if compared else estimate([])
+        own, delta = means[label], compared[label]
+        low, high = known.interval(own)
         rows.append(
             {
                 "task": task,
                 "metric": metric,
                 "higher_is_better": higher,
-                "rank": ranks[label],
-                "tied": list(ranks.values()).count(ranks[label]) > 1,
+                "rank": ranks[label][0],
+                "tied": ranks[label][0] < ranks[label][1],
+                "rank_low": ranks[label][0],
+                "rank_high": ranks[label][1],
                 "activation": label,
                 "n": own.n,
+                "diverged": int((cells["status"] == "diverged").sum()),
                 "mean": own.mean,
                 "std": own.std,
-                "ci95_low": own.low,
-                "ci95_high": own.high,
+                "ci95_low": low,
+                "ci95_high": high,
                 "mean_best_val": _mean(mine, "primary_best"),
                 "baseline": baseline if baseline in scores else None,
-                "delta": delta.mean,
+                "delta": delta.delta,
                 "delta_low": delta.low,
                 "delta_high": delta.high,
                 "delta_n": delta.n,
                 "delta_p": delta.p,
-                "verdict": comparisons.verdict(label, baseline) if compared else "baseline",
+                "p_adjusted": delta.p_adjusted,
+                "p_sign_flip": delta.p_sign_flip,
+                "verdict": delta.verdict if label != baseline else "baseline",
+                "margin": margin,
+                "seeds_needed": delta.seeds_needed,
+                "effect_size": delta.effect_size,
+                "p_improvement": delta.p_improvement,
+                "seed_correlation": delta.correlation,
                 "parameters": _median(mine, "parameters"),
                 "flops": _median(mine, "flops"),
                 "seconds_per_epoch": _median(mine, "seconds_per_epoch"),
                 "failures": _failures(cells),
             }
         )
-    # within a rank by the mean that does not depend on which seeds an activation happens to have
+    # by the mean that does not depend on which seeds an activation happens to have
+    order = {label: (-mean if higher else mean) for label, mean in adjusted.items()}
     return pd.DataFrame(rows).sort_values(
-        ["rank", "activation"],
-        key=lambda column: column if column.name == "rank" else column.map(adjusted) * (-1 if higher else 1),
+        ["rank_low", "activation"],
+        key=lambda column: column.map(order) if column.name == "activation" else column,
         kind="stable",
         na_position="last",
     )
@@ -113,14 +133,19 @@ def _section(task: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     baseline = first["baseline"] or "no baseline"
     direction = "higher is better" if first["higher_is_better"] else "lower is better"
+    count = int(rows["n"].gt(0).sum())
+    families = [f"ranks: {_counted(count * (count - 1) // 2, 'pair')}"]
+    if first["baseline"]:
+        families.insert(0, f"verdicts: {_counted(count - 1, 'comparison')} with {baseline}")
+    about = f"Test {first['metric']}, {direction}, at the last weights. Families with an error of at most 5 % each: {', '.join(families)}."
+    if first["margin"]:
+        about += f" Differences of at most {first['margin']:.4g} do not matter."
     lines = [
         f"## {task}",
         "",
-        f"Test {first['metric']}, {direction}, at the last weights."
-        if first["metric"]
-        else "No cell ended ok.",
+        about if first["metric"] else "No cell ended ok.",
         "",
-        f"| rank | activation | n | mean | std | 95 % interval | vs {baseline} (95 % interval) | verdict "
+        f"| rank | activation | n | mean | std | 95 % interval | vs {baseline} (simultaneous 95 % interval) | verdict "
         "| parameters | s/epoch | failures |",
         "|---:|---|---:|---:|---:|---|---|---|---:|---:|---|",
     ]
@@ -128,7 +153,7 @@ def _section(task: str, rows: pd.DataFrame) -> str:
     for _, row in rows.iterrows():
         delta = f"{row['delta']:+.{scale}f} ({row['delta_low']:+.{scale}f}, {row['delta_high']:+.{scale}f})"
         cells = [
-            f"{row['rank']}{'=' if row['tied'] else ''}",
+            rank_range(row["rank_low"], row["rank_high"]),
             row["activation"],
             row["n"],
             _number(row["mean"], scale),
@@ -137,13 +162,26 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             if math.isnan(row["ci95_low"])
             else f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}",
             _number(row["delta"], scale, sign="+") if math.isnan(row["delta_low"]) else delta,
-            row["verdict"],
+            _verdict(row["verdict"], row["seeds_needed"]),
             _number(row["parameters"], 0),
             _number(row["seconds_per_epoch"], 3),
             row["failures"],
         ]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def rank_range(low: int, high: int) -> str:
+    """Write the ranks that an activation may have, as in ``2-5`` or ``1``."""
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _verdict(verdict: str, seeds_needed: float) -> str:
+    return verdict if math.isnan(seeds_needed) else f"{verdict} ({seeds_needed:.0f} seeds needed)"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{max(number, 0)} {noun}{'' if number == 1 else 's'}"
 
 
 def _decimals(rows: pd.DataFrame) -> int:

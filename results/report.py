@@ -6,15 +6,17 @@ import pandas as pd
 
 from results.collect import add_labels, read_metrics, read_records
 from results.files import REPORT, replacing, write_text
-from results.leaderboard import BASELINE, leaderboard, to_markdown
+from results.leaderboard import BASELINE, leaderboard, rank_range, to_markdown
 
 EXPLANATION = """\
 Means are test scores at the last weights. Two activations are compared on the seeds that both finished or lost to
-divergence: the same data order, augmentation and initial weights. One is better if the 95 % t interval of the
-seed-by-seed differences lies on its side of 0; below two common seeds nothing can be told apart. In a difference, a
-diverged seed counts as the worst score of the table, and what diverged on more of the common seeds than another is
-never called better than it. The rank is 1 plus the number of activations that are better; `=` marks a shared rank.
-Intervals are for one comparison each; with many activations some exclude 0 by chance.
+divergence: the same data order, augmentation and initial weights. **better** and **worse**: the interval of the seed-by-seed
+differences excludes 0. **equal**: it lies within the smallest difference that matters. **undecided**: neither; the
+number of seeds that would decide is given where it is at most 1,000. All intervals of differences in a table hold together with
+95 %. The ranks an activation may have, as in 2-5, hold together for all activations with 95 %: the lowest is 1 plus the
+number of activations that are better, the highest leaves out those that are worse. In a difference, a diverged seed counts as
+the worst score of the table, and what diverged on more of the common seeds than another is never called better than it.
+Verdicts are about seeds: they hold for this test set, this network and this recipe.
 """
 # one value of these for all cells, or the reader must know
 SHOULD_AGREE = (
@@ -29,11 +31,14 @@ SHOULD_AGREE = (
 )
 
 
-def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.DataFrame]:
+def write_report(
+    study: Path, baseline: str | None = None, margin: float | None = None
+) -> tuple[Path, pd.DataFrame]:
     """Write ``report/leaderboard.csv``, ``leaderboard.md`` and ``figures/``; returns the .md and the table.
 
     Args:
         baseline: the activation that others are compared with; None for relu, where there is one.
+        margin: the largest difference that does not matter, in the unit of the metric; None for each metric's own.
 
     Raises:
         ValueError: no study in this folder, or no such activation in it.
@@ -42,7 +47,7 @@ def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.Dat
     labels = sorted(records["activation_label"].unique())
     if baseline is not None and baseline not in labels:
         raise ValueError(f"baseline {baseline}: no such activation in {study}; legal: {', '.join(labels)}")
-    table = leaderboard(records, baseline or BASELINE)
+    table = leaderboard(records, baseline or BASELINE, margin)
     folder = study / REPORT
     with replacing(folder / "leaderboard.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -66,12 +71,12 @@ def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.Dat
     return path, table
 
 
-def report(study: Path, baseline: str | None = None) -> None:
+def report(study: Path, baseline: str | None = None, margin: float | None = None) -> None:
     """Write the report and print the table and, last, where it is."""
-    path, table = write_report(study, baseline)
+    path, table = write_report(study, baseline, margin)
     columns = [
         "task",
-        "rank",
+        "ranks",
         "activation",
         "n",
         "mean",
@@ -81,7 +86,9 @@ def report(study: Path, baseline: str | None = None) -> None:
         "seconds_per_epoch",
         "failures",
     ]
-    shown = table[columns].rename(columns={"seconds_per_epoch": "s/epoch"})
+    shown = table.assign(ranks=list(map(rank_range, table["rank_low"], table["rank_high"])))[columns].rename(
+        columns={"seconds_per_epoch": "s/epoch"}
+    )
     with pd.option_context("display.width", 160, "display.max_columns", None, "display.max_rows", None):
         print(shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
     print(f"leaderboard: {path}")

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 Scores = Mapping[int, float]
+ALPHA = 0.05
+MAX_SEEDS_NEEDED = 1000
+MAX_FLIPPED = 16  # 2^16 sign patterns take a few milliseconds
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,58 @@ def estimate(values: Sequence[float], resolution: float = 0.0) -> Estimate:
     error = max(std, resolution) / math.sqrt(n)
     if error == 0:
         return Estimate(n, mean, std, math.nan, math.nan, math.nan)
-    half = float(stdtrit(n - 1, 0.975)) * error
+    half = float(stdtrit(n - 1, 1 - ALPHA / 2)) * error
     return Estimate(n, mean, std, mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean) / error)))
 
 
-class Comparisons:
-    """Compare the activations of one task, in pairs, on the seeds that both finished or lost.
+@dataclass(frozen=True)
+class Comparison:
+    """One activation compared with another; positive or negative as the scores are, not as they are good.
 
-    The difference of a pair is a t interval of the seed-by-seed differences, with the uncertainty of a score's step as
-    the least standard deviation. In means and differences a diverged seed counts as the worst score of the whole table.
-    An activation is better than another if that interval lies on its side of 0 and it diverged on no more of
-    the common seeds.
+    Attributes:
+        n: common seeds, which both finished or lost to divergence.
+        delta: mean difference over them; nan if there are none.
+        low, high: interval of delta; the intervals of a family hold together with 95 %.
+        p: two-sided p-value of this comparison alone.
+        p_adjusted: p-value times the size of the family, at most 1.
+        verdict: better, worse, equal, undecided; empty if there is nothing to compare with.
+        seeds_needed: number of common seeds that would decide an undecided comparison if difference and spread
+            stayed as they are; nan if it is decided, or would not be with 1,000.
+        effect_size: delta over the standard deviation of the differences.
+        p_improvement: share of the common seeds on which the activation is better, ties counted half.
+        correlation: of both activations' scores over the common seeds; what pairing by seed gains.
+        p_sign_flip: exact two-sided p-value if each difference had either sign with equal probability. With n seeds
+            it is at least 2^(1 - n).
+    """
+
+    n: int = 0
+    delta: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    p_adjusted: float = math.nan
+    verdict: str = ""
+    seeds_needed: float = math.nan
+    effect_size: float = math.nan
+    p_improvement: float = math.nan
+    correlation: float = math.nan
+    p_sign_flip: float = math.nan
+
+
+class Comparisons:
+    """Compare the activations of one task in pairs, with a family-wise error of at most 5 % for each family.
+
+    Seeds shift all activations alike, so differences are taken over common seeds. What is left of a score after
+    the least-squares fit score = activation + seed estimates a variance for **each activation**; a difference has the
+    standard error sqrt((v_i + v_j) / n), and Welch's degrees of freedom. With two activations this is the paired
+    t test. Borrowing the other activations for the seeds' effect gives up to twice its degrees of freedom,
+    and no activation's spread enters the verdict on another pair, as it would in Dunnett's and Tukey's tests. Families are
+    adjusted by Bonferroni's inequality, so that verdicts and intervals agree. ``scripts/simulate_verdicts.py``
+    measures the error rates.
+
+    A diverged seed counts as the worst score of the whole table, and an activation that diverged on more of the common
+    seeds than another is not called better than it. The variance of an activation is at least that of rounding to the
+    step of the score (the smallest gap in the table).
 
     Args:
         scores: seed -> score of each activation, under its name.
@@ -81,85 +125,194 @@ class Comparisons:
 
     def __init__(self, scores: Mapping[str, Scores], higher_is_better: bool) -> None:
         self.sign = 1 if higher_is_better else -1
-        finite = sorted({x for entry in scores.values() for x in entry.values() if math.isfinite(x)})
-        worst = 0.0 if not finite else finite[0] if higher_is_better else finite[-1]
-        self.lost = {
-            name: {seed for seed, x in entry.items() if not math.isfinite(x)}
-            for name, entry in scores.items()
-        }
-        self.scores = {
-            name: {seed: x if math.isfinite(x) else worst for seed, x in entry.items()}
-            for name, entry in scores.items()
-        }
-        self.finite = {
-            name: [x for x in entry.values() if math.isfinite(x)] for name, entry in scores.items()
-        }
-        # the smallest gap is at least a step of the score; gaps of rounding errors are none
+        self.names = [name for name, entry in scores.items() if any(map(math.isfinite, entry.values()))]
+        self.unscored = [name for name in scores if name not in self.names]
+        seeds = sorted({seed for name in self.names for seed in scores[name]})
+        table = np.array([[scores[name].get(seed, math.nan) for seed in seeds] for name in self.names])
+        table = table.reshape(len(self.names), len(seeds))
+        self.present, self.lost = ~np.isnan(table), np.isinf(table)
+        finite = np.unique(table[np.isfinite(table)])
+        if len(finite):
+            table[self.lost] = finite[0] if higher_is_better else finite[-1]
+        self.table = table
         gaps = np.diff(finite)
-        self.step = float(min(gaps[gaps > 1e-9 * np.abs(finite).max()], default=0.0)) if finite else 0.0
+        # gaps of rounding errors are none
+        self.step = float(min(gaps[gaps > 1e-9 * np.abs(finite).max()], default=0.0)) if len(finite) else 0.0
+        self.adjusted, self.variance, self.freedom, self.total_freedom = self._fit()
 
-    def mean(self, name: str) -> Estimate:
-        """Estimate the mean score of the seeds that ``name`` finished."""
-        return estimate(self.finite[name], self.step / math.sqrt(12))  # std of a rounding to whole steps
+    def _fit(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Fit score = activation + seed; the activations' means, variances, degrees of freedom, and those of the fit."""
+        count, present = len(self.names), self.present
+        rows, columns = np.nonzero(present)
+        design = np.zeros((len(rows) + 1, count + present.shape[1]))
+        index = np.arange(len(rows))
+        design[index, rows] = design[index, count + columns] = 1
+        design[-1, count:] = 1  # effects of seeds sum to 0
+        target = np.append(self.table[rows, columns], 0.0)
+        solution, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
+        residuals = np.zeros_like(self.table)
+        residuals[rows, columns] = (target - design @ solution)[:-1]
+        # a seed that one activation alone has tells nothing of its spread; with K activations each residual
+        # has (K - 1) / K of its variance
+        shared = present.sum(0)
+        telling = present & (shared > 1)
+        weights = np.where(telling, shared / np.maximum(shared - 1, 1), 0)
+        freedom = np.maximum(telling.sum(1) - 1, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            variance = np.where(freedom > 0, (weights * residuals**2).sum(1) / freedom, math.nan)
+        scale = np.abs(self.table[rows, columns]).max(initial=0.0)
+        variance = np.maximum(np.where(variance <= (1e-12 * scale) ** 2, 0.0, variance), self.step**2 / 12)
+        # less the parameters that the telling scores determine: the condition on the seeds' effects is no score
+        total = int(telling.sum()) - (int(rank) - 1 - int((shared == 1).sum())) if len(rows) else 0
+        return solution[:count], variance, freedom, total
 
-    def difference(self, name: str, other: str) -> Estimate:
-        """Estimate the mean of ``name - other`` over their common seeds; without any if one is unknown."""
-        mine, theirs = self.scores.get(name, {}), self.scores.get(other, {})
-        common = sorted(mine.keys() & theirs.keys())
-        return estimate([mine[seed] - theirs[seed] for seed in common], self.step / math.sqrt(6))
-
-    def verdict(self, name: str, other: str) -> str:
-        """Say whether ``name`` is ``better`` or ``worse`` than ``other``, or a ``tie``; empty below two common seeds."""
-        delta = self.difference(name, other)
-        if delta.n < 2:
-            return ""
-        if not delta.differs_from_zero:
-            return "tie"
-        better = self.sign * delta.mean > 0
-        winner, loser = (name, other) if better else (other, name)
-        common = self.scores[name].keys() & self.scores[other].keys()
-        if len(self.lost[winner] & common) > len(self.lost[loser] & common):
-            return "tie"
-        return "better" if better else "worse"
-
-    def ranks(self) -> dict[str, int]:
-        """Rank the activations: 1 plus the number of those that are better.
-
-        Better than an activation is also what is better than one that is better, so that no activation has a
-        higher or the same rank as one that is worse on common seeds. Those without any finished seed come last.
-        """
-        scored = [name for name in self.scores if self.finite[name]]
-        above = {
-            name: {other for other in scored if other != name and self.verdict(other, name) == "better"}
-            for name in scored
-        }
-        for via in scored:  # transitive closure
-            for name in scored:
-                if via in above[name]:
-                    above[name] |= above[via]
-        ranks = {name: 1 + len(above[name] - {name}) for name in scored}
-        return {name: ranks.get(name, len(scored) + 1) for name in self.scores}
+    def means(self) -> dict[str, Estimate]:
+        """Estimate each activation's mean score over the seeds that it finished."""
+        resolution = self.step / math.sqrt(12)
+        finished = self.present & ~self.lost
+        means = {name: estimate(self.table[i][finished[i]], resolution) for i, name in enumerate(self.names)}
+        return means | {name: estimate([]) for name in self.unscored}
 
     def adjusted_means(self) -> dict[str, float]:
-        """Compute each activation's mean, freed of which seeds it happens to have; nan without a finished seed.
+        """Return each activation's mean freed of which seeds it happens to have; nan without a finished seed.
 
-        The least-squares solution of score = activation + seed over all cells, which in a complete table is the plain
-        mean. The seeds' effects sum to 0 over all seeds of the table.
+        Least squares of score = activation + seed, the seeds' effects summing to 0; in a complete table the plain mean.
         """
-        seeds = sorted({seed for entry in self.scores.values() for seed in entry})
-        names = [name for name in self.scores if self.finite[name]]
-        cells = [
-            (names.index(name), seeds.index(s), x) for name in names for s, x in self.scores[name].items()
-        ]
-        rows = np.zeros((len(cells) + 1, len(names) + len(seeds)))
-        target = np.zeros(len(cells) + 1)
-        for row, (activation, seed, score) in enumerate(cells):
-            rows[row, activation] = rows[row, len(names) + seed] = 1
-            target[row] = score
-        rows[-1, len(names) :] = 1
-        solution = np.linalg.lstsq(rows, target, rcond=None)[0] if cells else np.zeros(0)
-        found = dict(zip(names, map(float, solution[: len(names)]), strict=True))
-        return {name: found.get(name, math.nan) for name in self.scores}
+        found = dict(zip(self.names, map(float, self.adjusted), strict=True))
+        return found | dict.fromkeys(self.unscored, math.nan)
+
+    def against(self, baseline: str, margin: float = 0.0) -> dict[str, Comparison]:
+        """Compare every activation with ``baseline``, which is compared with nothing; one family.
+
+        Args:
+            margin: largest difference that does not matter. An activation whose interval lies within -+margin is
+                ``equal``; 0 calls none equal.
+        """
+        nothing = {name: Comparison() for name in (*self.names, *self.unscored)}
+        if baseline not in self.names:
+            return nothing
+        j = self.names.index(baseline)
+        family = len(self.names) - 1
+        pairs = self._pairs(family)
+        compared = {
+            name: self._comparison(i, j, pairs, family, margin) for i, name in enumerate(self.names) if i != j
+        }
+        return nothing | compared
+
+    def rank_sets(self) -> dict[str, tuple[int, int]]:
+        """Return the lowest and highest rank that each activation may have; all hold together with 95 %.
+
+        The family is all pairs. The lowest is 1 plus the number of activations that are better, the highest the number of
+        all less those that are worse; better than an activation is also what is better than one that is better.
+        Without a finished seed an activation comes after all others.
+        """
+        count = len(self.names)
+        better = self._pairs(count * (count - 1) // 2).verdicts > 0
+        for via in range(count):  # transitive closure
+            better |= better[:, [via]] & better[[via], :]
+        np.fill_diagonal(better, False)
+        low, high = 1 + better.sum(0), count - better.sum(1)
+        sets = {name: (int(low[i]), int(high[i])) for i, name in enumerate(self.names)}
+        return sets | dict.fromkeys(self.unscored, (count + 1, count + len(self.unscored)))
+
+    def _pairs(self, family: int) -> "_Pairs":
+        """Compare all pairs (i, j), as if ``family`` comparisons were made."""
+        from scipy.special import stdtr, stdtrit
+
+        present = self.present.astype(float)
+        n = present @ present.T
+        sums = np.where(self.present, self.table, 0.0) @ present.T
+        lost = self.lost.astype(float) @ present.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            delta = np.where(n > 0, (sums - sums.T) / n, math.nan)
+            total = self.variance[:, None] + self.variance
+            welch = total**2 / (self.variance**2 / self.freedom + (self.variance**2 / self.freedom)[:, None])
+            freedom = np.minimum(welch, max(self.total_freedom, 0))
+            known = (n > 1) & (freedom > 0) & (total > 0)
+            error = np.where(known, np.sqrt(total / n), math.nan)
+            freedom = np.where(known, freedom, math.nan)
+            p = 2 * stdtr(freedom, -np.abs(delta) / error)
+            half = stdtrit(freedom, 1 - ALPHA / (2 * max(family, 1))) * error
+        signs = np.where(np.abs(delta) > half, np.sign(delta), 0) * self.sign
+        # what diverged more often is not better
+        signs[(signs > 0) & (lost > lost.T)] = 0
+        signs[(signs < 0) & (lost < lost.T)] = 0
+        return _Pairs(n.astype(int), delta, half, np.sqrt(total), freedom, p, signs)
+
+    def _comparison(self, i: int, j: int, pairs: "_Pairs", family: int, margin: float) -> Comparison:
+        n, delta, half, p = (float(part[i, j]) for part in (pairs.n, pairs.delta, pairs.half, pairs.p))
+        if not n:
+            return Comparison()
+        verdict = {1: "better", -1: "worse"}.get(int(pairs.verdicts[i, j]), "undecided")
+        if verdict == "undecided" and abs(delta) + half < margin and not (self.lost[i] | self.lost[j]).any():
+            verdict = "equal"
+        seeds = self.present[i] & self.present[j]
+        a, b = self.table[i][seeds], self.table[j][seeds]
+        d = a - b
+        varied = len(d) > 1 and min(np.ptp(a), np.ptp(b)) > 0
+        std = float(d.std(ddof=1)) if len(d) > 1 else math.nan
+        return Comparison(
+            n=int(n),
+            delta=delta,
+            low=delta - half,
+            high=delta + half,
+            p=p,
+            p_adjusted=min(1.0, p * family) if p == p else p,
+            verdict=verdict,
+            seeds_needed=_seeds_needed(pairs, i, j, family, margin) if verdict == "undecided" else math.nan,
+            effect_size=delta / std if std > 1e-12 * np.abs(a).max() else math.nan,
+            p_improvement=float(((self.sign * d > 0) + 0.5 * (d == 0)).mean()),
+            correlation=float(np.corrcoef(a, b)[0, 1]) if varied else math.nan,
+            p_sign_flip=sign_flip(d),
+        )
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Matrices over pairs (i, j): common seeds, mean of i - j, half its interval, std and freedom of a difference, p.
+
+    ``verdicts`` is 1 where i is better than j, -1 where it is worse.
+    """
+
+    n: np.ndarray
+    delta: np.ndarray
+    half: np.ndarray
+    std: np.ndarray
+    freedom: np.ndarray
+    p: np.ndarray
+    verdicts: np.ndarray
+
+
+def _seeds_needed(pairs: _Pairs, i: int, j: int, family: int, margin: float) -> float:
+    """Return the fewest seeds whose interval would exclude 0, or lie within the margin."""
+    from scipy.special import stdtrit
+
+    n, delta, std, freedom = (
+        float(part[i, j]) for part in (pairs.n, abs(pairs.delta), pairs.std, pairs.freedom)
+    )
+    if math.isnan(freedom):
+        return math.nan
+    seeds = np.arange(int(n) + 1, MAX_SEEDS_NEEDED + 1)
+    half = stdtrit(freedom * (seeds - 1) / (n - 1), 1 - ALPHA / (2 * family)) * std / np.sqrt(seeds)
+    enough = seeds[(half < delta) | (delta + half < margin)]
+    return float(enough[0]) if len(enough) else math.nan
+
+
+def sign_flip(differences: np.ndarray) -> float:
+    """Return the exact two-sided p-value of the mean difference over all patterns of signs.
+
+    Above 16 differences it is that of 2^16 random patterns, always the same ones, the observed one among them.
+    """
+    n = len(differences)
+    if n < 2:
+        return math.nan
+    if n <= MAX_FLIPPED:
+        signs = 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    else:
+        signs = np.random.default_rng(0).choice((-1.0, 1.0), (2**MAX_FLIPPED, n))
+        signs[0] = 1
+    observed = abs(differences.sum())
+    return float((np.abs(signs @ differences) >= observed * (1 - 1e-9)).mean())
 
 
 def worst_possible(higher_is_better: bool) -> float:

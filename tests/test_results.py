@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import simulate_verdicts
 from scipy import stats
 
 from results.collect import add_labels, read_records
 from results.files import read_json, write_csv, write_json
 from results.leaderboard import leaderboard
+from results.metrics import METRICS, Metric
 from results.report import write_report
-from results.statistics import Comparisons, estimate, worst_possible
+from results.statistics import Comparison, Comparisons, estimate, sign_flip, worst_possible
 
 
 def make_study(
@@ -75,7 +77,7 @@ def test_paired_differences_agree_with_scipy_and_pair_by_seed() -> None:
     rng = np.random.default_rng(1)
     a = {seed: float(rng.normal()) for seed in (3, 1, 2, 7)}
     b = {seed: float(rng.normal()) for seed in (9, 7, 2, 1)}
-    mine = Comparisons({"a": a, "b": b}, higher_is_better=True).difference("a", "b")
+    mine = Comparisons({"a": a, "b": b}, higher_is_better=True).against("b")["a"]
     theirs = stats.ttest_rel([a[s] for s in (1, 2, 7)], [b[s] for s in (1, 2, 7)])
     assert mine.n == 3
     assert mine.p == pytest.approx(theirs.pvalue)
@@ -108,40 +110,46 @@ def seeds(*values: float) -> dict[int, float]:
     return dict(enumerate(values))
 
 
-def ranks(*scores: dict[int, float], higher_is_better: bool = True) -> list[int]:
+def ranks(*scores: dict[int, float], higher_is_better: bool = True) -> list[tuple[int, int]]:
     table = {str(i): entry for i, entry in enumerate(scores)}
-    return list(Comparisons(table, higher_is_better).ranks().values())
+    sets = Comparisons(table, higher_is_better).rank_sets()
+    return [sets[name] for name in table]
 
 
-def verdict(a: dict[int, float], b: dict[int, float], *others: dict[int, float], higher: bool = True) -> str:
+def compare(
+    a: dict[int, float],
+    b: dict[int, float],
+    *others: dict[int, float],
+    higher: bool = True,
+    margin: float = 0,
+) -> Comparison:
     table = {"a": a, "b": b} | {str(i): entry for i, entry in enumerate(others)}
-    return Comparisons(table, higher).verdict("a", "b")
+    return Comparisons(table, higher).against("b", margin)["a"]
 
 
-def test_ranks_show_ties_as_ties() -> None:
+def test_ranks_are_sets_of_what_cannot_be_told_apart() -> None:
     best, close, far = seeds(90, 91, 92), seeds(89.5, 91.5, 91.0), seeds(80, 81, 82.1)
-    assert ranks(far, best, close) == [3, 1, 1]
-    assert ranks(far, best, close, higher_is_better=False) == [1, 2, 2]
-    assert ranks({}, far, seeds(50, 51, 52)) == [3, 1, 2]
-    assert ranks(seeds(1), seeds(2)) == [1, 1]  # one seed tells nothing
+    assert ranks(far, best, close) == [(3, 3), (1, 2), (1, 2)]
+    assert ranks(far, best, close, higher_is_better=False) == [(1, 1), (2, 3), (2, 3)]
+    assert ranks({}, far, seeds(50, 51, 52)) == [(3, 3), (1, 1), (2, 2)]
+    assert ranks(seeds(1), seeds(2)) == [(1, 2), (1, 2)]  # one seed tells nothing
     assert ranks() == []
 
 
 def test_pairing_finds_what_means_hide() -> None:
     """Seeds differ by 10, activations by 1: unpaired nobody could tell, paired it is certain."""
-    base = seeds(60, 70, 80)
-    assert ranks(base, seeds(61.0, 71.1, 80.9)) == [2, 1]
+    assert ranks(seeds(60, 70, 80), seeds(61.0, 71.1, 80.9)) == [(2, 2), (1, 1)]
 
 
 def test_equal_differences_are_judged_by_the_step_of_the_score() -> None:
     base = [80.0, 81.0, 82.0, 83.0, 84.0]
-    assert verdict(seeds(*[x + 5 for x in base]), seeds(*base)) == "better"
-    assert verdict(seeds(*[x - 5 for x in base]), seeds(*base)) == "worse"
-    # the same image more right in both of two seeds is no verdict, whatever the step
+    assert compare(seeds(*[x + 5 for x in base]), seeds(*base)).verdict == "better"
+    assert compare(seeds(*[x - 5 for x in base]), seeds(*base)).verdict == "worse"
+    # one more test image right in both of two seeds is no verdict
     step = 100 / 539
-    assert verdict(seeds(90 + step, 92 + step), seeds(90, 92)) == "tie"
+    assert compare(seeds(90 + step, 90 + 3 * step), seeds(90, 90 + 2 * step)).verdict == "undecided"
     # a table of one value has no step to go by
-    assert verdict(seeds(90, 90, 90), seeds(90, 90, 90)) == "tie"
+    assert compare(seeds(90, 90, 90), seeds(90, 90, 90)).verdict == "undecided"
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -150,16 +158,17 @@ def test_a_diverged_seed_makes_nobody_look_better(higher: bool) -> None:
     sign = 1 if higher else -1
     base = {seed: sign * x for seed, x in seeds(80, 90, 91, 90, 91).items()}
     lucky = {seed: x + sign * (1 + 0.1 * seed) for seed, x in base.items()}
-    assert verdict(lucky, base, higher=higher) == "better"
+    assert compare(lucky, base, higher=higher).verdict == "better"
     lucky[0] = lost  # the hardest seed: without it the mean alone would be 10 better
-    assert verdict(lucky, base, higher=higher) == "tie"
-    assert ranks(lucky, base, higher_is_better=higher) == [1, 1]
-    assert verdict(lucky, base | {0: lost}, higher=higher) == "better"  # both lost it: told by the others
-    # even where nine of ten seeds speak for it
+    assert compare(lucky, base, higher=higher).verdict == "undecided"
+    assert ranks(lucky, base, higher_is_better=higher) == [(1, 2), (1, 2)]
+    both = compare(lucky, base | {0: lost}, higher=higher)  # then the other seeds tell
+    assert (both.verdict, both.n) == ("better", 5)
+    # even where nine of ten seeds speak for it, and it is never equal
     nine = {seed: float(sign * (50 + seed % 3)) for seed in range(10)}
     ten = {seed: x + sign * (30 + 0.1 * seed) for seed, x in nine.items()} | {4: lost}
-    assert verdict(ten, nine, higher=higher) == "tie"
-    assert verdict(nine, ten, higher=higher) == "tie"
+    assert compare(ten, nine, higher=higher, margin=1000).verdict == "undecided"
+    assert compare(nine, ten, higher=higher, margin=1000).verdict == "undecided"
 
 
 def test_an_activation_that_lost_its_hardest_seed_leads_no_more_often_than_by_chance() -> None:
@@ -179,8 +188,9 @@ def test_a_mean_over_easy_seeds_earns_no_rank_above_one_that_is_better_on_common
 ) -> None:
     relu = [80.0, 81.0, 90.0, 91.0, 92.0]
     easy = {2: 89.5, 3: 90.4, 4: 91.5}
-    assert verdict(easy, seeds(*relu)) == "worse"
-    assert ranks(easy, seeds(*relu)) == [2, 1]
+    compared = compare(easy, seeds(*relu))
+    assert (compared.verdict, compared.n, compared.delta) == ("worse", 3, pytest.approx(-8 / 15))
+    assert ranks(easy, seeds(*relu)) == [(2, 2), (1, 1)]
     means = Comparisons({"x": easy, "relu": seeds(*relu)}, higher_is_better=True).adjusted_means()
     assert means["relu"] - means["x"] == pytest.approx(8 / 15)
     study = make_study(tmp_path / "s", {"relu": relu, "prelu": [0, 0, *easy.values()]})
@@ -197,8 +207,89 @@ def test_better_than_is_transitive_in_ranks() -> None:
     """c is better than b on their seeds and b than a on theirs; c and a have no seed in common."""
     a = {0: 1.0, 1: 2.0, 2: 3.0}
     b = {seed: x + 1 + 0.01 * seed for seed, x in a.items()} | {3: 5.0, 4: 5.5, 5: 6.0}
-    c = {3: 6.0, 4: 6.6, 5: 7.01}
-    assert ranks(a, b, c) == [3, 2, 1]
+    c = {3: 6.0, 4: 6.51, 5: 7.02}
+    assert ranks(a, b, c) == [(3, 3), (2, 2), (1, 1)]
+
+
+def test_an_incomplete_table_is_compared_like_its_complete_part() -> None:
+    """Seeds that one activation alone has change neither difference nor interval of any pair."""
+    rng = np.random.default_rng(2)
+    table = {name: dict(enumerate(map(float, rng.normal(size=4)))) for name in "abc"}
+    whole = Comparisons(table, True).against("a")["b"]
+    table["c"] |= {7: 3.0, 8: -2.0}
+    more = Comparisons(table, True).against("a")["b"]
+    assert (more.delta, more.low, more.high) == pytest.approx((whole.delta, whole.low, whole.high))
+
+
+def test_the_spread_of_one_activation_does_not_decide_on_another_pair() -> None:
+    """A pooled error would take the wild activation's differences for certain, as the others are quiet."""
+    quiet = {str(i): seeds(*(0.01 * ((seed * 7 + i * 3) % 5) for seed in range(5))) for i in range(9)}
+    wild = seeds(8, -6, 9, -5, 7)
+    assert Comparisons(quiet | {"wild": wild}, True).against("0")["wild"].verdict == "undecided"
+
+
+def test_equal_is_a_verdict_and_undecided_says_how_many_seeds_would_do() -> None:
+    base = seeds(90.0, 91.0, 92.0, 90.5, 91.5)
+    close = {seed: x + 0.02 * (-1) ** seed for seed, x in base.items()}
+    assert compare(close, base).verdict == "undecided"
+    assert compare(close, base, margin=0.5).verdict == "equal"
+    assert math.isnan(compare(close, base, margin=0.5).seeds_needed)
+    noisy = {seed: x + (0.9, -0.4, 0.8, -0.1, 0.3)[seed] for seed, x in base.items()}
+    needed = compare(noisy, base).seeds_needed
+    d = np.array([0.9, -0.4, 0.8, -0.1, 0.3])
+
+    def decided(n: float) -> bool:
+        return stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n) < d.mean()
+
+    assert decided(needed)
+    assert not decided(needed - 1)
+
+
+def test_what_stands_beside_a_verdict() -> None:
+    base, x = seeds(1, 2, 3, 4, 5), seeds(1.5, 2.6, 3.1, 4.9, 5.2)
+    compared, d = compare(x, base), np.array([0.5, 0.6, 0.1, 0.9, 0.2])
+    assert compared.p_sign_flip == pytest.approx(2 / 2**5)  # five seeds cannot reach 5 %
+    assert compared.p_improvement == 1
+    assert compare(x, base, higher=False).p_improvement == 0
+    assert compared.effect_size == pytest.approx(d.mean() / d.std(ddof=1))
+    assert compared.correlation == pytest.approx(np.corrcoef(list(x.values()), list(base.values()))[0, 1])
+    theirs = stats.permutation_test((d,), np.mean, permutation_type="samples")
+    assert compared.p_sign_flip == pytest.approx(theirs.pvalue)
+    many = np.random.default_rng(0).normal(0.3, 1, 20)
+    assert sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+
+
+def test_ten_equal_activations_are_called_different_in_at_most_five_percent_of_tables() -> None:
+    false = dict.fromkeys(("verdict", "rank"), 0)
+    for noise in ("normal", "one wide"):
+        rng = np.random.default_rng(0)
+        for _ in range(200):
+            table = simulate_verdicts.scores(noise, 10, 5, rng)
+            judged = Comparisons({str(i): seeds(*row) for i, row in enumerate(table)}, True)
+            false["verdict"] += any(c.verdict in ("better", "worse") for c in judged.against("0").values())
+            false["rank"] += any(ranks != (1, 10) for ranks in judged.rank_sets().values())
+    # 400 tables: 5 % are 20, and 31 the 99th percentile of what chance makes of it
+    assert max(false.values()) <= 31
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [("top1", (98.6, 98.8, 99.9)), ("miou", (0.2, 3.0, 0.1)), ("mse", (0.001, 0.02, 0.0001))],
+)
+def test_intervals_of_means_stay_inside_the_range_of_the_metric(metric: str, values: tuple) -> None:
+    known, mean = METRICS[metric], estimate(values)
+    assert not known.low < mean.low < mean.high < known.high
+    low, high = known.interval(mean)
+    assert known.low < low < mean.mean < high < known.high
+    # far from the edges it is the plain one
+    middle = estimate([50.0, 50.001, 50.002])
+    assert known.interval(middle) == pytest.approx((middle.low, middle.high), rel=1e-6)
+    assert Metric().interval(mean) == (mean.low, mean.high)
+
+
+def test_a_mean_on_the_edge_of_the_range_has_an_interval() -> None:
+    low, high = METRICS["top1"].interval(estimate([100.0, 100.0, 100.0], resolution=0.1))
+    assert 99 < low < 100 == high
 
 
 def test_leaderboard_numbers(tmp_path: Path) -> None:
@@ -206,15 +297,21 @@ def test_leaderboard_numbers(tmp_path: Path) -> None:
     table = leaderboard(add_labels(read_records(make_study(tmp_path / "s", scores)))).set_index("activation")
     assert list(table.index) == ["prelu", "relu", "tanh"]
     row = table.loc["prelu"]
-    difference = np.array([1.0, 1.5, 0.5])
-    test = stats.ttest_1samp(difference, 0)
     assert (row["n"], row["delta_n"]) == (3, 3)
     assert row["mean"] == pytest.approx(np.mean(scores["prelu"]))
     assert row["mean_best_val"] == pytest.approx(np.mean(scores["prelu"]) - 0.1)
     assert row["delta"] == pytest.approx(1.0)
-    assert row["delta_p"] == pytest.approx(test.pvalue)
-    assert (row["delta_low"], row["delta_high"]) == pytest.approx(tuple(test.confidence_interval()))
-    assert table["verdict"].to_dict() == {"prelu": "tie", "relu": "baseline", "tanh": "worse"}
+    # what is left of a score without its seed's and its activation's mean gives each activation a variance
+    y = np.array([scores["relu"], scores["prelu"], [80.0, 80.0, 81.0]])
+    rest = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+    relu, prelu, _ = 3 / 2 * (rest**2).sum(1) / 2
+    freedom = min((relu + prelu) ** 2 / (relu**2 / 2 + prelu**2 / 2), 4)
+    error = math.sqrt((relu + prelu) / 3)
+    assert row["delta_p"] == pytest.approx(2 * stats.t.sf(1.0 / error, freedom))
+    assert row["p_adjusted"] == pytest.approx(2 * row["delta_p"])
+    half = stats.t.ppf(1 - 0.05 / 4, freedom) * error  # two comparisons
+    assert (row["delta_low"], row["delta_high"]) == pytest.approx((1 - half, 1 + half))
+    assert table["verdict"].to_dict() == {"prelu": "undecided", "relu": "baseline", "tanh": "worse"}
     assert table.loc["tanh", "failures"] == "1 diverged"
     # the diverged seed is compared as well, as the worst score of the table
     assert (table.loc["tanh", "n"], table.loc["tanh", "delta_n"]) == (2, 3)
