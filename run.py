@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -19,12 +20,13 @@ from runners.cell import Busy, Cell, CellFailed
 from runners.grid import ReportAfterGrid, own_class
 from runners.words import one_line
 
+CONF = Path(__file__).resolve().parent / "conf"  # absolute, as python -m actbench imports this file
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing paragraphs
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does it log them
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> None:
     """Run one cell; what goes wrong is said in one line, and in a grid stops no other cell."""
     grid = HydraConfig.get().mode == RunMode.MULTIRUN
