@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from results.escape import markdown
 from results.statistics import Estimate, estimate, paired, rank_with_ties
 
 BASELINE = "relu"
@@ -33,8 +34,9 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str) -> pd.DataFrame:
         else {}
         for label, group in ((label, ok[ok["activation_label"] == label]) for label in _unique(records))
     }
-    if baseline not in scores:
-        baseline = min((label for label in scores if label.startswith(f"{baseline}[")), default=baseline)
+    if not scores.get(baseline):  # or none of its cells has a score, and those of other settings may
+        named = [label for label in scores if label.startswith(f"{baseline}[")]
+        baseline = min((label for label in named if scores[label]), default=min(named, default=baseline))
     ranks = dict(zip(scores, rank_with_ties(list(scores.values()), higher), strict=True))
     rows = []
     for label, by_seed in scores.items():
@@ -105,12 +107,12 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def _section(task: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    baseline = first["baseline"] or "no baseline"
+    baseline = markdown(first["baseline"] or "no baseline")
     direction = "higher is better" if first["higher_is_better"] else "lower is better"
     lines = [
-        f"## {task}",
+        f"## {markdown(task)}",
         "",
-        f"Test {first['metric']}, {direction}, at the last weights."
+        f"Test {markdown(first['metric'])}, {direction}, at the last weights."
         if first["metric"]
         else "No cell ended ok.",
         "",
@@ -136,7 +138,7 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             _number(row["seconds_per_epoch"], 3),
             row["failures"],
         ]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
     return "\n".join([*lines, ""])
 
 
