@@ -97,9 +97,7 @@ def _networks(records: pd.DataFrame) -> pd.Series:
         for key, name in zip(keys, names, strict=True)
         if name is not None and any(value != ABSENT for value in key)
     }
-    found = [
-        name or (*known.get(key, ()), UNKNOWN)[0] for key, name in zip(keys, names, strict=True)
-    ]
+    found = [name or (*known.get(key, ()), UNKNOWN)[0] for key, name in zip(keys, names, strict=True)]
     return pd.Series(found, index=records.index, dtype=object)
 
 
@@ -199,6 +197,12 @@ def _told_apart(records: pd.DataFrame, column: str, by: list[str]) -> list[str |
         names = _names(cells, column, values)
         for index, value in cells[column].items():
             found[index] = UNKNOWN if is_missing(value) else names.get(str(value), str(value))
+        if column == "data_fingerprint" and ROOT in cells:
+            # a cell without a score does not say which data it has read, but where
+            data_in = cells.dropna(subset=[column]).groupby(ROOT)[column].unique()
+            for index, root in cells[ROOT][cells[column].isna() & ~cells.index.isin(finished.index)].items():
+                if len(data := data_in.get(root, ())) == 1:
+                    found[index] = names.get(data[0], data[0])
     return [found.get(index) for index in records.index]
 
 
@@ -214,7 +218,9 @@ def _names(cells: pd.DataFrame, column: str, values: list[str]) -> dict[str, str
         paths = [Path(*folders) for folders in roots.values() if len(folders) == 1]
         if len(set(paths)) == len(values) and ABSENT not in map(str, paths):
             short = len({path.name for path in paths}) == len(values)
-            return {value: path.name if short else str(path) for value, path in zip(roots, paths, strict=True)}
+            return {
+                value: path.name if short else str(path) for value, path in zip(roots, paths, strict=True)
+            }
     hashes = [value.rpartition(":")[2] for value in values]  # without the kind of hash
     if len(set(hashes)) < len(values):
         hashes = values
@@ -235,8 +241,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         and column.rpartition(".")[2] != "_partial_"
         and (incidental or column not in INCIDENTAL)
     ]
-    shown = {column: [_shown(value) for value in records[column]] for column in columns}
-    settings = pd.DataFrame(shown, index=records.index, dtype=object)
+    texts = {column: [_shown(value) for value in records[column]] for column in columns}
+    settings = pd.DataFrame(texts, index=records.index, dtype=object)
     anywhere = settings[(settings != ABSENT).any(axis=1)]
     labels = {}
     for value, group in settings.groupby(records[name].astype(str)):

@@ -87,13 +87,17 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     baseline = rows[rows["activation"] == rows["baseline"]]
     if len(baseline):
         ax.axvline(baseline["mean"].iloc[0], lw=0.8, ls=":", color="black", zorder=0)
-    labels = [f"{figure_text(row.activation)}  {row.rank}{'=' if row.tied else ''}" for row in rows.itertuples()]
+    labels = [
+        f"{figure_text(row.activation)}  {row.rank}{'=' if row.tied else ''}" for row in rows.itertuples()
+    ]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     first = rows.iloc[0]
     if _wide(cells["primary"].astype(float)):
         ax.set_xscale("log")
-    ax.set_xlabel(f"test {figure_text(first['metric'])} ({'higher' if first['higher_is_better'] else 'lower'} is better)")
+    ax.set_xlabel(
+        f"test {figure_text(first['metric'])} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
+    )
     ax.set_title(f"{figure_text(first['task'])}: seeds, mean, 95 % interval, rank ({_counts(rows)})")
     ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
@@ -134,7 +138,10 @@ def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFra
         shown[f"{len(by_name) - len(shown)} others"] = rest
     figure.legend(shown.values(), map(figure_text, shown), loc="outside right center")
     figure.suptitle(
-        f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({_counts(rows)})", x=0.01, ha="left", size=10
+        f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({_counts(rows)})",
+        x=0.01,
+        ha="left",
+        size=10,
     )
     return figure
 

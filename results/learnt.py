@@ -97,7 +97,9 @@ def _check_sizes(path: Path) -> None:
                 shape, _, dtype = read_header(file)
                 size = file.tell() + math.prod(shape) * dtype.itemsize
             if size != entry.file_size or size > MOST_DEFLATED * max(1, entry.compress_size):
-                raise ValueError(f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold")
+                raise ValueError(
+                    f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
+                )
 
 
 def _sorted(name: str, arrays: Mapping[str, np.ndarray]) -> Learnt:

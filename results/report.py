@@ -109,34 +109,42 @@ def _provenance(records: pd.DataFrame) -> list[str]:
                 f"{', '.join(map(markdown, names))}"
             )
     for activation, cells in records.groupby("activation_settings"):
-        if len(_unique(cells["activation_code"].dropna())) > 1:
-            names = ", ".join(map(markdown, _unique(cells["activation_label"])))
+        codes = cells["activation_code"][cells["status"].isin(FINISHED)]
+        if (unsaid := codes.isna().sum()) and unsaid < len(codes):
             lines.append(
-                f"- **{markdown(activation)}: its code changed between cells**; on one task they are never averaged: {names}"
+                f"- **{markdown(activation)}: {unsaid} of {len(codes)} cells do not say by which code**"
+            )
+        if codes.nunique() > 1:
+            names = _unique(cells["activation_label"])
+            lines.append(
+                f"- **{markdown(activation)}: its code changed between cells**; on one task they are never averaged: "
+                f"{', '.join(map(markdown, names))}"
             )
     return _section("Where the numbers come from", [*lines, *_sessions(finished)])
 
 
 def _sessions(records: pd.DataFrame) -> list[str]:
     """A warning where a cell was stopped and went on in another way."""
-    differing: dict[tuple[str, str], list[str]] = {}
-    values: dict[tuple[str, str], list[str]] = {}
+    differing: dict[tuple[str, str], tuple[list[str], list[str]]] = {}  # task, column: cells, values
     for cell in records.itertuples():
-        if not isinstance(cell.sessions, list) or not cell.sessions:
+        if not isinstance(cell.sessions, list) or len(cell.sessions) < 2:
             continue
-        name = f"{cell.activation_label} seed={cell.seed}"
         sessions = pd.DataFrame(cell.sessions)
-        for column in PROVENANCE:
-            if column in sessions and len(found := _values(sessions[column])) > 1:
-                differing.setdefault((cell.task_label, column), []).append(name)
-                values[cell.task_label, column] = _unique([*values.get((cell.task_label, column), []), *found])
-    lines = []
-    for (task, column), names in differing.items():
-        cells = ", ".join(map(markdown, names[:MOST_NAMED]))
-        cells += f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        said = ", ".join(map(markdown, values[task, column]))
-        lines.append(f"- **{markdown(task)}: {column} changed while a cell was trained** ({cells}): {said}")
-    return lines
+        for column in sessions.columns.intersection(PROVENANCE):
+            if len(found := _values(sessions[column])) > 1:
+                cells, values = differing.setdefault((cell.task_label, column), ([], []))
+                cells.append(markdown(f"{cell.activation_label} seed={cell.seed}"))
+                values += found
+    return [
+        f"- **{markdown(task)}: {column} changed while a cell was trained** "
+        f"({_some(cells)}): {', '.join(map(markdown, _unique(values)))}"
+        for (task, column), (cells, values) in differing.items()
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _values(column: pd.Series) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from results.files import read_json
 
 STATUSES = ("ok", "diverged", "failed", "interrupted")
-# of the record and of each of its sessions: where and by what the numbers were computed
+# in a record and in each of its sessions: where and by what the numbers were computed
 PROVENANCE = (
     "git_commit",
     "machine",
@@ -33,7 +33,9 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max  # neither nan nor a whole number that no float can hold
+    return (
+        number and abs(value) <= sys.float_info.max
+    )  # neither nan nor a whole number that no float can hold
 
 
 def _is_scalar(value: Any) -> bool:
@@ -63,9 +65,12 @@ IF_THERE: Mapping[str, Kind] = {
     "activation_code": TEXT,
     "data_fingerprint": TEXT,
     **dict.fromkeys(("primary_best", "primary_val", "parameters", "flops", "seconds_per_epoch"), NUMBER),
-    "sessions": ("a list of sessions", lambda value: isinstance(value, list) and all(map(_is_session, value))),
+    "sessions": (
+        "a list of sessions",
+        lambda value: isinstance(value, list) and all(map(_is_session, value)),
+    ),
 }
-# of all other values: they are told as they are
+# all other values are told as they are
 OTHERS: Kind = ("one value", _is_scalar)
 
 
@@ -78,7 +83,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     record = read_json(path)
     if record is None:
         return None
-    needed = dict(ALWAYS) | (IF_OK if record.get("status") == "ok" else {})
+    needed = {**ALWAYS, **(IF_OK if record.get("status") == "ok" else {})}
     for name in {**needed, **record}:
         value = record.get(name)
         if name in needed or (name in IF_THERE and value is not None):

@@ -50,7 +50,9 @@ def _git_commit() -> str | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")) != ROOT:
             return None
-        changed = git("status", "--porcelain", "-uno") or git("status", "--porcelain", "-uall", "--", *COMPONENTS)
+        changed = git("status", "--porcelain", "-uno") or git(
+            "status", "--porcelain", "-uall", "--", *COMPONENTS
+        )
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

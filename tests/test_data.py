@@ -438,6 +438,8 @@ def test_imagenette_is_found_unpacked_or_downloaded(
         again = get(str(root))
         assert again.fingerprint == downloaded.fingerprint, root
         assert torch.equal(again.store.samples, downloaded.store.samples)
-    with pytest.raises(ValueError, match=f"task.data.root={tmp_path / 'broken'}: cannot unpack {archive.name}"):
+    with pytest.raises(
+        ValueError, match=f"task.data.root={tmp_path / 'broken'}: cannot unpack {archive.name}"
+    ):
         get(str(tmp_path / "broken"))
     assert not (tmp_path / "broken" / "imagenette2-160").exists()

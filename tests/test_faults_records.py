@@ -172,7 +172,9 @@ def test_a_damaged_record_of_the_baseline_is_a_row_and_takes_no_verdict(tmp_path
 @pytest.mark.parametrize("sites", ["same", "other"])
 def test_a_damaged_baseline_without_a_configuration_takes_no_verdict(tmp_path: Path, sites: str) -> None:
     study = make_study(tmp_path / "s")
-    if sites == "other":  # relu stands at two kinds of sites, and of the damaged cell it is not known at which
+    if (
+        sites == "other"
+    ):  # relu stands at two kinds of sites, and of the damaged cell it is not known at which
         for seed in range(2):
             write_cell(study, "relu", seed, 70.0, settings("relu", "first:2"), cell="def")
     cell = study / "digits" / "relu" / "0-abc"
@@ -227,7 +229,9 @@ def test_a_record_that_cannot_be_relied_on_is_said_before_training(tmp_path: Pat
     train(tmp_path, Toy, "runner=smoke")
     cell = make_cell(tmp_path, "runner=smoke")
     change(cell.folder, primary="abc")
-    with pytest.raises(ValueError, match=r"record\.json: damaged \(primary='abc': a finite number is needed\)"):
+    with pytest.raises(
+        ValueError, match=r"record\.json: damaged \(primary='abc': a finite number is needed\)"
+    ):
         cell.finished()
 
 
@@ -299,7 +303,9 @@ def test_names_are_text_in_markdown() -> None:
 def test_names_that_are_markup_stay_names_in_the_report(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", sites="re:features.(2$|5\\b$)")
     for seed, score in enumerate((80.0, 81.0)):
-        write_cell(study, "relu", seed, score, settings("relu", "<b>|x|</b>"), cell="def", primary_metric="top1")
+        write_cell(
+            study, "relu", seed, score, settings("relu", "<b>|x|</b>"), cell="def", primary_metric="top1"
+        )
     path, table = write_report(study)
     text = path.read_text()
     assert "<b>" not in text
@@ -391,10 +397,15 @@ def test_cells_of_other_data_are_in_tables_of_their_own(tmp_path: Path) -> None:
     of_seed = {seed: (f"/data/{'ab'[seed > 2]}", ["3f2a11", "3f2b22"][seed > 2]) for seed in range(5)}
     records = with_data(study, of_seed)
     assert set(records["task_label"]) == {"digits (data a)", "digits (data b)"}
+    (study / "digits" / "relu" / "4-abc" / "record.json").write_text(
+        "{"
+    )  # its configuration says where its data are
+    records = add_labels(read_records(study))
+    assert set(records["task_label"]) == {"digits (data a)", "digits (data b)"}
     table = leaderboard(records)
     assert table.groupby("task")["n"].unique().map(list).to_dict() == {
         "digits (data a)": [3],
-        "digits (data b)": [2],
+        "digits (data b)": [2, 1],
     }
     text = write_report(study)[0].read_text()
     assert "- **digits: cells differ in data or metric**, which are never averaged: digits (data a)" in text
@@ -405,8 +416,11 @@ def test_data_are_named_by_their_hash_where_the_folder_is_the_same(tmp_path: Pat
     records = with_data(study, {0: ("/d", "3f2a11"), 1: ("/d", "3f2a22"), 2: ("/d", None)})
     labels = records[records["activation"] == "relu"].set_index("seed")["task_label"]
     assert labels.to_dict() == {
-        **{0: "digits (data 3f2a1)", 1: "digits (data 3f2a2)", 2: "digits (data unknown)"},
-        **{3: "digits (data 3f2a1)", 4: "digits (data 3f2a1)"},
+        0: "digits (data 3f2a1)",
+        1: "digits (data 3f2a2)",
+        2: "digits (data unknown)",
+        3: "digits (data 3f2a1)",
+        4: "digits (data 3f2a1)",
     }
 
 
@@ -477,7 +491,9 @@ def test_the_hash_of_the_code_follows_what_an_activation_imports(package: Path) 
     (package / "other.py").write_text("changed = True\n")
     assert fresh_hash("mine.unit.Unit") == before
     unit = package / "unit.py"
-    unit.write_text('"""Said."""\n\n# and said\n' + unit.read_text().replace("half(x.relu())", "half(x.relu())  # said"))
+    unit.write_text(
+        '"""Said."""\n\n# and said\n' + unit.read_text().replace("half(x.relu())", "half(x.relu())  # said")
+    )
     assert fresh_hash("mine.unit.Unit") == before  # words are no code
     unit.write_text(unit.read_text().replace("x.relu()", "x.relu6()"))
     edited = fresh_hash("mine.unit.Unit")
@@ -642,7 +658,10 @@ def test_every_session_of_a_run_is_recorded_and_differences_are_said(
 
 @pytest.mark.parametrize(
     ("part", "said"),
-    [("harness_code", "the sources of runner, task or network"), ("activation_code", "the activation's sources")],
+    [
+        ("harness_code", "the sources of runner, task or network"),
+        ("activation_code", "the activation's sources"),
+    ],
 )
 def test_a_run_does_not_go_on_with_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, said: str
@@ -700,9 +719,7 @@ def test_a_torch_file_of_other_content_is_a_damaged_checkpoint(
 def test_curves_that_claim_to_be_huge_are_damaged(tmp_path: Path, kind: str) -> None:
     header = io.BytesIO()
     count = 4_000_000_000
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f8", "fortran_order": False, "shape": (count,)}
-    )
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (count,)})
     content = {
         "declared": header.getvalue(),
         "zeros": header.getvalue() + bytes(1000),
@@ -713,7 +730,11 @@ def test_curves_that_claim_to_be_huge_are_damaged(tmp_path: Path, kind: str) -> 
         archive.writestr("x.npy", content)
     with pytest.raises(ValueError, match=r"curves\.npz: damaged \(.*\); train the cell again"):
         read_learnt(tmp_path)
-    run = subprocess.run([sys.executable, "scripts/plot_cell.py", str(tmp_path)], **PROCESS) if kind == "declared" else None
+    run = (
+        subprocess.run([sys.executable, "scripts/plot_cell.py", str(tmp_path)], **PROCESS)
+        if kind == "declared"
+        else None
+    )
     assert run is None or (run.returncode != 0 and len(run.stderr.splitlines()) == 1)
 
 
@@ -752,7 +773,9 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path, d
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_reports_pictures_and_cells_are_cleaned_when_they_are_written_again(tmp_path: Path, dead: int) -> None:
+def test_reports_pictures_and_cells_are_cleaned_when_they_are_written_again(
+    tmp_path: Path, dead: int
+) -> None:
     study = make_study(tmp_path / "s")
     path, _ = write_report(study)
     name = f".x.png.{dead}@{platform.node()}.tmp"
@@ -768,7 +791,9 @@ def test_reports_pictures_and_cells_are_cleaned_when_they_are_written_again(tmp_
     assert not [place for place in places if place.exists()]
 
 
-def test_a_report_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_written_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study(tmp_path / "s")
     path, _ = write_report(study)
     before = {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}
@@ -869,7 +894,9 @@ def test_workers_of_a_killed_grid_end_and_save(tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
     for path in tmp_path.glob("outputs/main/digits/*/*/record.json"):
-        assert json.loads(path.read_text())["status"] == "interrupted"
+        record = json.loads(path.read_text())
+        assert record["status"] == "interrupted"
+        assert record["reason"].startswith("SIGTERM in epoch")  # saved, not only killed
 
 
 # torchvision's archives --------------------------------------------------------------------------------------------

@@ -168,9 +168,7 @@ class Published:
                 else:
                     load()
             if not unpacked.exists():
-                raise ValueError(
-                    f"task.data.root={folder}: no {self.unpacked} in {', '.join(self.archives)}"
-                )
+                raise ValueError(f"task.data.root={folder}: no {self.unpacked} in {', '.join(self.archives)}")
 
     def unpack(self, folder: Path) -> None:
         """Unpack the archives where they lie; what is in one appears as a whole.
