@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from runners.cell import Busy, Cell, CellFailed
-from runners.grid import ReportAfterGrid, own_class
+from runners.grid import ReportAfterGrid, end_with_parent, own_class
 from runners.words import one_line
 
 CONF = Path(__file__).resolve().parent / "conf"  # absolute, as python -m actbench imports this file
@@ -30,6 +30,8 @@ logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does it log 
 def run(cfg: DictConfig) -> None:
     """Run one cell; what goes wrong is said in one line, and in a grid stops no other cell."""
     grid = HydraConfig.get().mode == RunMode.MULTIRUN
+    if grid:
+        end_with_parent()
     try:
         run_cell(cfg, grid)
     except Exception as error:

@@ -1,67 +1,140 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from results.files import CONFIG, METRICS, RECORD, read_json
+from results.escape import shown
+from results.files import CHECKPOINT, CONFIG, METRICS, RECORD, facts_of
+from results.schema import IF_THERE, is_missing, read_record
 
 ABSENT = "null"
 UNKNOWN = "unknown"
+FINISHED = ("ok", "diverged")
 # where and how a cell was computed: said in the report, but seeds may differ in it
 INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
 # where in a network an activation stands is told with the activation: that is what is compared
 SITES = "network.sites"
+ROOT = "task.data.root"
 
 
 def read_records(study: Path) -> pd.DataFrame:
     """One row per cell, whatever became of it; ``folder`` says where it is.
 
-    A cell whose record cannot be read is a row with status ``failed`` and the reason.
+    A cell whose record cannot be relied on is a row with status ``failed`` and the reason: task, activation and seed
+    are those of its folder's name, its settings those of its ``config.yaml``. Every column of
+    ``schema.IF_THERE`` is there.
 
     Raises:
         ValueError: no such folder, or no cell in it.
     """
     if not study.is_dir():
         raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
-    records = []
-    for config in sorted(study.glob(f"*/*/*/{CONFIG}")) + sorted(study.glob(f"*/*/*/{RECORD}")):
-        folder = config.parent
-        if config.name == CONFIG and (folder / RECORD).exists():
-            continue
-        task, activation, cell = folder.relative_to(study).parts
-        seed = cell.partition("-")[0]
-        try:
-            record = read_json(folder / RECORD)
-            reason = "no record"
-        except ValueError as error:
-            record, reason = None, str(error)
-        if record is None or not {"activation", "task", "seed", "status"} <= record.keys():
-            record = {"activation": activation, "task": task, "seed": int(seed) if seed.isdecimal() else seed}
-            record |= {"status": "failed", "reason": reason}
-        record.setdefault("network", UNKNOWN)
-        records.append(record | {"folder": str(folder)})
-    if not records:
+    names = (CONFIG, RECORD, METRICS, CHECKPOINT)
+    folders = sorted({path.parent for name in names for path in study.glob(f"*/*/*/{name}")})
+    if not folders:
         raise ValueError(f"{study}: no cells in this folder")
-    return pd.DataFrame(records)
+    records = pd.DataFrame([_read_cell(folder) for folder in folders])
+    for column in IF_THERE:
+        if column not in records:
+            records[column] = None
+    return records.assign(network=_networks(records))
 
 
-def read_metrics(folders: Iterable[str]) -> pd.DataFrame:
-    """The metrics.csv of several cells below each other, with the cell's ``folder`` in a column."""
-    frames = []
+def _read_cell(folder: Path) -> dict[str, Any]:
+    """A cell's record, or what is known of it without one."""
+    record: dict[str, Any] | None = None
+    try:
+        record = read_record(folder / RECORD)
+        reason = _misplaced(folder, record) if record else "no record"
+    except (ValueError, OSError) as error:
+        reason = shown(error)
+    if reason:
+        task, activation, cell = map(shown, folder.parts[-3:])
+        seed = cell.partition("-")[0]
+        settings = _settings(record or {}) or _read_settings(folder)
+        record = settings | {"activation": activation, "task": task, "status": "failed", "reason": reason}
+        record["seed"] = int(seed) if seed.isdecimal() else seed
+    assert record is not None
+    return record | {"folder": shown(folder)}
+
+
+def _misplaced(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """Why a record cannot be this folder's, or None: a folder that was copied would count as another seed."""
+    if record.get("cell") is None:
+        return None
+    place = (record["task"], record["activation"], f"{record['seed']}-{record['cell']}")
+    if place == folder.parts[-3:]:
+        return None
+    return f"its record is that of {'/'.join(place)}, so this folder is a copy or was renamed"
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if "." in name}
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The settings in a cell's configuration, as a record has them; none if it cannot be read."""
+    import yaml
+
+    try:
+        with (folder / CONFIG).open(encoding="utf-8") as file:
+            return _settings(facts_of(yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        return {}
+
+
+def _networks(records: pd.DataFrame) -> pd.Series:
+    """The networks' names; one that a damaged record does not tell is that of cells with the same settings."""
+    columns = [column for column in records if column.startswith("network.") and column != SITES]
+    keys = [tuple(_shown(value) for value in row) for row in records[columns].to_numpy(dtype=object)]
+    names = [None if is_missing(name) else str(name) for name in records["network"]]
+    known = {
+        key: [name]
+        for key, name in zip(keys, names, strict=True)
+        if name is not None and any(value != ABSENT for value in key)
+    }
+    found = [name or (*known.get(key, ()), UNKNOWN)[0] for key, name in zip(keys, names, strict=True)]
+    return pd.Series(found, index=records.index, dtype=object)
+
+
+def read_metrics(folders: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The metrics.csv of several cells below each other, with the cell's ``folder`` in a column.
+
+    Returns:
+        the rows, and a line for each file that is missing or damaged, of which there are no rows.
+    """
+    frames, damaged = [], []
     for folder in folders:
         path = Path(folder) / METRICS
-        if path.exists():
-            try:
-                frame = pd.read_csv(path)
-            except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}: damaged ({error})") from None
+        try:
+            frame = pd.read_csv(path)
+            _check_metrics(frame)
+        except FileNotFoundError:
+            damaged.append(f"{path}: no such file")
+        except (ValueError, OSError) as error:  # pandas' own errors among them
+            damaged.append(f"{path}: damaged ({' '.join(str(error).split())})")
+        else:
             frame.insert(0, "folder", folder)
             frames.append(frame)
-    return (
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["folder", "epoch", "split"])
-    )
+    nothing = pd.DataFrame(columns=["folder", "epoch", "split", "loss"])
+    return pd.concat(frames, ignore_index=True) if frames else nothing, damaged
+
+
+def _check_metrics(frame: pd.DataFrame) -> None:
+    """Raise ValueError unless all is there and all but the names of splits and phases are numbers."""
+    if missing := [name for name in ("epoch", "split", "loss") if name not in frame]:
+        raise ValueError(f"no column {missing[0]}")
+    if frame.empty:
+        raise ValueError("no rows")
+    for name in frame.columns.difference(["split", "phase"]):
+        values = frame[name]
+        if is_bool_dtype(values) or not is_numeric_dtype(values):
+            wrong = values[pd.to_numeric(values.astype(str), errors="coerce").isna() & values.notna()]
+            raise ValueError(f"{name}={wrong.iloc[0]} in row {wrong.index[0] + 1}: a number is needed")
 
 
 def add_labels(records: pd.DataFrame) -> pd.DataFrame:
@@ -71,19 +144,92 @@ def add_labels(records: pd.DataFrame) -> pd.DataFrame:
     settings gets those that vary behind its name, as in ``prelu[init=0.1]``, and so does one that stands at other
     sites; so does a task, to which all settings of task and runner belong. A task that occurs with several
     networks is named with each, as in ``cifar10 on resnet32``.
+
+    What is no setting and tells cells apart as well is named where it differs: the metric and the data of a task, as in
+    ``mytask (data 3f2a)`` or ``mytask (data photos)`` by its folder, and an activation's code, as in
+    ``mine[code=81c0]``. A cell that does not say belongs to the others if these are all alike, else it is
+    ``unknown``. ``task_settings`` and ``activation_settings`` are the labels without it.
+
+    Finished cells that are the same seed of the same label all become ``failed``: which of them counts cannot be told.
     """
     for incidental in (False, True):
         labelled = records.assign(
-            activation_label=_labels(records, "activation", ("activation.", SITES), incidental),
-            task_label=_labels(records, "task", ("task.", "runner."), incidental),
+            activation_settings=_labels(records, "activation", ("activation.", SITES), incidental),
+            task_settings=_labels(records, "task", ("task.", "runner."), incidental),
         )
         networks = _labels(records, "network", ("network.",), incidental)
         known = networks.where(networks != UNKNOWN)
-        several = known.groupby(labelled["task_label"]).transform("nunique") > 1
-        labelled.loc[several, "task_label"] += " on " + networks[several]
-        if not labelled.duplicated(["task_label", "activation_label", "seed"]).any():
+        several = known.groupby(labelled["task_settings"]).transform("nunique") > 1
+        labelled.loc[several, "task_settings"] += " on " + networks[several]
+        labelled["task_label"] = labelled["task_settings"]
+        for column, word in (("primary_metric", ""), ("data_fingerprint", "data ")):
+            differing = _told_apart(labelled, column, ["task_label"])
+            labelled["task_label"] = [
+                label if value is None else f"{label} ({word}{value})"
+                for label, value in zip(labelled["task_label"], differing, strict=True)
+            ]
+        codes = _told_apart(labelled, "activation_code", ["task_label", "activation_settings"])
+        labelled["activation_label"] = [
+            label if code is None else _with_setting(label, f"code={code}")
+            for label, code in zip(labelled["activation_settings"], codes, strict=True)
+        ]
+        same = ["task_label", "activation_label", "seed"]
+        finished = labelled[labelled["status"].isin(FINISHED)]
+        twice = finished[finished.duplicated(same, keep=False)]
+        if twice.empty:
             break  # else the same seed was run in several ways: then these matter, too
+    for _, cells in twice.groupby(same, sort=False):
+        for index, folder in cells["folder"].items():
+            others = ", ".join(cells["folder"].drop(index))
+            labelled.loc[index, "reason"] = f"the same seed is in {others}; remove {folder} or that"
+            labelled.loc[index, "status"] = "failed"
     return labelled
+
+
+def _told_apart(records: pd.DataFrame, column: str, by: list[str]) -> list[str | None]:
+    """For each cell a name of its value in ``column`` if finished cells with the same ``by`` differ in it, else None."""
+    found: dict[Any, str] = {}
+    for _, cells in records.groupby(by, sort=False):
+        finished = cells[cells["status"].isin(FINISHED)]
+        values = sorted(map(str, finished[column].dropna().unique()))
+        if len(values) < 2:
+            continue
+        names = _names(cells, column, values)
+        for index, value in cells[column].items():
+            found[index] = UNKNOWN if is_missing(value) else names.get(str(value), str(value))
+        if column == "data_fingerprint" and ROOT in cells:
+            # a cell without a score does not say which data it has read, but where
+            data_in = cells.dropna(subset=[column]).groupby(ROOT)[column].unique()
+            for index, root in cells[ROOT][cells[column].isna() & ~cells.index.isin(finished.index)].items():
+                if len(data := data_in.get(root, ())) == 1:
+                    found[index] = names.get(data[0], data[0])
+    return [found.get(index) for index in records.index]
+
+
+def _names(cells: pd.DataFrame, column: str, values: list[str]) -> dict[str, str]:
+    """Names for ``values``: the folders that the data are in, if each has its own, else the beginnings of the hashes."""
+    if column == "primary_metric":
+        return {value: value for value in values}
+    if column == "data_fingerprint" and ROOT in cells:
+        roots = {
+            value: {_shown(root) for root in cells[ROOT][cells[column].astype(str) == value]}
+            for value in values
+        }
+        paths = [Path(*folders) for folders in roots.values() if len(folders) == 1]
+        if len(set(paths)) == len(values) and ABSENT not in map(str, paths):
+            short = len({path.name for path in paths}) == len(values)
+            return {
+                value: path.name if short else str(path) for value, path in zip(roots, paths, strict=True)
+            }
+    hashes = [value.rpartition(":")[2] for value in values]  # without the kind of hash
+    if len(set(hashes)) < len(values):
+        hashes = values
+    length = next(n for n in range(4, 99) if len({value[:n] for value in hashes}) == len(values))
+    return {value: digest[:length] for value, digest in zip(values, hashes, strict=True)}
+
+
+def _with_setting(label: str, setting: str) -> str:
+    return f"{label[:-1]} {setting}]" if label.endswith("]") else f"{label}[{setting}]"
 
 
 def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], incidental: bool) -> pd.Series:
@@ -95,18 +241,21 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         and column.rpartition(".")[2] != "_partial_"
         and (incidental or column not in INCIDENTAL)
     ]
-    shown = {column: [_shown(value) for value in records[column]] for column in columns}
-    settings = pd.DataFrame(shown, index=records.index, dtype=object)
+    texts = {column: [_shown(value) for value in records[column]] for column in columns}
+    settings = pd.DataFrame(texts, index=records.index, dtype=object)
+    anywhere = settings[(settings != ABSENT).any(axis=1)]
     labels = {}
     for value, group in settings.groupby(records[name].astype(str)):
         # a cell without any settings failed before it had them; it tells nothing of what varies
         known = group[(group != ABSENT).any(axis=1)]
         # what is compared with others at other sites says where it stands, though it is at one kind only
-        varying = [c for c in columns if (settings if c == SITES else known)[c].nunique() > 1]
-        for index, row in group.iterrows():
-            telling = varying if index in known.index else []
-            given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]
+        varying = [c for c in columns if (anywhere if c == SITES else known)[c].nunique() > 1]
+        for index, row in known.iterrows():
+            given = [f"{column.partition('.')[2]}={row[column]}" for column in varying]
             labels[index] = f"{value}[{' '.join(given)}]" if given else str(value)
+        only = {labels[index] for index in known.index}
+        label = only.pop() if len(only) == 1 else str(value)
+        labels |= dict.fromkeys(group.index.difference(known.index), label)
     return pd.Series(labels, dtype=object)
 
 
@@ -114,4 +263,4 @@ def _shown(value: object) -> str:
     """A setting's value in full: two that differ must not look the same, and none is a value as well."""
     if value is None or value != value:
         return ABSENT
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else shown(value)

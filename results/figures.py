@@ -1,5 +1,6 @@
 """Figures of a study: learning curves with their spread, and scores with every seed shown."""
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results.files import replacing
+from results.escape import figure_text
+from results.files import write_all
 from results.leaderboard import rank_range
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; black is the baseline's
@@ -30,11 +32,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def write_figures(
-    folder: Path, table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame
-) -> list[Path]:
-    """Write ``scores`` and ``learning_curves`` for every task as SVG and PNG; returns the PNGs."""
-    paths = []
+def draw_figures(table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, bytes]:
+    """Draw ``scores`` and ``learning_curves`` for every task; returns the files, SVG and PNG, by their names."""
+    files: dict[str, bytes] = {}
     with rc_context(STYLE):
         for task, rows in table.groupby("task", sort=True):
             cells = records[(records["task_label"] == task) & (records["status"] == "ok")]
@@ -44,20 +44,32 @@ def write_figures(
                 "scores": scores(rows, cells),
                 "learning_curves": learning_curves(rows, cells, metrics),
             }
+            ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", str(task)).strip("_")
+            number = 1
+            while f"scores-{ending}.png" in files:  # names that differ in what a file's name cannot hold
+                number += 1
+                ending = f"{stem}-{number}"
             for name, figure in figures.items():
-                stem = f"{name}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', str(task)).strip('_')}"
-                paths.append(save(figure, folder, stem))
-    return paths
+                files |= _rendered(figure, f"{name}-{ending}")
+    return files
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write ``figure`` as ``name.svg`` and ``name.png``; returns the PNG."""
+    files = {folder / file: content for file, content in _rendered(figure, name).items()}
+    write_all(files)
+    return folder / f"{name}.png"
+
+
+def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
+    """The content of ``name.svg`` and ``name.png``."""
+    files = {}
     for suffix in ("svg", "png"):
-        path = folder / f"{name}.{suffix}"
-        with replacing(path) as temporary:
-            metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file
-            figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
-    return path
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file
+        figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+        files[f"{name}.{suffix}"] = buffer.getvalue()
+    return files
 
 
 def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
@@ -76,14 +88,19 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     baseline = rows[rows["activation"] == rows["baseline"]]
     if len(baseline):
         ax.axvline(baseline["mean"].iloc[0], lw=0.8, ls=":", color="black", zorder=0)
-    labels = [f"{row.activation}  {rank_range(row.rank_low, row.rank_high)}" for row in rows.itertuples()]
+    labels = [
+        f"{figure_text(row.activation)}  {rank_range(row.rank_low, row.rank_high)}"
+        for row in rows.itertuples()
+    ]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     first = rows.iloc[0]
     if _wide(cells["primary"].astype(float)):
         ax.set_xscale("log")
-    ax.set_xlabel(f"test {first['metric']} ({'higher' if first['higher_is_better'] else 'lower'} is better)")
-    ax.set_title(f"{first['task']}: seeds, mean, 95 % interval, ranks ({_counts(rows)})")
+    ax.set_xlabel(
+        f"test {figure_text(first['metric'])} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
+    )
+    ax.set_title(f"{figure_text(first['task'])}: seeds, mean, 95 % interval, ranks ({_counts(rows)})")
     ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
 
@@ -113,7 +130,7 @@ def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFra
                     epochs, by_epoch["min"], by_epoch["max"], color=color, alpha=0.13, lw=0, zorder=front
                 )
         _limit(ax, part[column], higher_is_better=split == "val" and bool(rows["higher_is_better"].iloc[0]))
-        ax.set(xlabel="epoch", title=f"{split} {column}")
+        ax.set(xlabel="epoch", title=f"{split} {figure_text(column)}")
         ax.grid(lw=0.4, alpha=0.5)
     handles, names = left.get_legend_handles_labels()
     by_name = dict(zip(names, handles, strict=True))
@@ -121,9 +138,12 @@ def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFra
     if len(by_name) > len(shown):
         rest = next(handle for name, handle in by_name.items() if name not in shown)
         shown[f"{len(by_name) - len(shown)} others"] = rest
-    figure.legend(shown.values(), shown.keys(), loc="outside right center")
+    figure.legend(shown.values(), map(figure_text, shown), loc="outside right center")
     figure.suptitle(
-        f"{rows['task'].iloc[0]}: mean and range over seeds ({_counts(rows)})", x=0.01, ha="left", size=10
+        f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({_counts(rows)})",
+        x=0.01,
+        ha="left",
+        size=10,
     )
     return figure
 
@@ -160,6 +180,9 @@ def _wide(values: pd.Series) -> bool:
 def _limit(ax: Axes, values: pd.Series, *, higher_is_better: bool) -> None:
     """Leave out the worst of the first epochs, which would flatten the rest; span orders of magnitude by a log axis."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    values = values[np.isfinite(values.astype(float))]
+    if values.empty:
+        return
     if _wide(values):
         ax.set_yscale("log")
         return

@@ -2,9 +2,13 @@
 
 import csv
 import json
+import math
 import os
+import platform
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,35 @@ CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
 CLASSES = "classes.csv"
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
 
-TEMPORARY = ".{name}.{pid}.tmp"
+# of a cell's configuration: what determines its result, and what of that changes none
+DETERMINING = ("activation", "task", "network", "runner", "seed")
+NOT_DETERMINING = ("task.data.cache", "task.data.download", "task.data.in_memory", "runner.pictures")
+
+TEMPORARY = ".{name}.{pid}@{host}.tmp"
+ABANDONED = 3600  # seconds after which a temporary file of another machine is nobody's
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one with dotted names; lists, and numbers that JSON lacks, become text."""
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            values |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
+            values[prefix + name] = json.dumps(value)
+        else:
+            values[prefix + name] = value
+    return values
+
+
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the result of a cell with this configuration, by dotted names.
+
+    Raises:
+        KeyError: a part of it is missing.
+    """
+    values = flat({key: config[key] for key in DETERMINING})
+    return {name: value for name, value in values.items() if name not in NOT_DETERMINING}
 
 
 @contextmanager
@@ -24,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A process killed at any moment leaves either the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(TEMPORARY.format(name=path.name, pid=os.getpid()))
+    temporary = path.with_name(TEMPORARY.format(name=path.name, pid=os.getpid(), host=platform.node()))
     try:
         yield temporary
         os.replace(temporary, path)
@@ -33,6 +65,45 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write several files, the first of them last; if one cannot be written, all of them stay as they were."""
+    for folder in {path.parent for path in files}:
+        remove_leftovers(folder)
+    with ExitStack() as stack:
+        for path, content in files.items():
+            stack.enter_context(replacing(path)).write_bytes(content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed; those of running ones stay.
+
+    Where the writer cannot be asked for, as it ran on another machine, its file is left for an hour.
+    """
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another has removed it
+            if _is_abandoned(path):
+                path.unlink()
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    writer = re.fullmatch(r"\..*\.(\d+)@(.*)\.tmp", temporary.name)
+    if writer and writer[2] == platform.node() and os.name == "posix":
+        pid = int(writer[1])
+        if pid != os.getpid() and not _is_running(pid):
+            return True
+    return time.time() - temporary.stat().st_mtime > ABANDONED
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: damaged (no JSON object)")

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from results.escape import markdown
 from results.metrics import METRICS, UNKNOWN
 from results.statistics import Comparisons, worst_possible
 
@@ -37,8 +38,9 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     scores = {
         label: _scores(records[records["activation_label"] == label], higher) for label in _unique(records)
     }
-    if baseline not in scores:
-        baseline = min((label for label in scores if label.startswith(f"{baseline}[")), default=baseline)
+    if not scores.get(baseline):  # or none of its cells has a score, and those of other settings may
+        named = [label for label in scores if label.startswith(f"{baseline}[")]
+        baseline = min((label for label in named if scores[label]), default=min(named, default=baseline))
     comparisons = Comparisons(scores, higher)
     means, adjusted, ranks = comparisons.means(), comparisons.adjusted_means(), comparisons.rank_sets()
     known = METRICS.get(metric, UNKNOWN)
@@ -131,17 +133,17 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def _section(task: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    baseline = first["baseline"] or "no baseline"
+    baseline = markdown(first["baseline"] or "no baseline")
     direction = "higher is better" if first["higher_is_better"] else "lower is better"
     count = int(rows["n"].gt(0).sum())
     families = [f"ranks: {_counted(count * (count - 1) // 2, 'pair')}"]
     if first["baseline"]:
         families.insert(0, f"verdicts: {_counted(count - 1, 'comparison')} with {baseline}")
-    about = f"Test {first['metric']}, {direction}, at the last weights. Families with an error of at most 5 % each: {', '.join(families)}."
+    about = f"Test {markdown(first['metric'])}, {direction}, at the last weights. Families with an error of at most 5 % each: {', '.join(families)}."
     if first["margin"]:
         about += f" Differences of at most {first['margin']:.4g} do not matter."
     lines = [
-        f"## {task}",
+        f"## {markdown(task)}",
         "",
         about if first["metric"] else "No cell ended ok.",
         "",
@@ -167,7 +169,7 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             _number(row["seconds_per_epoch"], 3),
             row["failures"],
         ]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
     return "\n".join([*lines, ""])
 
 

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from matplotlib import rc_context
@@ -14,12 +14,15 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from results.escape import figure_text
 from results.figures import COLORS, GREY, STYLE, save
 from results.files import CURVES, PICTURES
 
 WIDTH = 9.6  # inches
 TAIL = 0.001  # share of the inputs at either end that a panel may leave out
 NEARBY = 1.0  # a panel reaches at least this far to both sides of 0, where activations bend
+MOST_DEFLATED = 1032  # bytes that zlib can pack into one
+READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DOTS = 100  # per strip: quantiles stand for more values than that
 GATE = ("alpha", "gamma", "beta")
 INTERVAL = ("left", "right")
@@ -70,14 +73,33 @@ def read_learnt(folder: Path) -> Learnt:
     """
     path = folder / CURVES
     try:
+        _check_sizes(path)
         with path.open("rb") as file, np.load(file) as arrays:
             return _sorted("/".join(folder.resolve().parts[-3:]), dict(arrays))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: no {CURVES} there, so this is no finished cell; run its command again to finish it"
         ) from None
-    except (ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged ({error}); train the cell again with force=true") from None
+    except (ValueError, TypeError, EOFError, BadZipFile, zlib.error, RuntimeError, MemoryError) as error:
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{path}: damaged ({said}); train the cell again with force=true") from None
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError if an array claims to be larger than what the file holds of it, before memory is asked for."""
+    with ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = READ_HEADER.get(version)
+                if read_header is None:
+                    raise ValueError(f"{entry.filename} is in format {version}")
+                shape, _, dtype = read_header(file)
+                size = file.tell() + math.prod(shape) * dtype.itemsize
+            if size != entry.file_size or size > MOST_DEFLATED * max(1, entry.compress_size):
+                raise ValueError(
+                    f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
+                )
 
 
 def _sorted(name: str, arrays: Mapping[str, np.ndarray]) -> Learnt:
@@ -263,7 +285,7 @@ def parameters(learnt: Learnt) -> Figure | None:
     axes = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     for index, (ax, (name, by_site)) in enumerate(zip(axes, named.items(), strict=False)):
         _strips(ax, {sites.index(site): values for site, values in by_site.items()}, color=COLORS[0])
-        ax.set_title(name)
+        ax.set_title(figure_text(name))
         _depth_axis(ax, sites, labelled=index + columns >= len(named))
     for ax in axes[len(named) :]:
         ax.remove()
@@ -364,9 +386,9 @@ def _depth_axis(ax: Axes, sites: list[str], *, labelled: bool) -> None:
 
 
 def _shortened(site: str, length: int = 24) -> str:
-    """The end of a long name tells sites apart."""
-    return site if len(site) <= length else f"…{site[1 - length :]}"
+    """The end of a long name, which tells sites apart, as text for a figure."""
+    return figure_text(site if len(site) <= length else f"…{site[1 - length :]}")
 
 
 def _title(figure: Figure, learnt: Learnt, text: str) -> None:
-    figure.suptitle(f"{learnt.name}: {text}", x=0.01, ha="left", size=10)
+    figure.suptitle(f"{figure_text(learnt.name)}: {text}", x=0.01, ha="left", size=10)

@@ -1,12 +1,15 @@
 """The report of a study: leaderboard and figures, from the files of its cells alone."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from results.collect import add_labels, read_metrics, read_records
-from results.files import REPORT, replacing, write_text
+from results.collect import FINISHED, UNKNOWN, add_labels, read_metrics, read_records
+from results.escape import markdown
+from results.files import REPORT, write_all
 from results.leaderboard import BASELINE, leaderboard, rank_range, to_markdown
+from results.schema import PROVENANCE, is_missing
 
 EXPLANATION = """\
 Means are test scores at the last weights. Two activations are compared on the seeds that both finished or lost to
@@ -18,17 +21,9 @@ number of activations that are better, the highest leaves out those that are wor
 the worst score of the table, and what diverged on more of the common seeds than another is never called better than it.
 Verdicts are about seeds: they hold for this test set, this network and this recipe.
 """
-# one value of these for all cells, or the reader must know
-SHOULD_AGREE = (
-    "git_commit",
-    "machine",
-    "cpu",
-    "torch",
-    "device",
-    "num_threads",
-    "kernels",
-    "data_fingerprint",
-)
+# what of a session may change the numbers, beside where it ran
+SHOULD_AGREE = (*PROVENANCE, "data_fingerprint")
+MOST_NAMED = 3
 
 
 def write_report(
@@ -49,25 +44,32 @@ def write_report(
         raise ValueError(f"baseline {baseline}: no such activation in {study}; legal: {', '.join(labels)}")
     table = leaderboard(records, baseline or BASELINE, margin)
     folder = study / REPORT
-    with replacing(folder / "leaderboard.csv") as temporary:
-        table.to_csv(temporary, index=False)
 
     # matplotlib takes a second to import, and an error above should not wait for it
-    from results.figures import write_figures
+    from results.figures import draw_figures
 
     ok = records[records["status"] == "ok"]
-    pictures = write_figures(folder / "figures", table, records, read_metrics(ok["folder"]))
+    metrics, damaged = read_metrics(ok["folder"])
+    figures = draw_figures(table, records, metrics)
     parts = [
-        f"# Study {study.name}",
+        f"# Study {markdown(study.name)}",
         f"{len(records)} cells, {len(ok)} ok.",
         to_markdown(table),
         EXPLANATION,
         *_provenance(records),
         *_failures(records),
-        *(f"![{path.stem}](figures/{path.name})" for path in pictures),
+        *_section("Cells without curves", (f"- {markdown(line)}" for line in damaged)),
+        *(f"![{Path(name).stem}](figures/{name})" for name in figures if name.endswith(".png")),
     ]
     path = folder / "leaderboard.md"
-    write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
+    # nothing has been written so far: an error above leaves the last report as it was
+    write_all(
+        {
+            path: ("\n\n".join(part.strip() for part in parts) + "\n").encode(),
+            folder / "leaderboard.csv": table.to_csv(index=False).encode(),
+            **{folder / "figures" / name: content for name, content in figures.items()},
+        }
+    )
     return path, table
 
 
@@ -97,33 +99,81 @@ def report(study: Path, baseline: str | None = None, margin: float | None = None
 def _provenance(records: pd.DataFrame) -> list[str]:
     """What the numbers depend on, and a warning where it was not the same for all cells of a task."""
     lines = []
+    finished = records[records["status"].isin(FINISHED)]
     for column in SHOULD_AGREE:
-        if column not in records:
+        if column not in finished or finished[column].isna().all():
             continue
-        by_task = (
-            records.groupby("task_label")[column]
-            .unique()
-            .map(lambda values: [str(v) for v in values if pd.notna(v)])
-        )
+        by_task = {task: _values(cells[column]) for task, cells in finished.groupby("task_label")}
         mixed = {task: values for task, values in by_task.items() if len(values) > 1}
         for task, values in mixed.items():
-            lines.append(f"- **{task}: cells differ in {column}**: {', '.join(values)}")
+            said = ", ".join(map(markdown, values))
+            lines.append(f"- **{markdown(task)}: cells differ in {column}**: {said}")
         if not mixed and column != "data_fingerprint":
+            values = sorted({value for values in by_task.values() for value in values})
+            lines.append(f"- {column}: {', '.join(map(markdown, values))}")
+    for task, cells in records.groupby("task_settings"):
+        if len(names := _unique(cells["task_label"])) > 1:
             lines.append(
-                f"- {column}: {', '.join(sorted({value for values in by_task for value in values}))}"
+                f"- **{markdown(task)}: cells differ in data or metric**, which are never averaged: "
+                f"{', '.join(map(markdown, names))}"
             )
-    if "activation_code" in records:
-        versions = records.groupby("activation_label")["activation_code"].nunique()
-        lines += [f"- **{label}: its code changed between cells**" for label in versions[versions > 1].index]
-    return ["## Where the numbers come from", "\n".join(lines)] if lines else []
+    for activation, cells in records.groupby("activation_settings"):
+        codes = cells["activation_code"][cells["status"].isin(FINISHED)]
+        if (unsaid := codes.isna().sum()) and unsaid < len(codes):
+            lines.append(
+                f"- **{markdown(activation)}: {unsaid} of {len(codes)} cells do not say by which code**"
+            )
+        if codes.nunique() > 1:
+            names = _unique(cells["activation_label"])
+            lines.append(
+                f"- **{markdown(activation)}: its code changed between cells**; on one task they are never averaged: "
+                f"{', '.join(map(markdown, names))}"
+            )
+    return _section("Where the numbers come from", [*lines, *_sessions(finished)])
+
+
+def _sessions(records: pd.DataFrame) -> list[str]:
+    """A warning where a cell was stopped and went on in another way."""
+    differing: dict[tuple[str, str], tuple[list[str], list[str]]] = {}  # task, column: cells, values
+    for cell in records.itertuples():
+        if not isinstance(cell.sessions, list) or len(cell.sessions) < 2:
+            continue
+        sessions = pd.DataFrame(cell.sessions)
+        for column in sessions.columns.intersection(PROVENANCE):
+            if len(found := _values(sessions[column])) > 1:
+                cells, values = differing.setdefault((cell.task_label, column), ([], []))
+                cells.append(markdown(f"{cell.activation_label} seed={cell.seed}"))
+                values += found
+    return [
+        f"- **{markdown(task)}: {column} changed while a cell was trained** "
+        f"({_some(cells)}): {', '.join(map(markdown, _unique(values)))}"
+        for (task, column), (cells, values) in differing.items()
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _values(column: pd.Series) -> list[str]:
+    """The different values as text; one that is missing beside others is a difference as well."""
+    return _unique(UNKNOWN if is_missing(value) else str(value) for value in column)
+
+
+def _unique(values: Iterable[object]) -> list[str]:
+    return list(dict.fromkeys(map(str, values)))
 
 
 def _failures(records: pd.DataFrame) -> list[str]:
-    failed = records[records["status"] != "ok"]
-    if failed.empty:
-        return []
     lines = [
-        f"- {row.activation_label} {row.task_label} seed={row.seed}: {row.status}: {row.reason or 'killed'} ({row.folder})"
-        for row in failed.itertuples()
+        f"- {markdown(row.activation_label)} {markdown(row.task_label)} seed={markdown(row.seed)}: {row.status}: "
+        f"{markdown('killed' if is_missing(row.reason) else row.reason)} ({markdown(row.folder)})"
+        for row in records[records["status"] != "ok"].itertuples()
     ]
-    return ["## Cells without a score", "\n".join(lines)]
+    return _section("Cells without a score", lines)
+
+
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    text = "\n".join(lines)
+    return [f"## {title}", text] if text else []

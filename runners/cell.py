@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-import math
+import os
 import re
 import shlex
 import shutil
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from results.files import (
     CHECKPOINT,
@@ -27,20 +27,16 @@ from results.files import (
     METRICS,
     PICTURES,
     RECORD,
-    TEMPORARY,
+    facts_of,
     read_json,
+    remove_leftovers,
     write_json,
     write_text,
 )
+from results.schema import read_record
+from runners.code import ACTIVATIONS, HARNESS, SCHEME, code_hash, file_of, targets_of
 from runners.words import one_line
 
-DETERMINING = ("activation", "task", "network", "runner", "seed")
-NOT_DETERMINING = (
-    "task.data.cache",
-    "task.data.download",
-    "task.data.in_memory",
-    "runner.pictures",
-)  # these change no result
 FINISHED = ("ok", "diverged")
 LOCK = ".lock"
 
@@ -74,11 +70,7 @@ class Cell:
             raise ValueError(f"study={self.study}: letters, digits and . + - _ are legal in a folder's name")
         if not isinstance(self.force, bool):
             raise ValueError(f"force={self.force}: legal values are true, false")
-        self.facts = {
-            name: value
-            for name, value in _flat({key: config[key] for key in DETERMINING}).items()
-            if name not in NOT_DETERMINING
-        }
+        self.facts = facts_of(config)
         self.id = hashlib.sha256(
             json.dumps([activation, task, self.facts], sort_keys=True).encode()
         ).hexdigest()[:10]
@@ -89,12 +81,36 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.activation} {self.task} seed={self.seed}"
 
+    @property
+    def activation_code(self) -> str | None:
+        """Hash of the activation's code as it is now; None if it cannot be found."""
+        return code_hash(targets_of(self.config["activation"]), ACTIVATIONS)
+
+    @property
+    def harness_code(self) -> str | None:
+        """Hash of the code of runner, task and network as it is now."""
+        parts = {name: self.config[name] for name in ("runner", "task", "network")}
+        return code_hash(targets_of(parts), HARNESS)
+
     def finished(self) -> dict[str, Any] | None:
-        """The record of an earlier run that needs no repeating, else None."""
+        """The record of an earlier run that needs no repeating, else None.
+
+        Raises:
+            ValueError: the record is damaged, or the activation's code has changed since.
+        """
         if self.force:
             return None
-        record = read_json(self.folder / RECORD)
-        return record if record and record.get("status") in FINISHED and self._check_same_config() else None
+        record = read_record(self.folder / RECORD)
+        if record is None or record["status"] not in FINISHED or not self._check_same_config():
+            return None
+        before, now = record.get("activation_code"), self.activation_code
+        if before and now and before.startswith(SCHEME) and before != now:
+            path = file_of(self.config["activation"]["_target_"])
+            raise ValueError(
+                f"{self}: the activation's code ({path}, or what it imports) has changed since this cell was trained "
+                f"in {self.folder}; force=true trains it again"
+            )
+        return record
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -105,28 +121,42 @@ class Cell:
             ValueError: the folder belongs to another configuration.
         """
         new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise Busy(f"{self}: another process is training it in {self.folder}") from None
+        lock = self._locked()
         try:
             self._check_same_config()
-            for leftover in self.folder.glob(TEMPORARY.format(name="*", pid="*")):
+            for leftover in self.folder.glob(".*.tmp"):  # nobody else writes here
                 leftover.unlink()
+            remove_leftovers(self.folder / PICTURES)  # but here a figure may be drawn just now
             with self._logging():
                 yield
         finally:
-            untouched = new and not self._record  # stopped before it began: leave no trace
-            if untouched:
+            if new and not self._record:  # stopped before it began: leave no trace
                 (self.folder / LOG).unlink(missing_ok=True)
-            lock.release()
-            if untouched:
-                (self.folder / LOCK).unlink(missing_ok=True)
                 with suppress(OSError):  # not empty: others have moved in
+                    (self.folder / LOCK).unlink()  # while it is held, see _locked
                     for folder in new:
                         folder.rmdir()
+            lock.release()
+
+    def _locked(self) -> BaseFileLock:
+        """The lock of the cell's folder, acquired.
+
+        A holder may remove the folder and the lock's file with it. Who has opened that file before then holds a lock
+        that others, who find a new file, do not see; so a lock counts only if its file is still in its place.
+        """
+        lock = FileLock(self.folder / LOCK)
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+                held = getattr(getattr(lock, "_context", None), "lock_file_fd", None)  # has no public name
+                if held is None or os.path.samestat(os.fstat(held), os.stat(lock.lock_file)):
+                    return lock
+            except Timeout:
+                raise Busy(f"{self}: another process is training it in {self.folder}") from None
+            except FileNotFoundError:  # removed meanwhile
+                pass
+            lock.release()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""
@@ -189,14 +219,13 @@ class Cell:
         import yaml
 
         try:
-            stored = yaml.load(
-                path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            there = facts_of(
+                yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             )
-            there = _flat({key: stored[key] for key in DETERMINING})
-        except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
             raise ValueError(f"{path}: damaged; remove the folder, or choose another study=NAME") from None
         for name in dict.fromkeys([*self.facts, *there]):
-            if name not in NOT_DETERMINING and self.facts.get(name) != there.get(name):
+            if self.facts.get(name) != there.get(name):
                 raise ValueError(
                     f"{path}: holds another configuration ({name}={there.get(name)} there, "
                     f"{self.facts.get(name)} now); remove the folder, or choose another study=NAME"
@@ -243,19 +272,6 @@ class Busy(Exception):
 
 class CellFailed(Exception):
     """A cell of a grid failed; said and recorded already, so all that is left is the exit status."""
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one with dotted names; lists, and numbers that JSON lacks, become text."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
-            flat[prefix + name] = json.dumps(value)
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _now() -> str:

@@ -4,7 +4,8 @@ import io
 import pickle
 import time
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,23 @@ from torch.optim import Optimizer
 
 from results.files import DAMAGED, replacing
 from runners import seeding
+
+# what a checkpoint belongs to: the parts of its fingerprint in words
+ORIGIN = ("the task's data", "the activation's sources", "the sources of runner, task or network")
+PARTS = {
+    "network": dict,
+    "frozen": list,
+    "optimizer": dict,
+    "scaler": dict,
+    "fingerprint": str,
+    "progress": dict,
+    "random": dict,
+}
+
+
+def fingerprint(data: str, activation: str | None, harness: str | None) -> str:
+    """One text of the fingerprint of the data and the hashes of the code."""
+    return "\n".join((data, f"activation {activation}", f"harness {harness}"))
 
 
 @dataclass
@@ -25,6 +43,7 @@ class Progress:
         rows: of metrics.csv.
         best: epoch, value (larger is better) and weights of the best validation so far.
         means, seconds: of the epoch under way, if it has been interrupted.
+        sessions: when, by what and from which step on the run was computed, a flat dict for every start of it.
     """
 
     epoch: int = 0
@@ -33,6 +52,12 @@ class Progress:
     best: dict[str, Any] | None = None
     means: dict[str, Any] | None = None
     seconds: float = 0.0
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin_session(self, facts: dict[str, Any]) -> None:
+        """Note that a process with these ``facts`` goes on from here."""
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.sessions.append({"started": started, **facts, "epoch": self.epoch, "step": self.step})
 
     def add_row(self, split: str, metrics: dict[str, float], *, epoch: int, since: float) -> float:
         """Append a row of metrics.csv for work that began at ``since``; returns the seconds it took."""
@@ -60,7 +85,7 @@ class RunState:
     network: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    fingerprint: str  # of the data and the activation's code
+    fingerprint: str  # see the function
     progress: Progress = field(default_factory=Progress)
 
     def save(self, path: Path) -> None:
@@ -86,7 +111,7 @@ class RunState:
         starting over silently would hide that a run was lost.
 
         Raises:
-            ValueError: the checkpoint is damaged, now or at an earlier start, or its data were others.
+            ValueError: the checkpoint is damaged, now or at an earlier start, or belongs to other data or code.
         """
         aside = path.with_name(DAMAGED)
         if path.exists():
@@ -96,18 +121,31 @@ class RunState:
                 if bad is not None:
                     raise zipfile.BadZipFile(f"wrong checksum of {bad}")
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            except (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-                path.replace(aside)
-                raise ValueError(_damaged(path, str(error).partition(". ")[0])) from None
+                _check_parts(state)
+            except (
+                *(zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, ValueError),
+                *(KeyError, TypeError, AttributeError, NotImplementedError),
+            ) as error:
+                raise _set_aside(path, error) from None
         elif aside.exists():
             raise ValueError(_damaged(path, "found at an earlier start"))
         else:
             return False
-        if state["fingerprint"] != self.fingerprint:
+        before, now = state["fingerprint"].split("\n"), self.fingerprint.split("\n")
+        if before != now:
+            parts = zip(ORIGIN, before, now, strict=True) if len(before) == len(now) == len(ORIGIN) else ()
+            changed = [part for part, then, today in parts if then != today]
             raise ValueError(
-                f"{path}: the task's data or the activation's code have changed since; "
+                f"{path}: {' and '.join(changed) or 'data or sources'} have changed since; "
                 "force=true trains this cell from the start"
             )
+        try:
+            self._take_over(state)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise _set_aside(path, error) from None
+        return True
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name not in state["frozen"])
@@ -115,7 +153,24 @@ class RunState:
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         seeding.set_random_states(state["random"])
-        return True
+
+
+def _check_parts(state: Any) -> None:
+    """Raise ValueError unless ``state`` is what ``save`` writes, as far as that can be seen without the network."""
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not the state of a run")
+    for part, kind in PARTS.items():
+        if not isinstance(state.get(part), kind):
+            raise ValueError(f"no {part} in it, so it is not the state of a run")
+    if not state["progress"].keys() <= {known.name for known in fields(Progress)}:
+        raise ValueError("its progress is not that of a run")
+
+
+def _set_aside(path: Path, error: Exception) -> ValueError:
+    """Keep a checkpoint that is of no use under another name."""
+    path.replace(path.with_name(DAMAGED))
+    said = " ".join(str(error).split()).partition(". ")[0]
+    return ValueError(_damaged(path, said or type(error).__name__))
 
 
 def _damaged(path: Path, reason: str) -> str:

@@ -1,5 +1,11 @@
-"""What a multirun does besides its cells: at its end, the study's report."""
+"""What a multirun does besides its cells: at its end the study's report, and an end of its workers if it is killed."""
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -7,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+LOOK_EVERY, GRACE = 1.0, 8.0  # seconds: between looks for the parent, and to end a step and save
 ACTIVATIONS = Path(__file__).resolve().parent.parent / "conf" / "activation"
 
 
@@ -36,6 +43,26 @@ class ReportAfterGrid(Callback):
             from results.report import report  # with pandas and matplotlib behind it
 
             report(ReportAfterGrid.study_folder)
+
+
+@cache
+def end_with_parent() -> None:
+    """Let a worker process of a grid end when the process that launched the grid is gone.
+
+    A worker of joblib would wait minutes for more work, and train a cell to its end meanwhile. It is stopped as by the
+    user: the trainer saves after the step under way.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
 
 
 def own_class(target: str, choice: str) -> str | None:

@@ -1,11 +1,8 @@
 """What a record says of where its numbers come from, and the learnt shapes beside it."""
 
-import hashlib
-import inspect
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation
-from activations.kernels import library
 from results.files import replacing
 from runners.optim import activation_modules
 
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
 ROOT = Path(__file__).resolve().parent.parent
+COMPONENTS = ("activations", "conf", "tasks", "runners")
 
 
 @lru_cache(maxsize=1)
@@ -32,14 +29,17 @@ def provenance() -> dict[str, Any]:
         "cpu": _cpu(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # not of a class of its own, which a checkpoint may not hold
         "numpy": np.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 
 
 def _git_commit() -> str | None:
-    """Commit of the code, with ``+changes`` where the tree differs from it; None outside a repository."""
+    """Commit of the code, with ``+changes`` where the tree differs from it; None outside a repository.
+
+    Of files that git does not know only those count that are found by their place: components and their settings.
+    """
 
     def git(*args: str) -> str:
         run = subprocess.run(
@@ -50,7 +50,10 @@ def _git_commit() -> str | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")) != ROOT:
             return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        changed = git("status", "--porcelain", "-uno") or git(
+            "status", "--porcelain", "-uall", "--", *COMPONENTS
+        )
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -61,30 +64,6 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def source_hash(classes: Iterable[type[Activation]]) -> str:
-    """Hash of the files that activations and their bases come from, and of what these import from the same package."""
-    bases = [base for cls in classes for base in cls.__mro__ if issubclass(base, Activation)]
-    modules, waiting = set(), [base.__module__ for base in bases]
-    while waiting:
-        name = waiting.pop()
-        if name in modules or name not in sys.modules:
-            continue
-        modules.add(name)
-        package = name.partition(".")[0]
-        for value in vars(sys.modules[name]).values():
-            origin = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-            if isinstance(origin, str) and origin.partition(".")[0] == package:
-                waiting.append(origin)
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        if path := getattr(sys.modules[name], "__file__", None):
-            digest.update(Path(path).read_bytes())
-            if name == library.__name__:  # and the sources of what it loads
-                for source in sorted(Path(path).with_name("csrc").iterdir()):
-                    digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:

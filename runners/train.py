@@ -20,12 +20,13 @@ from tqdm import tqdm
 from activations.base import Activation
 from activations.kernels import library
 from results.files import CHECKPOINT, CLASSES, CURVES, METRICS, PICTURES, replacing, write_csv
+from results.schema import PROVENANCE
 from runners import cost, seeding
 from runners.cell import Cell
-from runners.checkpoint import Progress, RunState
+from runners.checkpoint import Progress, RunState, fingerprint
 from runners.factory import check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
-from runners.record import provenance, source_hash, write_curves
+from runners.record import provenance, write_curves
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -117,18 +118,19 @@ class Train:
         check_network(network, task.input_shape, task.output_shape)
         units, own = activation_modules(network).values(), activation_parameters(network)
         outside = [p for p in network.parameters() if p.requires_grad and p not in own]
-        code = source_hash({type(unit) for unit in units})
-        facts = self._facts(network, task, epochs, steps) | {"activation_code": code}
+        facts = self._facts(network, task, epochs, steps) | {"activation_code": cell.activation_code}
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
 
         # resume: the checkpoint holds all that determines the rest of the run
         checkpoint, metrics = cell.folder / CHECKPOINT, cell.folder / METRICS
         seeding.seed_everything(cell.seed, "training")
-        state = RunState(network, optimizer, scaler, f"{task.fingerprint} {code}")
+        origin = fingerprint(task.fingerprint, cell.activation_code, cell.harness_code)
+        state = RunState(network, optimizer, scaler, origin)
         cell.begin(facts)
         resumed = state.resume(checkpoint)
         run = state.progress
+        run.begin_session({name: facts[name] for name in PROVENANCE})
         log.info(
             "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
         )
@@ -291,6 +293,7 @@ class Train:
         seconds = [row["seconds"] for row in run.rows if row["split"] == "train"]
         return cell.write_record(
             status,
+            sessions=run.sessions,
             epochs_trained=len(seconds),
             train_seconds=sum(seconds),
             loop_seconds=sum(row["seconds"] for row in run.rows),  # evaluation included

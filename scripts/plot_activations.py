@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from results.escape import figure_text
 from results.figures import COLORS, STYLE, save
 from runners.words import one_line
 
@@ -74,7 +75,7 @@ def sheet(x: Tensor, found: dict[str, Response | None]) -> Figure:
     axes = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
     for ax, name in zip(axes, shown, strict=False):
         draw(ax, x, scalar[name])
-        ax.set_title(name, size=9)
+        ax.set_title(figure_text(name), size=9)
         ax.tick_params(labelsize=7)
     for ax in axes[len(shown) :]:
         ax.remove()

@@ -196,7 +196,8 @@ class Segmentation(Task):
                 ax.set_title(title, fontsize="medium")
                 ax.set_axis_off()
         figure.legend(
-            handles=[Patch(color=colour, label=name) for name, colour in colours.items()],
+            # between two dollars matplotlib would read a formula
+            handles=[Patch(color=colour, label=name.replace("$", r"\$")) for name, colour in colours.items()],
             loc="outside lower center",
             ncols=min(len(colours), 7),
         )

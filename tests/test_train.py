@@ -14,7 +14,7 @@ from toy import Broken, Exploding, Late, Pooling, Toy, Witness
 from activations.swish import Swish
 from runners import cost
 from runners.optim import lr_factor, make_optimizer, parameter_groups
-from runners.record import source_hash, write_curves
+from runners.record import write_curves
 from runners.train import Train, build_network
 from tasks.base import Recipe
 
@@ -292,26 +292,6 @@ def test_operations_of_the_network_are_torchs_count() -> None:
     counted = cost.flops(network, task.input_shape)
     assert counted["activation_flops"] == 16 * 64 + 32 * 16 + 64 * 4
     assert counted["flops"] == counter.get_total_flops() + counted["activation_flops"]
-
-
-def test_the_hash_of_the_code_follows_what_an_activation_imports(tmp_path, monkeypatch) -> None:
-    import importlib
-
-    package = tmp_path / "mine"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "helper.py").write_text("def half(x):\n    return x / 2\n")
-    (package / "other.py").write_text("")
-    (package / "unit.py").write_text(
-        "from activations.base import Activation\nfrom mine.helper import half\n\n\nclass Unit(Activation):\n    f = half\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    unit = importlib.import_module("mine.unit").Unit
-    before = source_hash([unit])
-    (package / "other.py").write_text("changed = True\n")
-    assert source_hash([unit]) == before
-    (package / "helper.py").write_text("def half(x):\n    return x / 3\n")
-    assert source_hash([unit]) != before
 
 
 def test_curves_and_diagnostics_are_written(tmp_path) -> None:

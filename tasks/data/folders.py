@@ -196,7 +196,7 @@ def _unpack_imagenette(folder: Path, name: str, size: str, megabytes: int, downl
 
     def load() -> None:
         with TemporaryDirectory(dir=folder, prefix=".actbench-") as temporary:
-            if published.packed(folder):
+            if published.packed(folder):  # and need not be downloaded again unless it is damaged
                 (Path(temporary) / f"{name}.tgz").symlink_to((folder / f"{name}.tgz").resolve())
             published.load(folder, download, into=Path(temporary), size=size)
             (Path(temporary) / name).rename(folder / name)

@@ -3,10 +3,13 @@
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tarfile import TarError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -130,7 +133,7 @@ class Published:
         return all((folder / archive).is_file() for archive in self.archives)
 
     def fetch(self, folder: Path, download: bool, load: Callable[[], object]) -> None:
-        """Call ``load`` to download or unpack, unless all is there.
+        """Unpack the archives if they are there, or call ``load`` to download, unless all is unpacked already.
 
         Raises:
             ValueError: there is nothing to unpack, and nothing may be downloaded, or not into this folder.
@@ -139,10 +142,16 @@ class Published:
         if unpacked.exists() and not os.access(folder, os.W_OK):
             return  # all of it: nobody can be unpacking here
         if not (download or self.packed(folder) or unpacked.exists()):
-            state = "is empty" if folder.is_dir() and not any(folder.iterdir()) else "has none of them"
+            missing = [archive for archive in self.archives if not (folder / archive).is_file()]
+            if not folder.is_dir():
+                state = "no such folder"
+            elif len(missing) < len(self.archives):
+                state = f"has no {', '.join(missing)}"
+            else:
+                state = "has none of them" if any(folder.iterdir()) else "is empty"
             raise ValueError(
-                f"task.data.root={folder}: {state if folder.is_dir() else 'no such folder'}; needed are "
-                f"{self.tree}torchvision's {self.unpacked}, "
+                f"task.data.root={folder}: {state}; needed are "
+                f"{self.tree}torchvision's {self.unpacked} or {', '.join(self.archives)}, "
                 f"which task.data.download=true fetches ({self.megabytes} MB)"
             )
         try:
@@ -154,22 +163,64 @@ class Published:
             raise ValueError(f"task.data.root={folder}: cannot write there ({error.strerror})") from None
         with held:  # the cells of a grid must not download side by side
             if not unpacked.exists():
-                load()
+                if self.packed(folder) and not download:
+                    self.unpack(folder)
+                else:
+                    load()
+            if not unpacked.exists():
+                raise ValueError(f"task.data.root={folder}: no {self.unpacked} in {', '.join(self.archives)}")
+
+    def unpack(self, folder: Path) -> None:
+        """Unpack the archives where they lie; what is in one appears as a whole.
+
+        torchvision would compare their checksums first and ask the network for others.
+
+        Raises:
+            ValueError: an archive is damaged or cannot be unpacked there.
+        """
+        from torchvision.datasets.utils import extract_archive
+
+        for archive in self.archives:
+            path = folder / archive
+            try:
+                with TemporaryDirectory(dir=path.parent, prefix=".actbench-") as temporary:
+                    extract_archive(str(path), temporary)
+                    for made in sorted(Path(temporary).iterdir()):
+                        _put_in_place(made, path.parent / made.name)
+            except (EOFError, OSError, TarError, zlib.error) as error:
+                raise ValueError(f"task.data.root={folder}: cannot unpack {archive} ({error})") from None
 
     def load(self, folder: Path, download: bool, into: Path | None = None, **kwargs: Any) -> Any:
-        """torchvision's data set in ``folder`` (or ``into``), unpacked or, if that may be, downloaded.
+        """torchvision's data set in ``folder`` (or ``into``); the network is asked only where ``download`` allows it.
 
         Raises:
             ValueError: torchvision could not.
         """
         from torchvision import datasets  # takes seconds to import, so only where it is needed
 
+        def read() -> Any:
+            return getattr(datasets, self.name)(str(into or folder), download=download, **kwargs)
+
         try:
-            may = download or self.packed(folder)
-            return getattr(datasets, self.name)(str(into or folder), download=may, **kwargs)
+            try:
+                return read()
+            except (RuntimeError, EOFError, OSError):
+                if download or not self.packed(folder):
+                    raise
+                self.unpack(folder)  # again: an earlier attempt was stopped in its middle
+                return read()
         except (RuntimeError, EOFError, OSError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"task.data.root={folder}: torchvision says: {said}") from None
+
+
+def _put_in_place(made: Path, place: Path) -> None:
+    """Move a file or folder to where others of its name may be, whose files it replaces."""
+    if made.is_dir() and place.is_dir():
+        for inner in sorted(made.iterdir()):
+            _put_in_place(inner, place / inner.name)
+    else:
+        made.replace(place)
 
 
 def _cifar(

@@ -1,0 +1,157 @@
+"""A hash of the source files that a result depends on; nothing is imported to find them.
+
+Importing an activation brings torch with it, and a finished cell is skipped in less time than that takes.
+"""
+
+import ast
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# the kind of hash: hashes of two kinds cannot be compared
+SCHEME = "2:"
+ACTIVATIONS = ("activations",)
+HARNESS = ("runners", "tasks", "activations")
+# the sources of what this module loads count with it
+COMPILED = "activations.kernels.library"
+
+_STATEMENT = re.compile(r"^[ \t]*((?:from|import)[ \t]+(?:\\\n|[^(\\\n])*(?:\([^)]*\))?)", re.MULTILINE)
+_LINE_ENDS = re.compile(r"[ \t]*(?:#|\n|\Z)")
+# strings are matched so that what looks like a comment in them is none
+_COMMENT_OR_STRING = {
+    ".py": re.compile(
+        r"""#[^\n]*|(?P<quotes>\"{3}|'{3})(?:\\[\s\S]|(?!(?P=quotes))[\s\S])*(?P=quotes)"""
+        r"""|"(?:\\[\s\S]|[^"\\\n])*"|'(?:\\[\s\S]|[^'\\\n])*'"""
+    ),
+    "": re.compile(r"""//[^\n]*|/\*[\s\S]*?\*/|"(?:\\[\s\S]|[^"\\\n])*"|'(?:\\[\s\S]|[^'\\\n])*'"""),  # C++
+}
+
+
+def targets_of(config: Any) -> tuple[str, ...]:
+    """Every ``_target_`` in a configuration, sorted: the classes and functions that are made from it."""
+    found: set[str] = set()
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if isinstance(target := value.get("_target_"), str):
+                found.add(target)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return tuple(sorted(found))
+
+
+def file_of(target: str) -> Path | None:
+    """The file of the module that holds ``target``, a dotted path; None if there is none."""
+    module = _module_of(target)
+    return _find(module)[0] if module else None
+
+
+@cache
+def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
+    """Hash of the files that hold ``targets`` and of all that these import; None if one of them cannot be found.
+
+    Imports are followed into ``packages``, into a target's own package and, if it is a file without a package,
+    into its neighbours. Comments, docstrings and blank lines do not count. A file counts as it
+    was when this process first looked at it, which is when it is imported.
+    """
+    modules: dict[str, Path] = {}
+    waiting: list[tuple[str, set[str]]] = []
+    for target in targets:
+        module = _module_of(target)
+        if module is None:
+            return None
+        waiting.append((module, {*packages, module.partition(".")[0]}))
+    while waiting:
+        module, followed = waiting.pop()
+        path, _ = _find(module)
+        if module in modules or path is None:
+            continue
+        modules[module] = path
+        for imported in _source(path, module)[1]:
+            top = imported.partition(".")[0]
+            if top in followed or ("." not in module and _is_neighbour(path, top)):
+                waiting.append((imported, followed | {top}))
+    digest = hashlib.sha256()
+    for module, path in sorted(modules.items()):
+        digest.update(f"{module}\0{_source(path, module)[0]}\n".encode())
+        if module == COMPILED:
+            for source in sorted(path.with_name("csrc").glob("*.*")):
+                digest.update(f"{source.name}\0{_source(source, '')[0]}\n".encode())
+    return SCHEME + digest.hexdigest()[:16] if modules else None
+
+
+def _module_of(target: str) -> str | None:
+    """The longest beginning of a dotted path that is a module with a file."""
+    parts = target.split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
+    return next((name for name in names if _find(name)[0] is not None), None)
+
+
+def _find(module: str) -> tuple[Path | None, list[str] | None]:
+    """Source file of a module, and where the modules in it are if it is a package."""
+    parent = module.rpartition(".")[0]
+    places = _find(parent)[1] if parent else None
+    if parent and places is None:
+        return None, None
+    for finder in sys.meta_path:
+        spec = finder.find_spec(module, places) if hasattr(finder, "find_spec") else None
+        if spec is not None:
+            path = Path(spec.origin) if spec.has_location and spec.origin else None
+            locations = spec.submodule_search_locations
+            source = path if path is not None and path.suffix == ".py" else None
+            return source, None if locations is None else list(locations)
+    return None, None
+
+
+def _is_neighbour(path: Path, top: str) -> bool:
+    return path.parent.name not in ("site-packages", "dist-packages") and path.with_name(f"{top}.py").exists()
+
+
+@cache
+def _source(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
+    """Hash of a file, and the names of all modules that it may import."""
+    text = path.read_bytes().decode(errors="surrogateescape").replace("\r\n", "\n")
+    pattern = _COMMENT_OR_STRING.get(path.suffix, _COMMENT_OR_STRING[""])
+    lines = (line.rstrip() for line in pattern.sub(_without_words, text).split("\n"))
+    essence = "\n".join(filter(None, lines)).encode(errors="surrogateescape")
+    digest = hashlib.sha256(essence).hexdigest()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return digest, tuple(dict.fromkeys(_imports(text, package))) if path.suffix == ".py" else ()
+
+
+def _without_words(found: re.Match[str]) -> str:
+    """Nothing for a comment and for a long string with lines of its own, which is a docstring; else what it was."""
+    if found[0][0] in "#/":
+        return ""
+    text, (start, end) = found.string, found.span()
+    before = text[text.rfind("\n", 0, start) + 1 : start]
+    docstring = found[0].startswith(('"""', "'''")) and not before.strip() and _LINE_ENDS.match(text, end)
+    return "" if docstring else found[0]
+
+
+def _imports(text: str, package: str) -> Iterator[str]:
+    """Modules that a source imports anywhere, and their packages; of ``from a import b`` both a and a.b."""
+    for found in _STATEMENT.finditer(text):
+        try:
+            statements = ast.parse(found[1]).body
+        except SyntaxError:  # prose in a docstring
+            continue
+        for statement in statements:
+            if isinstance(statement, ast.Import):
+                names = [alias.name for alias in statement.names]
+            elif isinstance(statement, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) + 1 - statement.level]
+                base = ".".join([*above, *filter(None, [statement.module])] if statement.level else [])
+                base = base or statement.module or ""
+                names = [base, *(f"{base}.{alias.name}" for alias in statement.names)]
+            else:
+                continue
+            for name in names:
+                parts = name.split(".")
+                yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
