@@ -18,7 +18,8 @@ SITES = "network.sites"
 def read_records(study: Path) -> pd.DataFrame:
     """One row per cell, whatever became of it; ``folder`` says where it is.
 
-    A cell whose record cannot be read is a row with status ``failed`` and the reason.
+    Names of components may have slashes, so cells lie at any depth; what lies deeper than its record says is a copy and
+    left out. A cell whose record cannot be read is a row with status ``failed`` and the reason.
 
     Raises:
         ValueError: no such folder, or no cell in it.
@@ -26,11 +27,11 @@ def read_records(study: Path) -> pd.DataFrame:
     if not study.is_dir():
         raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
     records = []
-    for config in sorted(study.glob(f"*/*/*/{CONFIG}")) + sorted(study.glob(f"*/*/*/{RECORD}")):
-        folder = config.parent
-        if config.name == CONFIG and (folder / RECORD).exists():
+    for folder in sorted({path.parent for name in (CONFIG, RECORD) for path in study.rglob(name)}):
+        parts = folder.relative_to(study).parts
+        if len(parts) < 3:
             continue
-        task, activation, cell = folder.relative_to(study).parts
+        task, activation, cell = parts[0], "/".join(parts[1:-1]), parts[-1]
         seed = cell.partition("-")[0]
         try:
             record = read_json(folder / RECORD)
@@ -40,6 +41,10 @@ def read_records(study: Path) -> pd.DataFrame:
         if record is None or not {"activation", "task", "seed", "status"} <= record.keys():
             record = {"activation": activation, "task": task, "seed": int(seed) if seed.isdecimal() else seed}
             record |= {"status": "failed", "reason": reason}
+        elif len(parts) > 3 and "/".join(parts) != "{task}/{activation}/{seed}-{cell}".format(
+            **{"cell": ""} | record
+        ):
+            continue
         record.setdefault("network", UNKNOWN)
         records.append(record | {"folder": str(folder)})
     if not records:
