@@ -41,6 +41,7 @@ def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.Dat
     if baseline is not None and baseline not in labels:
         raise ValueError(f"baseline {baseline}: no such activation in {study}; legal: {', '.join(labels)}")
     table = leaderboard(records, baseline or BASELINE)
+    table["limit_batches"] = table["task"].map(_limits(records))
     folder = study / REPORT
     with replacing(folder / "leaderboard.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -53,6 +54,7 @@ def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.Dat
     parts = [
         f"# Study {study.name}",
         f"{len(records)} cells, {len(ok)} ok.",
+        "\n".join(f"- **{line}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
         *_provenance(records),
@@ -60,7 +62,7 @@ def write_report(study: Path, baseline: str | None = None) -> tuple[Path, pd.Dat
         *(f"![{path.stem}](figures/{path.name})" for path in pictures),
     ]
     path = folder / "leaderboard.md"
-    write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
+    write_text(path, "\n\n".join(part.strip() for part in parts if part) + "\n")
     return path, table
 
 
@@ -82,7 +84,21 @@ def report(study: Path, baseline: str | None = None) -> None:
     shown = table[columns].rename(columns={"seconds_per_epoch": "s/epoch"})
     with pd.option_context("display.width", 160, "display.max_columns", None, "display.max_rows", None):
         print(shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
+    for line in _no_scores(table):
+        print(line)
     print(f"leaderboard: {path}")
+
+
+def _limits(records: pd.DataFrame) -> pd.Series:
+    """The number of batches in a pass of the tasks where that is limited, as with ``runner=smoke``."""
+    known = records.reindex(columns=["task_label", "runner.limit_batches"]).dropna()
+    return known.groupby("task_label")["runner.limit_batches"].first().astype(float)
+
+
+def _no_scores(table: pd.DataFrame) -> list[str]:
+    """A line for each of these tasks."""
+    limits = table.dropna(subset=["limit_batches"]).groupby("task")["limit_batches"].first()
+    return [f"{task}: limited to {limit:g} batches a pass: not a score" for task, limit in limits.items()]
 
 
 def _provenance(records: pd.DataFrame) -> list[str]:
