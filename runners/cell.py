@@ -257,10 +257,7 @@ def study_folder(config: Mapping[str, Any]) -> Path:
         raise ValueError(f"study={study}: letters, digits and . + - _ are legal in a folder's name")
     if not isinstance(outputs, str) or not outputs.strip():
         raise ValueError(f"outputs={'null' if outputs is None else outputs}: the name of a folder is needed")
-    try:
-        return Path(outputs).expanduser() / study
-    except RuntimeError as error:  # ~ where there is no home
-        raise ValueError(f"outputs={outputs}: {error}") from None
+    return Path(outputs).expanduser() / study
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,8 +13,12 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-# what Hydra says of common mistakes, and what its reader can do
-HYDRA_SAYS = {
+# what others say of common mistakes, and what can be done about it
+SAID_BY_OTHERS = {
+    r"Could not determine home directory": (
+        "~: this user has no home folder and HOME is not set; name folders in full: ACTBENCH_CACHE=FOLDER or "
+        "task.data.cache=FOLDER is where decoded data go"
+    ),
     r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'": (
         "{0}: several values are a grid: add --multirun to your command line, python run.py -m ...; "
         "a list is written as key=[value1,value2]"
@@ -24,6 +28,9 @@ HYDRA_SAYS = {
         "activation, task, network and runner are names, as in activation=relu; one of them is {0} here"
     ),
     r"Error merging override (.*)": "{0}: {cause}",
+    r"LexerNoViableAltException: ([^=;]*)=([^;]*)": (
+        "{0}={1}: characters that Hydra takes for its own; put the value in quotes, as in '{0}=\"{1}\"'"
+    ),
 }
 
 
@@ -44,7 +51,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}"
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    for pattern, said in HYDRA_SAYS.items():
+    for pattern, said in SAID_BY_OTHERS.items():
         if found := re.match(pattern, text):
             return said.format(*found.groups(), cause=cause and str(cause).partition("\n")[0])
     expected = isinstance(error, ValueError | OSError | ImportError | HydraException | OmegaConfBaseException)

@@ -13,8 +13,9 @@ sys.path.insert(0, str(ROOT))
 for package in ("activations", "results", "runners", "tasks"):
     spec = find_spec(package)
     if spec is not None and spec.origin and not (code := Path(spec.origin).resolve()).is_relative_to(ROOT):
-        print(f"actbench: {sys.argv[0]} runs {code.parent}, which is not of {ROOT}", file=sys.stderr)
+        print(f"actbench: {sys.argv[0]} runs the code in {code.parents[1]}, not in {ROOT}", file=sys.stderr)
+        break
+else:
+    from results.terminal import print_anything
 
-from results.terminal import print_anything  # noqa: E402  # found by the path above
-
-print_anything()
+    print_anything()
