@@ -16,8 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from results.terminal import print_anything
 from runners.cell import Busy, Cell, CellFailed
-from runners.grid import ReportAfterGrid, end_with_parent, own_class
+from runners.composed import check_components, check_composed, own_class
+from runners.grid import ReportAfterGrid, SeveralGrids, composable, end_with_parent, is_grid
 from runners.words import one_line
 
 CONF = Path(__file__).resolve().parent / "conf"  # absolute, as python -m actbench imports this file
@@ -29,27 +31,33 @@ logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does it log 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> None:
     """Run one cell; what goes wrong is said in one line, and in a grid stops no other cell."""
-    grid = HydraConfig.get().mode == RunMode.MULTIRUN
+    hydra_cfg = HydraConfig.get()
+    grid = hydra_cfg.mode == RunMode.MULTIRUN
     if grid:
         end_with_parent()
+    print_anything()  # here, as joblib's processes begin here
     try:
-        run_cell(cfg, grid)
+        os.chdir(hydra_cfg.runtime.cwd)  # paths are those of the command line, whatever hydra.job.chdir says
+        run_cell(cfg, hydra_cfg, grid)
     except Exception as error:
         if DEBUG:
             raise
-        said = " ".join(HydraConfig.get().overrides.task) + " failed: " if grid else ""
+        said = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
         print(f"actbench: {said}{one_line(error)}", file=sys.stderr, flush=True)
         raise (CellFailed() if grid else SystemExit(1)) from None
 
 
-def run_cell(cfg: DictConfig, grid: bool) -> None:
+def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     """Compose activation, task and runner of a cell and run it, unless it is finished."""
-    choices = HydraConfig.get().runtime.choices
+    if not grid and (said := is_grid(hydra_cfg)):
+        raise ValueError(said)
+    names = check_composed(cfg, hydra_cfg)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    activation = own_class(cfg.activation._target_, choices["activation"]) or choices["activation"]
+    activation = names["activation"]
+    activation = own_class(cfg.activation._target_, activation, hydra_cfg) or activation
     # networks of other libraries are one choice and a name
-    network = ":".join(map(str, filter(None, (choices["network"], config["network"].get("name")))))
-    cell = Cell(config, activation=activation, task=choices["task"], network=network, grid=grid)
+    network = ":".join(map(str, filter(None, (names["network"], config["network"].get("name")))))
+    cell = Cell(config, activation=activation, task=names["task"], network=network, grid=grid)
     if record := cell.finished():
         print(cell.line(record, note=" (finished before)"))
         return
@@ -59,6 +67,7 @@ def run_cell(cfg: DictConfig, grid: bool) -> None:
 
         from runners.factory import checked
 
+        check_components(config)
         runner, act_layer = instantiate(cfg.runner), checked(instantiate(cfg.activation), activation)
         return runner(act_layer, instantiate(cfg.task, network=instantiate(cfg.network)), cell)
 
@@ -75,20 +84,32 @@ def run_cell(cfg: DictConfig, grid: bool) -> None:
 def main() -> None:
     """Run the command line; an error becomes one line, and a grid ends with its report."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    status = 0
+    good = False
     try:
-        try:
-            run()
-        except CellFailed:
-            status = 1
-        ReportAfterGrid.report()
+        good = all_ran()
+        good &= ReportAfterGrid.report()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if DEBUG:
             raise
         sys.exit(f"actbench: {one_line(error)}")
-    sys.exit(status)
+    sys.exit(not good)
+
+
+def all_ran() -> bool:
+    """Whether every cell of the command line ended well."""
+    ReportAfterGrid.typed, sys.argv = sys.argv, composable(sys.argv)
+    try:
+        run()
+    except CellFailed:
+        return False
+    except SeveralGrids as several:
+        good = True
+        for sys.argv in several.commands:
+            good &= all_ran()
+        return good
+    return True
 
 
 if __name__ == "__main__":

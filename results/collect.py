@@ -1,5 +1,6 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,52 +25,59 @@ ROOT = "task.data.root"
 def read_records(study: Path) -> pd.DataFrame:
     """One row per cell, whatever became of it; ``folder`` says where it is.
 
-    A cell whose record cannot be relied on is a row with status ``failed`` and the reason: task, activation and seed
-    are those of its folder's name, its settings those of its ``config.yaml``. Every column of
-    ``schema.IF_THERE`` is there.
+    Names of components may have slashes, so cells lie at any depth. A cell whose record cannot be relied on is a row with
+    status ``failed`` and the reason: task, activation and seed are those of its folder's name, its settings those of its
+    ``config.yaml``. Every column of ``schema.IF_THERE`` is there.
 
     Raises:
         ValueError: no such folder, or no cell in it.
     """
     if not study.is_dir():
         raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
-    names = (CONFIG, RECORD, METRICS, CHECKPOINT)
-    folders = sorted({path.parent for name in names for path in study.glob(f"*/*/*/{name}")})
-    if not folders:
+    names = {CONFIG, RECORD, METRICS, CHECKPOINT}
+    places = [Path(root).relative_to(study) for root, _, files in os.walk(study) if names & {*files}]
+    places = sorted(place for place in places if len(place.parts) > 2)
+    if not places:
         raise ValueError(f"{study}: no cells in this folder")
-    records = pd.DataFrame([_read_cell(folder) for folder in folders])
+    records = pd.DataFrame([_read_cell(study, place) for place in places])
     for column in IF_THERE:
         if column not in records:
             records[column] = None
     return records.assign(network=_networks(records))
 
 
-def _read_cell(folder: Path) -> dict[str, Any]:
+def _read_cell(study: Path, place: Path) -> dict[str, Any]:
     """A cell's record, or what is known of it without one."""
+    folder = study / place
     record: dict[str, Any] | None = None
     try:
         record = read_record(folder / RECORD)
-        reason = _misplaced(folder, record) if record else "no record"
+        reason = _misplaced(place, record) if record else "no record"
     except (ValueError, OSError) as error:
         reason = shown(error)
     if reason:
-        task, activation, cell = map(shown, folder.parts[-3:])
+        task, *activation, cell = map(shown, place.parts)
         seed = cell.partition("-")[0]
         settings = _settings(record or {}) or _read_settings(folder)
-        record = settings | {"activation": activation, "task": task, "status": "failed", "reason": reason}
+        record = settings | {
+            "activation": "/".join(activation),
+            "task": task,
+            "status": "failed",
+            "reason": reason,
+        }
         record["seed"] = int(seed) if seed.isdecimal() else seed
     assert record is not None
     return record | {"folder": shown(folder)}
 
 
-def _misplaced(folder: Path, record: Mapping[str, Any]) -> str | None:
+def _misplaced(place: Path, record: Mapping[str, Any]) -> str | None:
     """Why a record cannot be this folder's, or None: a folder that was copied would count as another seed."""
     if record.get("cell") is None:
         return None
-    place = (record["task"], record["activation"], f"{record['seed']}-{record['cell']}")
-    if place == folder.parts[-3:]:
+    own = f"{record['task']}/{record['activation']}/{record['seed']}-{record['cell']}"
+    if own == place.as_posix():
         return None
-    return f"its record is that of {'/'.join(place)}, so this folder is a copy or was renamed"
+    return f"its record is that of {own}, so this folder is a copy or was renamed"
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:

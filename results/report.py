@@ -43,6 +43,7 @@ def write_report(
     if baseline is not None and baseline not in labels:
         raise ValueError(f"baseline {baseline}: no such activation in {study}; legal: {', '.join(labels)}")
     table = leaderboard(records, baseline or BASELINE, margin)
+    table["limit_batches"] = table["task"].map(_limits(records))
     folder = study / REPORT
 
     # matplotlib takes a second to import, and an error above should not wait for it
@@ -54,6 +55,7 @@ def write_report(
     parts = [
         f"# Study {markdown(study.name)}",
         f"{len(records)} cells, {len(ok)} ok.",
+        "\n".join(f"- **{line}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
         *_provenance(records),
@@ -65,7 +67,7 @@ def write_report(
     # nothing has been written so far: an error above leaves the last report as it was
     write_all(
         {
-            path: ("\n\n".join(part.strip() for part in parts) + "\n").encode(),
+            path: ("\n\n".join(part.strip() for part in parts if part) + "\n").encode(),
             folder / "leaderboard.csv": table.to_csv(index=False).encode(),
             **{folder / "figures" / name: content for name, content in figures.items()},
         }
@@ -93,7 +95,21 @@ def report(study: Path, baseline: str | None = None, margin: float | None = None
     )
     with pd.option_context("display.width", 160, "display.max_columns", None, "display.max_rows", None):
         print(shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
+    for line in _no_scores(table):
+        print(line)
     print(f"leaderboard: {path}")
+
+
+def _limits(records: pd.DataFrame) -> pd.Series:
+    """The number of batches in a pass of the tasks where that is limited, as with ``runner=smoke``."""
+    known = records.reindex(columns=["task_label", "runner.limit_batches"]).dropna()
+    return known.groupby("task_label")["runner.limit_batches"].first().astype(float)
+
+
+def _no_scores(table: pd.DataFrame) -> list[str]:
+    """A line for each of these tasks."""
+    limits = table.dropna(subset=["limit_batches"]).groupby("task")["limit_batches"].first()
+    return [f"{task}: limited to {limit:g} batches a pass: not a score" for task, limit in limits.items()]
 
 
 def _provenance(records: pd.DataFrame) -> list[str]:

@@ -55,7 +55,7 @@ class Cell:
         grid: whether this is one of many, so that a failure must not stop the others.
 
     Raises:
-        ValueError: a seed, study or force that cannot be.
+        ValueError: a seed, study, folder or force that cannot be.
     """
 
     def __init__(
@@ -63,18 +63,16 @@ class Cell:
     ) -> None:
         self.config = config
         self.activation, self.task, self.network, self.grid = activation, task, network, grid
-        self.seed, self.study, self.force = config["seed"], config["study"], config["force"]
+        self.seed, self.force = config["seed"], config["force"]
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed={self.seed}: a whole number of at least 0 is needed")
-        if not isinstance(self.study, str) or not re.fullmatch(r"\w[\w.+-]*", self.study):
-            raise ValueError(f"study={self.study}: letters, digits and . + - _ are legal in a folder's name")
         if not isinstance(self.force, bool):
             raise ValueError(f"force={self.force}: legal values are true, false")
         self.facts = facts_of(config)
         self.id = hashlib.sha256(
             json.dumps([activation, task, self.facts], sort_keys=True).encode()
         ).hexdigest()[:10]
-        self.study_folder = Path(config["outputs"]) / self.study
+        self.study_folder = study_folder(config)
         self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
         self._record: dict[str, Any] = {}
 
@@ -176,7 +174,7 @@ class Cell:
                 "network": self.network,
                 "seed": self.seed,
                 "cell": self.id,
-                "study": self.study,
+                "study": self.study_folder.name,
                 "started": _now(),
                 "command": shlex.join(["python", *sys.argv]),
             }
@@ -272,6 +270,23 @@ class Busy(Exception):
 
 class CellFailed(Exception):
     """A cell of a grid failed; said and recorded already, so all that is left is the exit status."""
+
+
+def study_folder(config: Mapping[str, Any]) -> Path:
+    """The folder of a configuration's study, ``<outputs>/<study>``.
+
+    Raises:
+        ValueError: a study or outputs that name no folder.
+    """
+    outputs, study = (
+        str(value) if isinstance(value, int) and not isinstance(value, bool) else value  # study=2024
+        for value in (config["outputs"], config["study"])
+    )
+    if not isinstance(study, str) or not re.fullmatch(r"\w[\w.+-]*", study):
+        raise ValueError(f"study={study}: letters, digits and . + - _ are legal in a folder's name")
+    if not isinstance(outputs, str) or not outputs.strip():
+        raise ValueError(f"outputs={'null' if outputs is None else outputs}: the name of a folder is needed")
+    return Path(outputs).expanduser() / study
 
 
 def _now() -> str:

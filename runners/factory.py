@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_kept
+from runners.composed import GIVEN
 from runners.optim import activation_modules
 from tasks.base import ActLayer
 from tasks.networks.build import blaming_the_network
@@ -25,6 +26,8 @@ def checked(act_layer: partial[Activation], name: str) -> ActLayer:
     if not isinstance(act_layer, partial):
         raise ValueError(f"activation={name}: its configuration needs _target_ and _partial_: true")
     cls, hyper = act_layer.func, act_layer.keywords
+    for taken in hyper.keys() & GIVEN["activation"]:
+        raise ValueError(f"activation.{taken}: no hyper-parameter; the network decides it at every site")
     try:
         unit = cls(8, **hyper)
     except ValueError as error:

@@ -1,48 +1,85 @@
-"""What a multirun does besides its cells: at its end the study's report, and an end of its workers if it is killed."""
+"""What a multirun does besides its cells.
+
+It is checked before the first of them, each of its studies has a report, and its workers end if it is killed.
+"""
 
 import multiprocessing
 import os
+import re
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from runners.cell import study_folder
+from runners.composed import COMPONENTS, check_composed
+from runners.words import one_line
+
 LOOK_EVERY, GRACE = 1.0, 8.0  # seconds: between looks for the parent, and to end a step and save
-ACTIVATIONS = Path(__file__).resolve().parent.parent / "conf" / "activation"
 
 
 class ReportAfterGrid(Callback):
-    """Hydra callback that remembers which study a multirun writes to; run.py reports on it at the end.
+    """Hydra callback that checks a multirun and remembers which studies it writes to; run.py reports on them at the end.
 
     Hydra's own end-of-multirun hook is not called when a cell has failed, and then the report matters most.
     """
 
-    study_folder: ClassVar[Path | None] = None
+    studies: ClassVar[dict[Path, None]] = {}  # in the order in which they were started
+    typed: ClassVar[list[str]] = []  # sys.argv as it was before ``composable``
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra in the process that launches the cells.
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
+        """Called by Hydra in the process that launches the cells. What it raises is no Exception: Hydra warns of those.
 
         Raises:
-            ValueError: a grid over studies or output folders.
+            SystemExit: a grid that cannot be, in one line.
+            SeveralGrids: a grid over experiments, each of which is a grid of its own.
         """
-        for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
-            if override.is_sweep_override() and override.get_key_element() in ("study", "outputs"):
-                raise ValueError(f"{override.input_line}: the cells of a grid belong to one study")
-        ReportAfterGrid.study_folder = Path(config.outputs) / str(config.study)
+        sys.argv = self.typed or sys.argv
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            _add_search_path(loader, config)
+            if commands := _one_experiment_each(loader, config):
+                for experiment, _ in commands:
+                    overrides = [*config.hydra.overrides.hydra, *experiment]
+                    _studies(loader, loader.load_configuration(config_name, overrides, RunMode.MULTIRUN))
+                raise SeveralGrids([argv for _, argv in commands])
+            studies = _studies(loader, config)
+        except Exception as error:
+            raise SystemExit(f"actbench: {one_line(error)}") from error
+        ReportAfterGrid.studies |= studies
+        if config.hydra.sweep.dir == ".":
+            config.hydra.sweep.dir = str(
+                next(iter(studies))
+            )  # where Hydra notes the command in multirun.yaml
 
     @staticmethod
-    def report() -> None:
-        """Write the report, if this process launched a grid."""
-        if ReportAfterGrid.study_folder is not None:
+    def report() -> bool:
+        """Write the reports, if this process launched a grid; whether all of them could be written."""
+        good = True
+        for study in ReportAfterGrid.studies:
             from results.report import report  # with pandas and matplotlib behind it
 
-            report(ReportAfterGrid.study_folder)
+            try:
+                report(study)
+            except (ValueError, OSError) as error:
+                print(f"actbench: {one_line(error)}", file=sys.stderr)
+                good = False
+        return good
 
 
 @cache
@@ -65,7 +102,123 @@ def _watch(parent: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def own_class(target: str, choice: str) -> str | None:
-    """The name of the class ``target`` if it is not the one that the configuration ``choice`` is for."""
-    usual = OmegaConf.select(OmegaConf.load(ACTIVATIONS / f"{choice}.yaml"), "_target_")
-    return None if usual in (None, target) else target.rpartition(".")[2]
+class SeveralGrids(BaseException):
+    """A command line that stands for several, one after the other: ``commands``, each as ``sys.argv``."""
+
+    def __init__(self, commands: list[list[str]]) -> None:
+        self.commands = commands
+
+
+def composable(argv: list[str]) -> list[str]:
+    """The command line of a grid in a form that Hydra can compose before it knows the cells.
+
+    It does so with the default components, which need not have the settings of those that the grid sweeps over, as in
+    ``activation=prelu,prelu_shared activation.init=0.1``. Sweeps it leaves to the cells, so such a setting becomes a
+    sweep over one value.
+    """
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
+        return argv
+    setting = re.compile(rf"(\+{{0,2}}(?:{'|'.join(COMPONENTS)})\.[^=]*)=(.+)")
+    found = [setting.fullmatch(argument) for argument in argv]
+    return [
+        f"{match[1]}=choice({match[2]})" if match and not _sweeps(argument) else argument
+        for argument, match in zip(argv, found, strict=True)
+    ]
+
+
+def _sweeps(argument: str) -> bool:
+    try:
+        return _parsed([argument])[0].is_sweep_override()
+    except HydraException:  # no override, or one that cannot be read, which Hydra will say
+        return True
+
+
+def is_grid(hydra: DictConfig) -> str | None:
+    """What to say if a single run was asked of an experiment that is a grid, and not all it sweeps over was given."""
+    given = {_key(override) for override in _parsed(hydra.overrides.task)}
+    swept = [key for key in OmegaConf.select(hydra, "sweeper.params") or {} if key not in given]
+    if not swept:
+        return None
+    name = f"experiment={hydra.runtime.choices.get('experiment')}"
+    return (
+        f"{name} is a grid over {', '.join(swept)}: python run.py -m {name} runs it; "
+        f"for one of its cells add {' '.join(f'{key}=...' for key in swept)}"
+    )
+
+
+def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
+    """The folders that a grid writes to, after composing one cell for every choice of components that occurs in it.
+
+    Raises:
+        ValueError: a sweep over nothing; cells that cannot be composed, named by their choices.
+    """
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    overrides = _parsed([*(f"{k}={v}" for k, v in params.items()), *master.hydra.overrides.task], loader)
+    cells = BasicSweeper.split_arguments(overrides, None)[0]
+    if not cells:
+        empty = [
+            o.input_line for o in overrides if o.is_sweep_override() and not [*o.sweep_string_iterator()]
+        ]
+        raise ValueError(f"{', '.join(empty)}: there is nothing of this kind to sweep over")
+    swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+    studies: dict[Path, None] = {}
+    wrong: list[tuple[str, str]] = []
+    for choices, cell in _distinct(cells):
+        try:
+            cfg = loader.load_sweep_config(master, cell)
+            check_composed(cfg, cfg.hydra)
+            studies[study_folder(cast(dict[str, Any], cfg))] = None
+        except Exception as error:
+            varied = " ".join(choice for choice in choices if choice.partition("=")[0] in swept)
+            wrong.append((varied, one_line(error)))
+    if wrong:
+        (first, message), *others = wrong
+        where = f"{first}: " if first and not message.startswith(first) else ""
+        also = f"; nor can {', '.join(varied for varied, _ in others)} be run" if others else ""
+        raise ValueError(where + message + also)
+    return studies
+
+
+def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """For each choice of components, study and outputs the first cell that has it: what can be composed hangs on these."""
+    seen = set()
+    for cell in cells:
+        keys = [override.partition("=")[0].lstrip("+~") for override in cell]
+        choices = tuple(
+            o for key, o in zip(keys, cell, strict=True) if "." not in key and key not in ("seed", "force")
+        )
+        if choices not in seen:
+            seen.add(choices)
+            yield choices, cell
+
+
+def _one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], list[str]]]:
+    """Of a sweep over experiments, overrides and command line of each: what these sweep over is theirs alone."""
+    task = list(master.hydra.overrides.task)
+    for override in _parsed(task, loader):
+        if override.is_sweep_override() and _key(override) == "experiment":
+            names = [f"experiment={name}" for name in override.sweep_string_iterator()]
+            return [
+                tuple([name if a == override.input_line else a for a in line] for line in (task, sys.argv))
+                for name in names
+            ]
+    return []
+
+
+def _add_search_path(loader: ConfigLoader, master: DictConfig) -> None:
+    """Let ``glob`` see the folders of hydra.searchpath, of which Hydra thinks only when it composes a cell."""
+    path = loader.get_search_path()
+    for source in master.hydra.runtime.config_sources:
+        if source.provider.startswith("hydra.searchpath"):
+            path.prepend(
+                source.provider, f"{source.schema}://{source.path}", SearchPathQuery(provider="schema")
+            )
+    loader.repository.initialize_sources(path)
+
+
+def _parsed(overrides: Any, loader: ConfigLoader | None = None) -> list[Override]:
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+~")

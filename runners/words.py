@@ -1,15 +1,37 @@
 """Errors in one line that names the value, the place and the legal values."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from hydra.errors import (
     HydraException,
     InstantiationException,
     MissingConfigException,
 )
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+# what others say of common mistakes, and what can be done about it
+SAID_BY_OTHERS = {
+    r"Could not determine home directory": (
+        "~: this user has no home folder and HOME is not set; name folders in full: ACTBENCH_CACHE=FOLDER or "
+        "task.data.cache=FOLDER is where decoded data go"
+    ),
+    r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'": (
+        "{0}: several values are a grid: add --multirun to your command line, python run.py -m ...; "
+        "a list is written as key=[value1,value2]"
+    ),
+    r"Multiple values for (\S+)\. To override .*: (\S+?)'?$": "{0} has a value already: {0}={1}, without +",
+    r"Config group override must be a string or a list\. Got (.*)": (
+        "activation, task, network and runner are names, as in activation=relu; one of them is {0} here"
+    ),
+    r"Error merging override (.*)": "{0}: {cause}",
+    r"LexerNoViableAltException: ([^=;]*)=([^;]*)": (
+        "{0}={1}: characters that Hydra takes for its own; put the value in quotes, as in '{0}=\"{1}\"'"
+    ),
+}
 
 
 def one_line(error: BaseException) -> str:
@@ -19,18 +41,44 @@ def one_line(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__  # Hydra says only where; the cause says what
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
+        path = str(error.missing_cfg_file).removesuffix(".yaml")
+        # the groups of Hydra have two parts, as in hydra/launcher; one of ours may have folders in it
+        group, _, name = path.rpartition("/") if path.startswith("hydra/") else path.partition("/")
         return f"{group}={name}: no such {group}; {choices(name, error.options)}"
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-        return f"{cause.full_key}: no such name; {choices(str(cause.key), map(str, cause.parent_node))}"
+        return no_such_name(str(cause.full_key), cause.parent_node)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}"
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    for pattern, said in SAID_BY_OTHERS.items():
+        if found := re.match(pattern, text):
+            return said.format(*found.groups(), cause=cause and str(cause).partition("\n")[0])
     expected = isinstance(error, ValueError | OSError | ImportError | HydraException | OmegaConfBaseException)
     if expected and text:
         return text
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
+
+
+def no_such_name(full_key: str, parent: DictConfig, legal: Iterable[str] | None = None) -> str:
+    """What is said of a key that ``parent`` does not have, and which was probably meant.
+
+    At the top level that may be one of the same name further down, as ``lr`` of ``task.recipe.lr``.
+    """
+    key = full_key.rpartition(".")[2]
+    places = _places(cast(dict[str, Any], OmegaConf.to_container(parent))) if key == full_key else ()
+    meant = " or ".join(place for place in places if place.endswith(f".{key}"))
+    hint = f"did you mean {meant}? " if meant else ""
+    return f"{full_key}: no such name; {hint}{choices(key, map(str, parent) if legal is None else legal)}"
+
+
+def _places(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys, less Hydra's."""
+    for key, value in tree.items():
+        if prefix or key != "hydra":
+            yield f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                yield from _places(value, f"{prefix}{key}.")
 
 
 def choices(wrong: str, legal: Iterable[str]) -> str:

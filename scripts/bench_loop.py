@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _here import ROOT
 from torch import nn
 
 from activations.torch_nn import ReLU
@@ -33,8 +34,6 @@ from tasks.data.images import ImageSet, digits
 from tasks.data.store import Memory
 from tasks.networks.resnet import ResNet
 from tasks.networks.small_cnn import SmallCNN
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pandas as pd
+from _here import ROOT
 
 from runners.words import one_line
 
-ROOT = Path(__file__).parent.parent
 MAIN = (32, 64, 32, 32)  # where the limits hold
 PATHS = {"fused": "auto", "reference": "reference"}  # the modes of the kernels
 

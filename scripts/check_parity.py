@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import _here  # noqa: F401  # before the code that it finds
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -10,6 +10,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
+import _here  # noqa: F401  # before the code that it finds
 import torch
 from torch import nn
 

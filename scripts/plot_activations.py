@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from _here import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib import rc_context
@@ -22,7 +23,6 @@ from results.escape import figure_text
 from results.figures import COLORS, STYLE, save
 from runners.words import one_line
 
-ROOT = Path(__file__).resolve().parent.parent
 POINTS = (-4.0, 4.0, 2001)  # first, last, number; sine with omega = 30 has 38 periods
 HEIGHT = (-1.5, 4.0)
 COLUMNS = 6

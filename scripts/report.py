@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import _here  # noqa: F401  # before the code that it finds
+
 
 def _margin(text: str) -> float:
     margin = float(text)

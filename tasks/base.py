@@ -133,7 +133,7 @@ class Task(ABC):
     fingerprint: str  # of the data: two runs with the same one have seen the same samples
 
     device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
-    limit_batches: int | None = None  # at most so many batches per pass; set by a smoke run
+    limit_batches: int | None = None  # at most so many batches per pass (see ``spread``); set by a smoke run
 
     def build_network(self, act_layer: ActLayer) -> nn.Module:
         """A freshly initialised network that has called ``act_layer(num_features)`` once for every site.
@@ -142,9 +142,26 @@ class Task(ABC):
         """
         return self.network(act_layer, self.input_shape, self.output_shape[0])
 
+    def spread(self, samples: Tensor, batch_size: int) -> Tensor:
+        """What is evaluated of a split's ``samples``: all, or as many as ``limit_batches`` allows from the whole of it.
+
+        Splits may be in the order of their classes, and the first batches then show one class. Of equally long stretches
+        each gives one sample, at a place that is drawn, as classes may also take turns; the same in every run.
+        """
+        total = len(samples)
+        count = total if self.limit_batches is None else self.limit_batches * batch_size
+        if count >= total:
+            return samples
+        starts = torch.arange(count + 1) * total // count
+        draws = torch.rand(count, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+        return samples[starts[:-1] + (draws * starts.diff()).long()]
+
     @abstractmethod
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """One pass over ``split``; ``train`` draws order and augmentation from ``generator`` and nowhere else."""
+        """One pass over ``split``; ``train`` draws order and augmentation from ``generator`` and nowhere else.
+
+        Of the others, ``limit_batches`` at most, with samples from the whole of the split (``spread``).
+        """
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -155,7 +172,7 @@ class Task(ABC):
         return {}
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Loss and metrics over the whole of ``split``, in eval mode and without gradients.
+        """Loss and metrics over ``split``, in eval mode and without gradients.
 
         A name with a slash, such as ``iou/road``, is a class's own score: of the test it is written to classes.csv.
         """

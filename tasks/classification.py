@@ -1,7 +1,6 @@
 """Image classification from uint8 images, in memory or streamed."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 import numpy as np
 import torch
@@ -96,6 +95,8 @@ class Classification(Task):
         if training:
             order = torch.randperm(len(index), generator=draws)
             index, size = index[order[: self.steps_per_epoch * self.batch_size]], self.batch_size
+        else:
+            index = self.spread(index, size)
         chunks = index.split(size)
         for chunk, images in zip(chunks, self.store.batches(chunks), strict=True):
             if training and self.augment is not None:
@@ -130,7 +131,7 @@ class Classification(Task):
         network.eval()
         means, tally = Means(), Tally(len(self.classes), self.device)
         with torch.inference_mode():
-            for input, target in islice(self.batches(split), self.limit_batches):
+            for input, target in self.batches(split):
                 output = network(input).float()
                 means.add(len(target), loss=self.loss(output, target), **self.metrics(output, target))
                 tally.add(output, target)

@@ -1,7 +1,6 @@
 """Regression of a function of few variables, of a picture's colours, of a column of a table."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,7 +52,9 @@ class Regression(Task):
         batches = (
             self.data.epoch(self.recipe.batch_size, generator)
             if split == "train"
-            else zip(*(part.split(EVAL_BATCH) for part in self.points[split]), strict=True)
+            else zip(
+                *(self.spread(part, EVAL_BATCH).split(EVAL_BATCH) for part in self.points[split]), strict=True
+            )
         )
         for x, y in batches:
             yield x.to(self.device), y.to(self.device)
@@ -66,8 +67,7 @@ class Regression(Task):
         """loss and mse, which are one, r2, max_error and, of pictures, psnr."""
         network.eval()
         with torch.inference_mode():
-            batches = islice(self.batches(split), self.limit_batches)
-            error = torch.cat([network(x).float() - y for x, y in batches]).double()
+            error = torch.cat([network(x).float() - y for x, y in self.batches(split)]).double()
         mse = error.square().mean()
         metrics = {"loss": mse, "mse": mse, "r2": 100 * (1 - mse / self.variance[split])}
         metrics["max_error"] = error.abs().max()

@@ -1,7 +1,7 @@
 """Segmentation: a class for every pixel of an image."""
 
 from collections.abc import Callable, Iterator
-from itertools import cycle, islice
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
@@ -99,6 +99,8 @@ class Segmentation(Task):
         if training:
             order = torch.randperm(len(index), generator=generator)
             index = index[order[: self.steps_per_epoch * self.batch_size]]
+        else:
+            index = self.spread(index, self.batch_size)
         for samples in self.store.batches(index.split(self.batch_size)):
             if training and self.augment is not None:
                 samples = self.augment(samples, generator or torch.default_generator)
@@ -126,7 +128,7 @@ class Segmentation(Task):
         confusion = torch.zeros(2 * self.output_shape[:1], dtype=torch.int64, device=self.device)
         loss = torch.zeros((), dtype=torch.double, device=self.device)
         with torch.inference_mode():
-            for input, target in islice(self.batches(split), self.limit_batches):
+            for input, target in self.batches(split):
                 output = network(input).float()
                 counts = self.confusion(output, target)
                 confusion += counts

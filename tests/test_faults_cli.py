@@ -1,0 +1,367 @@
+"""Command lines as people type them: nothing is accepted that does nothing, and what can be meant is run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import PROCESS, ROOT, make_task
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from results.collect import read_records
+from results.report import write_report
+from runners.grid import composable
+
+STEEP = "_target_: activations.prelu.PReLU\n_partial_: true\nshared: false\ninit: 0.9\n"
+
+# command line without outputs=..., and what is said of it in one line
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "added at the top": (
+        ("+lr=0.001",),
+        "lr: no such name; did you mean task.recipe.lr? Legal: activation, force, network, outputs, runner, seed, study, task",
+    ),
+    "added at the top, in a grid": (
+        ("-m", "+epochs=1,50"),
+        "+epochs=1: epochs: no such name; did you mean task.recipe.epochs or runner.epochs? Legal: activation,",
+    ),
+    "unknown at the top": (("lr=0.1",), "lr: no such name; did you mean task.recipe.lr? Legal: activation,"),
+    "added group": (("+activation@other=relu",), "other: no such name; Legal: activation, force,"),
+    "added to the task": (
+        ("+task.lr=1",),
+        "task.lr: no such name; Legal: augment, data, eval_crop, recipe, test_fraction,",
+    ),
+    "added to the recipe": (("+task.recipe.lrr=1",), "task.recipe.lrr: no such name; did you mean lr?"),
+    "added to the data": (("+task.data.rot=1",), "task.data.rot: no such name; Legal: none"),
+    "what the task is given": (("+task.network=1",), "task.network: no such name; Legal: augment,"),
+    "added to the runner": (("+runner.epoch=1",), "runner.epoch: no such name; did you mean epochs? Legal: "),
+    "added to the network": (("+network.model.width=1",), "network.model.width: no such name; Legal: path"),
+    "what the network decides": (
+        ("+activation.channel_dim=2",),
+        "activation.channel_dim: no hyper-parameter; the network decides it at every site",
+    ),
+    "added within an activation": (
+        ("activation=gct", "+activation.base.slope=1"),
+        "activation.base.slope",
+    ),
+    "deleted setting": (("~seed",), "seed: is missing"),
+    "deleted component": (("~network",), "network: is missing, and every run needs one, such as network=mlp"),
+    "deleted argument": (("~task.recipe.lr",), "task.recipe.lr: is missing, and Recipe needs it"),
+    "deleted class": (
+        ("~activation._target_",),
+        "activation=relu: its configuration needs _target_ and _partial_",
+    ),
+    "a list": (
+        ("activation=[relu,prelu]",),
+        "activation=[relu,prelu]: one activation a run; python run.py -m activation=relu,prelu compares several",
+    ),
+    "a grid without -m": (
+        ("activation=relu,prelu",),
+        "activation=relu,prelu: several values are a grid: add --multirun",
+    ),
+    "a range without -m": (("seed=range(3)",), "seed=range(3): several values are a grid: add --multirun"),
+    "null": (("task=null",), "are names, as in activation=relu"),
+    "a plus too many": (("+experiment=demo",), "experiment has a value already: experiment=demo, without +"),
+    "an experiment without -m": (
+        ("experiment=demo",),
+        "experiment=demo is a grid over activation, task, seed: python run.py -m experiment=demo runs it",
+    ),
+    "an unknown experiment among others": (
+        ("-m", "experiment=demo,dem"),
+        "experiment=dem: no such experiment",
+    ),
+    "a setting that one of the grid lacks": (
+        ("-m", "activation=prelu,pwlu", "activation.init=0.1"),
+        "activation=pwlu: activation.init: no such name; did you mean fix_init? Legal: fix_init,",
+    ),
+    "a grid over nothing": (
+        ("-m", "seed=range(0)"),
+        "seed=range(0): there is nothing of this kind to sweep over",
+    ),
+    "a glob of nothing": (
+        ("-m", "activation=glob(zz*)"),
+        "activation=glob(zz*): there is nothing of this kind",
+    ),
+    "a grid over a wrong study": (("-m", "study=a,../up"), "study=../up: letters, digits"),
+    "out of its folder": (
+        ("activation=../activation/relu",),
+        "activation=../activation/relu: the name of a configuration in activation/ is needed",
+    ),
+    "unknown in a sub-folder": (
+        ("activation=mine/relu",),
+        "activation=mine/relu: no such activation; did you mean relu?",
+    ),
+    "no outputs": (("outputs=",), "outputs=: the name of a folder is needed"),
+    "no outputs of a grid": (("-m", "outputs="), "outputs=: the name of a folder is needed"),
+    "outputs of null": (("outputs=null",), "outputs=null: the name of a folder is needed"),
+    "a tilde": (("outputs=~/x",), """put the value in quotes, as in 'outputs="~/x"'"""),
+    "half a seed": (("seed=1.5",), "seed=1.5: a whole number of at least 0 is needed"),
+    "not a bool": (("hydra.job.chdir=maybe",), "hydra.job.chdir=maybe: Value 'maybe' is not a valid bool"),
+}
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run run.py in ``folder``, with ``outputs`` there."""
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return subprocess.run(
+        command, **(PROCESS | {"cwd": folder, "timeout": 300, "env": PROCESS["env"] | environment})
+    )
+
+
+def found(folder: Path) -> list[str]:
+    return sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("record.json"))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_one_line(case: str, tmp_path: Path) -> None:
+    arguments, message = REFUSED[case]
+    ended = run(tmp_path, *arguments)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stderr.startswith("actbench: ")
+    assert message in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_names_are_said_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "poison" / "torch").mkdir(parents=True)
+    (tmp_path / "poison" / "torch" / "__init__.py").write_text("raise RuntimeError('torch was imported')")
+    for arguments in (
+        ("+lr=1",),
+        ("-m", "activation=prelu,pwlu", "activation.init=0.1"),
+        ("experiment=demo",),
+    ):
+        ended = run(tmp_path, *arguments, PYTHONPATH=str(tmp_path / "poison"))
+        assert "torch was imported" not in ended.stderr
+        assert ended.stderr.startswith("actbench: ")
+
+
+def test_a_key_that_others_refer_to_is_read(tmp_path: Path) -> None:
+    ended = run(tmp_path, "+rate=0.05", "task.recipe.lr=${rate}", "runner=smoke")
+    assert ended.returncode == 0, ended.stderr
+    (record,) = tmp_path.rglob("record.json")
+    assert json.loads(record.read_text())["task.recipe.lr"] == 0.05
+
+
+def test_experiments_and_studies_have_a_report_each(tmp_path: Path) -> None:
+    folder = tmp_path / "own" / "experiment"
+    folder.mkdir(parents=True)
+    for name, activations in (("one", "relu,prelu_shared"), ("two", "prelu")):
+        params = f"hydra:\n  sweeper:\n    params:\n      activation: {activations}\n"
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\nstudy: {name}\n{params}")
+    # relu, the default, has no init; prelu and prelu_shared have
+    (folder / "one.yaml").write_text(
+        (folder / "one.yaml").read_text().replace("relu,prelu_shared", "prelu_shared,prelu")
+    )
+    arguments = ("--config-dir=own", "-m", "experiment=one,two", "activation.init=0.1", "runner=smoke")
+    ended = run(tmp_path, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    reports = [line for line in ended.stdout.splitlines() if line.startswith("leaderboard: ")]
+    assert reports == [f"leaderboard: outputs/{name}/report/leaderboard.md" for name in ("one", "two")]
+    tables = {
+        name: pd.read_csv(tmp_path / "outputs" / name / "report" / "leaderboard.csv")
+        for name in ("one", "two")
+    }
+    assert sorted(tables["one"]["activation"]) == ["prelu", "prelu_shared"]
+    assert sorted(tables["two"]["activation"]) == ["prelu"]
+    assert set(tables["one"]["limit_batches"]) == {4}
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["one", "two"]
+    command = json.loads(next((tmp_path / "outputs" / "two").rglob("record.json")).read_text())["command"]
+    assert command.endswith("--config-dir=own -m experiment=two activation.init=0.1 runner=smoke")
+
+    ended = run(tmp_path, "-m", "study=a,b", "runner=smoke")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    reports = [line for line in ended.stdout.splitlines() if line.startswith("leaderboard: ")]
+    assert reports == [f"leaderboard: outputs/{name}/report/leaderboard.md" for name in ("a", "b")]
+    assert ended.stdout.count("limited to 4 batches a pass: not a score") == 2
+    assert (
+        "- **digits: limited to 4 batches a pass: not a score**"
+        in (tmp_path / "outputs" / "a" / "report" / "leaderboard.md").read_text()
+    )
+
+    one = run(tmp_path, "--config-dir=own", "experiment=two", "activation=tanh", "runner=smoke")
+    assert one.returncode == 0, one.stderr  # all that it sweeps over is given
+
+
+@pytest.mark.parametrize("how", ["--config-dir=own", "hydra.searchpath=[file://own]"])
+def test_configurations_of_ones_own(tmp_path: Path, how: str) -> None:
+    for place in ("activation/steep.yaml", "activation/mine/steep.yaml"):
+        (tmp_path / "own" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / place).write_text(STEEP)
+    (tmp_path / "own" / "task" / "mine").mkdir(parents=True)
+    (tmp_path / "own" / "task" / "mine" / "d.yaml").write_text(
+        "defaults: [/task/digits@_here_, _self_]\nval_fraction: 0.25\n"
+    )
+    grid = ("activation=mine/steep,steep", "task=mine/d,digits", "runner=smoke", "hydra.job.chdir=true")
+    ended = run(tmp_path, how, "-m", *grid)
+    assert ended.returncode == 0, ended.stderr
+    study = tmp_path / "outputs" / "main"
+    cells = [
+        f"{task}/{activation}" for task in ("digits", "mine/d") for activation in ("mine/steep", "steep")
+    ]
+    assert [path.rpartition("/")[0] for path in found(study)] == cells
+    table = pd.read_csv(study / "report" / "leaderboard.csv")
+    assert sorted(f"{row.task}/{row.activation}" for row in table.itertuples()) == cells
+    assert table.groupby("task")["mean"].nunique().to_dict() == {"digits": 1, "mine/d": 1}  # the same unit
+
+    shutil.copytree(study / "digits", study / "old" / "digits")
+    assert len(read_records(study)) == 4  # a copy is not another seed
+
+    globbed = run(tmp_path, how, "-m", "activation=glob(st*)", "runner=smoke")
+    assert globbed.stdout.startswith("steep digits seed=0 "), globbed.stderr
+    assert globbed.stdout.splitlines()[0].endswith("(finished before)")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0.1", "'a b'", "[1,2]", "{a:1}", "null", "true", "1e-3", "re:^a", "/tmp/x y", "int(3)", "${seed}"],
+)
+def test_a_setting_of_a_grid_is_the_same_after_it_was_made_a_sweep(value: str) -> None:
+    argv = ["run.py", "-m", "activation=relu,prelu", f"task.data.root={value}", "seed=1", "--config-dir=x"]
+    changed = composable(argv)
+    assert changed[3] == f"task.data.root=choice({value})"
+    assert [*changed[:3], argv[3], *changed[4:]] == argv
+    before, after = (
+        BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(line[2:5]), None)
+        for line in (argv, changed)
+    )
+    assert before == after
+    assert composable(argv[:1] + argv[3:]) == argv[:1] + argv[3:]  # no grid
+
+
+@pytest.mark.parametrize("launcher", [(), ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")])
+def test_paths_are_those_of_the_command_line(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    chdir = ("hydra.job.chdir=true", "hydra.run.dir=elsewhere")
+    ended = run(tmp_path, *launcher, *chdir, "runner=smoke", "study=s")
+    assert ended.returncode == 0, ended.stderr
+    assert [path[:17] for path in found(tmp_path)] == ["outputs/s/digits/"]
+    again = run(tmp_path, "runner=smoke", "study=s")
+    assert again.stdout.endswith("(finished before)\n")
+
+
+def test_a_terminal_of_ascii(tmp_path: Path) -> None:
+    folder = tmp_path / "own" / "activation"
+    folder.mkdir(parents=True)
+    (folder / "größe.yaml").write_text(STEEP, encoding="utf-8")
+    arguments = ("--config-dir=own", "-m", 'activation="größe"', "runner=smoke")
+    ended = run(tmp_path, *arguments, LC_ALL="C.UTF-8", PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("gr??e digits seed=0 ")
+    report = tmp_path / "outputs" / "main" / "report"
+    assert "| größe |" in (report / "leaderboard.md").read_text(encoding="utf-8")
+    script = [sys.executable, str(ROOT / "scripts" / "report.py"), str(report.parent)]
+    environment = PROCESS["env"] | {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}
+    printed = subprocess.run(script, **(PROCESS | {"env": environment}))
+    assert printed.returncode == 0, printed.stderr
+    assert "gr??e" in printed.stdout
+
+
+def test_no_home(tmp_path: Path) -> None:
+    """Where neither HOME nor the list of users says where a home is, ``~`` is a line and all else runs."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\ndef nobody(uid):\n    raise KeyError(uid)\npwd.getpwuid = nobody\n"
+    )
+    environment = {key: value for key, value in PROCESS["env"].items() if key != "HOME"}
+    environment["PYTHONPATH"] = str(tmp_path)
+    for arguments, said in (
+        (
+            ("runner=smoke", "task.data.root=none", "task=cifar10"),
+            "ACTBENCH_CACHE=FOLDER or task.data.cache=FOLDER is",
+        ),
+        (
+            ("runner=smoke", 'outputs="~/x"'),
+            "~: this user has no home folder and HOME is not set; name folders in full",
+        ),
+    ):
+        command = [sys.executable, str(ROOT / "run.py"), *arguments]
+        ended = subprocess.run(command, **(PROCESS | {"cwd": tmp_path, "env": environment}))
+        assert ended.returncode == 1
+        assert len(ended.stderr.splitlines()) == 1
+        assert said in ended.stderr
+
+
+def test_scripts_run_the_code_beside_them(tmp_path: Path) -> None:
+    """A second checkout, of which the first is installed or on PYTHONPATH."""
+    second, alone = tmp_path / "second", tmp_path / "alone"
+    for package in ("activations", "results", "runners", "tasks"):
+        shutil.copytree(ROOT / package, second / package, ignore=shutil.ignore_patterns("*.so", "ditac_fig1"))
+    for folder in (second, alone):
+        shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (second / "results" / "report.py").write_text("def report(study, baseline):\n    print('the second')\n")
+    settings: dict[str, Any] = PROCESS | {"env": PROCESS["env"] | {"PYTHONPATH": str(ROOT)}, "cwd": tmp_path}
+    own = subprocess.run([sys.executable, second / "scripts" / "report.py", "."], **settings)
+    assert (own.stdout, own.stderr) == ("the second\n", "")
+    foreign = subprocess.run([sys.executable, alone / "scripts" / "report.py", "none"], **settings)
+    assert (
+        foreign.stderr.splitlines()[0]
+        == f"actbench: {alone}/scripts/report.py runs the code in {ROOT}, not in {alone}"
+    )
+    for script in (ROOT / "scripts").glob("[!_]*.py"):
+        text = script.read_text()
+        first = min(
+            text.find(f"\nfrom {name}") % len(text) for name in ("activations", "results", "runners", "tasks")
+        )
+        assert 0 < max(
+            text.find(f"\n{name}") for name in ("import _here", "from _here", "from bench_loop")
+        ) < first or ("from _here" in text), script
+
+
+def test_limited_batches_come_from_the_whole_of_a_split() -> None:
+    task = make_task("digits")
+    task._eval_batch = lambda: 40
+    order = task.labels[task.index["test"]].argsort(stable=True)
+    task.index["test"] = task.index["test"][order]  # one class after the other
+    task.limit_batches = 2
+    labels = torch.cat([target for _, target in task.batches("test")])
+    assert len(labels) == 80
+    counts = torch.bincount(labels, minlength=10)
+    assert counts.min() >= 7  # 539 images of ten classes of about equal size
+    assert counts.max() <= 9
+    again = torch.cat([target for _, target in task.batches("test")])
+    assert torch.equal(labels, again)
+
+    turns = torch.arange(1000) % 10  # ten classes that take turns
+    assert torch.bincount(task.spread(turns, 50), minlength=10).min() > 2
+    task.limit_batches = None
+    assert task.spread(turns, 50) is turns
+    task.limit_batches = 20
+    assert task.spread(turns, 50) is turns
+
+
+def test_limited_batches_of_a_regression_are_of_its_whole_range() -> None:
+    task = make_task("step", "task.data.test_grid=20000")
+    task.limit_batches = 1
+    x = torch.cat([x for x, _ in task.batches("test")])
+    low, high = (task.points["test"][0].min(), task.points["test"][0].max())
+    assert len(x) == 4096
+    np.testing.assert_allclose([x.min(), x.max()], [low, high], atol=0.002)
+
+
+def test_a_report_marks_what_is_no_score(tmp_path: Path) -> None:
+    for task, limit in (("short", 3), ("full", None)):
+        folder = tmp_path / task / "relu" / "0-abc"
+        folder.mkdir(parents=True)
+        record = {
+            "activation": "relu",
+            "task": task,
+            "seed": 0,
+            "cell": "abc",
+            "status": "ok",
+            "primary": 1.0,
+        }
+        record |= {"primary_metric": "top1", "higher_is_better": True, "parameters": 1, "flops": 1}
+        record |= {"primary_best": 1.0, "seconds_per_epoch": 1.0, "runner.limit_batches": limit}
+        (folder / "record.json").write_text(json.dumps(record))
+    path, table = write_report(tmp_path)
+    assert "- **short: limited to 3 batches a pass: not a score**" in path.read_text()
+    assert "full: limited" not in path.read_text()
+    assert table.set_index("task")["limit_batches"].fillna(0).to_dict() == {"short": 3, "full": 0}
