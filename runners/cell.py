@@ -20,6 +20,7 @@ from results.files import (
     CHECKPOINT,
     CLASSES,
     CONFIG,
+    CONFUSION,
     CURVES,
     DAMAGED,
     GIVEN_UP,
@@ -205,7 +206,7 @@ class Cell:
 
     def _set_aside(self) -> None:
         """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CURVES):
+        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)

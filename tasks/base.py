@@ -13,6 +13,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from tasks.confusion import Confusion
+
 ActLayer = Callable[..., nn.Module]  # num_features -> a fresh activation; called once for every site
 Batch = tuple[Tensor, Tensor]  # input, target
 
@@ -134,6 +136,7 @@ class Task(ABC):
 
     device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
     limit_batches: int | None = None  # at most so many batches per pass; set by a smoke run
+    confusion: "Confusion | None" = None  # of classes, in the latest evaluation; set by ``evaluate``
 
     def build_network(self, act_layer: ActLayer) -> nn.Module:
         """A freshly initialised network that has called ``act_layer(num_features)`` once for every site.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import Batch, Means, Recipe, Task, check_range, check_whole
+from tasks.confusion import Confusion
 from tasks.data.augment import Augment, check_augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
@@ -126,7 +127,7 @@ class Classification(Task):
         return metrics
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Loss, top1, top5, ece, and the accuracy of each class that occurs as ``acc/<class>``."""
+        """Loss, top1, top5, ece, and for each class that occurs ``acc/``, ``precision/`` and ``f1/<class>``."""
         network.eval()
         means, tally = Means(), Tally(len(self.classes), self.device)
         with torch.inference_mode():
@@ -134,7 +135,8 @@ class Classification(Task):
                 output = network(input).float()
                 means.add(len(target), loss=self.loss(output, target), **self.metrics(output, target))
                 tally.add(output, target)
-        return means.result() | {"ece": tally.ece()} | tally.accuracies(self.classes)
+        self.confusion = Confusion(tally.counts.cpu(), self.classes, "images")
+        return means.result() | {"ece": tally.ece()} | tally.of_classes(self.classes)
 
     def _check_sizes(self) -> tuple[int, ...]:
         """What the network receives, checked to be the same in training and in evaluation."""
@@ -184,7 +186,7 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, generator: torch.Generat
 
 
 class Tally:
-    """What is summed up over a whole split: calibration and hits of each class.
+    """What is summed up over a whole split: calibration, and how often each class was taken for each.
 
     Args:
         num_classes: how many there are.
@@ -195,7 +197,7 @@ class Tally:
         self.gaps = torch.zeros(
             BINS, dtype=torch.double, device=device
         )  # of each bin: sum of (hit - confidence)
-        self.hits, self.counts = torch.zeros(2, num_classes, dtype=torch.double, device=device)
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def add(self, output: Tensor, target: Tensor) -> None:
         """Count a batch: logits (N, K), labels (N,)."""
@@ -203,8 +205,8 @@ class Tally:
         hit = (predicted == target).double()
         bins = (confidence * BINS).ceil().long() - 1  # the bins are ((m - 1) / BINS, m / BINS]
         self.gaps.index_add_(0, bins.clamp(0, BINS - 1), hit - confidence)
-        self.hits.index_add_(0, target, hit)
-        self.counts.index_add_(0, target, torch.ones_like(hit))
+        places = target * len(self.counts) + predicted
+        self.counts.view(-1).index_add_(0, places, torch.ones_like(places))
 
     def ece(self) -> float:
         """Expected calibration error in percent: mean over all samples of their bin's |accuracy - confidence|.
@@ -213,7 +215,19 @@ class Tally:
         """
         return 100 * (self.gaps.abs().sum() / self.counts.sum()).item()
 
-    def accuracies(self, classes: tuple[str, ...]) -> dict[str, float]:
-        """``acc/<class>`` in percent, of those classes that occur."""
-        share = (100 * self.hits / self.counts).tolist()
-        return {f"acc/{name}": value for name, value in zip(classes, share, strict=True) if value == value}
+    def of_classes(self, classes: tuple[str, ...]) -> dict[str, float]:
+        """Scores of each class in percent, where they are defined, class by class.
+
+        acc: the share of its images that were found, which is its recall. precision: the share of what was taken for
+        it that is of it. f1: the harmonic mean of the two, 2 hits / (images + taken for it).
+        """
+        counts = self.counts.double()
+        hits, images, taken = counts.diagonal(), counts.sum(1), counts.sum(0)
+        shares = {"acc": 100 * hits / images, "precision": 100 * hits / taken, "f1": 200 * hits / (images + taken)}
+        columns = {name: share.tolist() for name, share in shares.items()}
+        return {
+            f"{name}/{label}": column[k]
+            for k, label in enumerate(classes)
+            for name, column in columns.items()
+            if column[k] == column[k]
+        }
