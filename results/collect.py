@@ -13,6 +13,8 @@ UNKNOWN = "unknown"
 INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
 # where in a network an activation stands is told with the activation: that is what is compared
 SITES = "network.sites"
+# seeds that vary the split as well are never shown as if they did not
+FOLDS = "task.data.folds"
 
 
 def read_records(study: Path) -> pd.DataFrame:
@@ -104,7 +106,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         # what is compared with others at other sites says where it stands, though it is at one kind only
         varying = [c for c in columns if (settings if c == SITES else known)[c].nunique() > 1]
         for index, row in group.iterrows():
-            telling = varying if index in known.index else []
+            telling = [c for c in columns if c in varying or (c == FOLDS and row[c] != ABSENT)]
+            telling = telling if index in known.index else []
             given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]
             labels[index] = f"{value}[{' '.join(given)}]" if given else str(value)
     return pd.Series(labels, dtype=object)

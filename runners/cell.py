@@ -42,6 +42,8 @@ NOT_DETERMINING = (
     "task.data.in_memory",
     "runner.pictures",
 )  # these change no result
+# newer than cells that are there: while null no part of an id, so that these keep theirs
+ADDED = ("task.data.folds",)
 FINISHED = ("ok", "diverged")
 LOCK = ".lock"
 
@@ -80,9 +82,8 @@ class Cell:
             for name, value in _flat({key: config[key] for key in DETERMINING}).items()
             if name not in NOT_DETERMINING
         }
-        self.id = hashlib.sha256(
-            json.dumps([activation, task, self.facts], sort_keys=True).encode()
-        ).hexdigest()[:10]
+        told = {name: value for name, value in self.facts.items() if name not in ADDED or value is not None}
+        self.id = hashlib.sha256(json.dumps([activation, task, told], sort_keys=True).encode()).hexdigest()[:10]
         self.study_folder = Path(config["outputs"]) / self.study
         self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
         self._record: dict[str, Any] = {}

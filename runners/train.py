@@ -115,6 +115,7 @@ class Train:
         # set-up: everything random comes from streams of the seed (see seeding), none of them the activation's
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        task.split_for(cell.seed)
         task.device, task.limit_batches = find_device(self.device), self.limit_batches
         epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
         steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch

@@ -122,7 +122,8 @@ def check_choice(name: str, value: object, legal: Sequence[str]) -> None:
 class Task(ABC):
     """What an activation is compared on. A subclass sets the facts in ``__init__`` and fills in the methods.
 
-    Splits are ``train``, ``val`` and ``test``. Which sample belongs to which split never depends on the seed.
+    Splits are ``train``, ``val`` and ``test``. Which sample belongs to which split never depends on the seed, unless the
+    configuration asks for folds (``split_for``).
     """
 
     primary_metric: str
@@ -137,6 +138,9 @@ class Task(ABC):
     device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
     limit_batches: int | None = None  # at most so many batches per pass; set by a smoke run
     confusion: "Confusion | None" = None  # of classes, in the latest evaluation; set by ``evaluate``
+
+    def split_for(self, seed: int) -> None:  # noqa: B027  # most have nothing to do
+        """Called by a runner before all else. Where folds are asked for, the seed chooses the one to test on."""
 
     def build_network(self, act_layer: ActLayer) -> nn.Module:
         """A freshly initialised network that has called ``act_layer(num_features)`` once for every site.

@@ -39,14 +39,21 @@ class Regression(Task):
 
     def __init__(self, *, recipe: Recipe, data: Points, network: Callable[..., nn.Module]) -> None:
         self.recipe = recipe
-        self.data = data
         self.network = network
+        self._use(data)
+
+    def _use(self, data: Points) -> None:
+        self.data = data
         self.points = {"val": data.val, "test": data.test}
         self.variance = {split: _variance(split, target) for split, (_, target) in self.points.items()}
         inputs, targets = data.test
         self.input_shape, self.output_shape = tuple(inputs.shape[1:]), tuple(targets.shape[1:])
-        self.steps_per_epoch = data.steps_per_epoch(recipe.batch_size)
+        self.steps_per_epoch = data.steps_per_epoch(self.recipe.batch_size)
         self.fingerprint = data.fingerprint
+
+    def split_for(self, seed: int) -> None:
+        """Take the fold of ``seed``, where the data have folds."""
+        self._use(self.data.of_seed(seed))
 
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Training batches as the data make them, the fixed samples otherwise."""

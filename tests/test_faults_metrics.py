@@ -1,20 +1,30 @@
 """Metrics against independent oracles, folds of a table, and the early look at a task's data."""
 
+import copy
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_cell, make_factory, make_task, train
+import yaml
+from conftest import config, make_cell, make_factory, make_task, train
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 from scipy import ndimage
 from test_regression import overlaps
 from test_segmentation import Answer, make_segmentation, make_set, random_set
 from torch import Tensor
 from toy import Toy
 
+from results.collect import add_labels, read_records
+from results.leaderboard import leaderboard
+from runners.cell import Cell
+from runners.words import one_line
 from tasks.confusion import Confusion
+from tasks.data.files import sklearn_file
 from tasks.data.pairs import VOID
+from tasks.regression import Regression
 from tasks.segmentation import boundary
 
 # boundary IoU and Dice -----------------------------------------------------------------------------------------
@@ -162,3 +172,94 @@ def test_confusion_figures_are_readable(classes: int) -> None:
         first = figure.axes[1].get_yticklabels()[0].get_text()
         i, j = (names.index(name) for name in first.split(" → "))
         assert counts[i, j] == counts[~torch.eye(classes, dtype=torch.bool)].max()
+
+
+# folds of a table ----------------------------------------------------------------------------------------------
+
+
+def of_seed(seed: int, *overrides: str) -> Regression:
+    task = make_task("diabetes", *overrides)
+    task.split_for(seed)
+    return task
+
+
+def test_folds_part_the_patients_and_every_fold_is_like_the_whole() -> None:
+    whole = make_task("diabetes")
+    tasks = [of_seed(seed, "task.data.folds=5") for seed in range(5)]
+    tests = [task.data.index["test"] for task in tasks]
+    assert torch.cat(tests).sort().values.tolist() == list(range(442))
+    assert {len(test) for test in tests} == {88, 89}
+    table = np.loadtxt(sklearn_file("data/diabetes_target.csv.gz"))
+    tenth = table.argsort(kind="stable").argsort() * 10 // 442
+    for task, test in zip(tasks, tests, strict=True):
+        assert np.bincount(tenth[test], minlength=10).min() >= 8  # of 8.8
+        assert sorted(torch.cat(list(task.data.index.values())).tolist()) == list(range(442))
+        assert len(task.data.index["val"]) == round(0.2 * (442 - len(test)))
+        train = torch.cat(task.data.train, dim=1)  # scaled by what is trained on here
+        assert train.mean(0).abs().max() < 1e-5
+        assert task.fingerprint == whole.fingerprint  # one set: its seeds are averaged
+        assert task.steps_per_epoch == len(train) // 32
+        target = task.points["test"][1].double()
+        assert task.variance["test"] == pytest.approx(target.var(0, correction=0).item())
+
+
+def test_the_fold_of_a_seed_is_fixed() -> None:
+    three, eight = (of_seed(seed, "task.data.folds=5").data.index for seed in (3, 8))
+    assert all(torch.equal(three[name], eight[name]) for name in three)
+    torch.manual_seed(1)
+    again = of_seed(3, "task.data.folds=5").data.index
+    assert all(torch.equal(three[name], again[name]) for name in three)
+
+
+def test_without_folds_no_seed_changes_a_split() -> None:
+    for name in ("diabetes", "sines2d", "digits"):
+        task = make_task(name)
+        before = [x.clone() for x, _ in task.batches("test")]
+        task.split_for(3)
+        assert all(torch.equal(a, b) for a, (b, _) in zip(before, task.batches("test"), strict=True))
+
+
+@pytest.mark.parametrize("folds", ["1", "45", "2.5", "true", "many"])
+def test_folds_that_cannot_be_are_refused(folds: str) -> None:
+    with pytest.raises(InstantiationException) as caught:
+        make_task("diabetes", f"task.data.folds={folds}")
+    assert "whole number from 2 to 44 is needed, or null" in one_line(caught.value)
+
+
+def test_cross_validated_cells_are_seeds_of_one_another_and_say_so(tmp_path) -> None:
+    """At a seed all activations are tested on one fold; the table names the folds though nothing else varies."""
+    overrides = ("task.data.folds=3", "runner.epochs=1")
+    for name in ("relu", "tanh"):
+        for seed in range(3):
+            train(
+                *(tmp_path, make_factory(name), *overrides, f"seed={seed}"),
+                **{"task": "diabetes", "activation": name},
+            )
+    records = add_labels(read_records(tmp_path / "main"))
+    assert records["task_label"].unique().tolist() == ["diabetes[data.folds=3]"]
+    assert records["data_fingerprint"].nunique() == 1
+    assert records.groupby("seed")["test_mse"].nunique().tolist() == [2, 2, 2]
+    table = leaderboard(records, "relu")
+    assert table["n"].tolist() == [3, 3]
+    train(tmp_path, make_factory("relu"), "runner.epochs=1", task="diabetes", activation="relu")  # not one of them
+    labels = add_labels(read_records(tmp_path / "main"))["task_label"]
+    assert sorted(labels.unique()) == ["diabetes[data.folds=3]", "diabetes[data.folds=null]"]
+
+
+def test_an_option_that_is_newer_than_cells_leaves_their_ids_alone(tmp_path) -> None:
+    """Nor does it keep a finished cell from being found, nor hide itself once it is used."""
+    composed = OmegaConf.to_container(config("task=diabetes", f"outputs={tmp_path}"), resolve=True)
+    old = copy.deepcopy(composed)
+    del old["task"]["data"]["folds"]
+    used = copy.deepcopy(composed)
+    used["task"]["data"]["folds"] = 5
+    ids = [
+        Cell(tree, activation="relu", task="diabetes", network="mlp").id for tree in (old, composed, used)
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    record = train(tmp_path, make_factory("relu"), "runner.epochs=1", task="diabetes")
+    cell = make_cell(tmp_path, "runner.epochs=1", task="diabetes")
+    stored = yaml.safe_load((cell.folder / "config.yaml").read_text())
+    del stored["task"]["data"]["folds"]  # as it was written then
+    (cell.folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert cell.finished()["primary"] == record["primary"]

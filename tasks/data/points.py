@@ -34,6 +34,10 @@ class Points(ABC):
     fingerprint: str
     peak: float | None = None
 
+    def of_seed(self, seed: int) -> "Points":
+        """The same data as a run with ``seed`` is to split them: these, unless folds are asked for."""
+        return self
+
     @abstractmethod
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches an epoch has."""
@@ -155,6 +159,7 @@ class SamplePoints(Points):
         draw: makes a figure, given a function to predict with.
         fingerprint: of the data.
         peak: see ``Points``.
+        folds: makes the same set with another fold as the test, given a seed; None where there are no folds.
     """
 
     def __init__(
@@ -166,11 +171,16 @@ class SamplePoints(Points):
         draw: Callable[[Predict], "Figure"],
         fingerprint: str,
         peak: float | None = None,
+        folds: "Callable[[int], SamplePoints] | None" = None,
     ) -> None:
         self.index, self.draw, self.fingerprint, self.peak = index, draw, fingerprint, peak
+        self.folds = folds
         self.train, self.val, self.test = (
             (inputs[index[split]], targets[index[split]]) for split in ("train", "val", "test")
         )
+
+    def of_seed(self, seed: int) -> Points:
+        return self if self.folds is None else self.folds(seed)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return max(1, len(self.train[0]) // batch_size)
