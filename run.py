@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from runners.cell import Busy, Cell, CellFailed
-from runners.grid import ReportAfterGrid, own_class
+from runners.grid import ReportAfterGrid, own_class, trains
 from runners.words import one_line
 
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def run_cell(cfg: DictConfig, grid: bool) -> None:
-    """Compose activation, task and runner of a cell and run it, unless it is finished."""
+    """Compose activation, task and runner of a cell and run it, unless it is finished; or look at its data."""
     choices = HydraConfig.get().runtime.choices
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     activation = own_class(cfg.activation._target_, choices["activation"]) or choices["activation"]
@@ -50,14 +50,20 @@ def run_cell(cfg: DictConfig, grid: bool) -> None:
         print(cell.line(record, note=" (finished before)"))
         return
 
-    def train() -> dict[str, Any]:
-        from hydra.utils import instantiate  # with torch behind it, which skipping a cell should not import
+    from hydra.utils import instantiate  # with torch behind it, which skipping a cell should not import
 
+    def task() -> Any:
+        return instantiate(cfg.task, network=instantiate(cfg.network))
+
+    def train() -> dict[str, Any]:
         from runners.factory import checked
 
         runner, act_layer = instantiate(cfg.runner), checked(instantiate(cfg.activation), activation)
-        return runner(act_layer, instantiate(cfg.task, network=instantiate(cfg.network)), cell)
+        return runner(act_layer, task(), cell)
 
+    if not trains(cfg.runner):
+        instantiate(cfg.runner)(task, cell)
+        return
     try:
         record = cell.attempt(train)
     except Busy as busy:

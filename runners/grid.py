@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 ACTIVATIONS = Path(__file__).resolve().parent.parent / "conf" / "activation"
 
+CHECK = "runners.check.Check"
+
 
 class ReportAfterGrid(Callback):
     """Hydra callback that remembers which study a multirun writes to; run.py reports on it at the end.
@@ -27,7 +29,8 @@ class ReportAfterGrid(Callback):
         for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
             if override.is_sweep_override() and override.get_key_element() in ("study", "outputs"):
                 raise ValueError(f"{override.input_line}: the cells of a grid belong to one study")
-        ReportAfterGrid.study_folder = Path(config.outputs) / str(config.study)
+        if trains(config.runner):
+            ReportAfterGrid.study_folder = Path(config.outputs) / str(config.study)
 
     @staticmethod
     def report() -> None:
@@ -36,6 +39,11 @@ class ReportAfterGrid(Callback):
             from results.report import report  # with pandas and matplotlib behind it
 
             report(ReportAfterGrid.study_folder)
+
+
+def trains(runner: DictConfig) -> bool:
+    """Whether a runner makes cells, which ``runner=check`` does not."""
+    return bool(runner._target_ != CHECK)
 
 
 def own_class(target: str, choice: str) -> str | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tasks.confusion import Confusion
+    from tasks.look import Look
 
 ActLayer = Callable[..., nn.Module]  # num_features -> a fresh activation; called once for every site
 Batch = tuple[Tensor, Tensor]  # input, target
@@ -177,6 +178,12 @@ class Task(ABC):
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
         """Named figures of what the trained network does, if there is anything to see."""
         return {}
+
+    def look(self, generator: torch.Generator) -> "Look":
+        """What the data are; augmentation that is shown is drawn from ``generator``."""
+        from tasks.look import Look
+
+        return Look({"fingerprint": self.fingerprint})
 
 
 class Means:

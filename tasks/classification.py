@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from tasks.data.augment import Augment, check_augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
 from tasks.data.store import one_threaded
+
+if TYPE_CHECKING:
+    from tasks.look import Look
 
 EVAL_BATCH, EVAL_PIXELS = 512, 1 << 20  # at most so many images, and so many pixels of them
 BINS = 15  # of the calibration error, as in the paper
@@ -61,6 +65,7 @@ class Classification(Task):
         if len(data.classes) < 2:
             raise ValueError(f"task.data: two classes or more are needed, there is only {data.classes[0]}")
         self.recipe = recipe
+        self.data = data
         self.network = network
         self.augment = augment
         self.eval_crop = eval_crop
@@ -137,6 +142,19 @@ class Classification(Task):
                 tally.add(output, target)
         self.confusion = Confusion(tally.counts.cpu(), self.classes, "images")
         return means.result() | {"ece": tally.ece()} | tally.of_classes(self.classes)
+
+    def look(self, generator: torch.Generator) -> "Look":
+        """Images of each class and split, their values, copies of training images in the test; a sheet of them."""
+        from tasks import look
+
+        samples = look.read_samples(self.store, self.store.shape[0], self.data.kept)
+        high = int(samples.high.max())
+        return look.Look(
+            look.image_facts(self, samples, self.labels, "class"),
+            look.class_table(self.labels, self.index, self.classes),
+            # values of few steps, as of 0 to 16, are shown in full
+            look.class_sheet(self, self.labels, 255 if high > 127 else max(high, 1), generator),
+        )
 
     def _check_sizes(self) -> tuple[int, ...]:
         """What the network receives, checked to be the same in training and in evaluation."""

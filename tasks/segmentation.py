@@ -20,6 +20,8 @@ from tasks.data.store import mean_std, one_threaded
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from tasks.look import Look
+
 BOUNDARY = 0.02  # of the diagonal: how far from an edge the boundary reaches, as in the paper
 PICTURES = 5  # test images that are drawn, evenly spread
 
@@ -80,6 +82,7 @@ class Segmentation(Task):
         if recipe.mixup > 0:
             raise ValueError(f"task.recipe.mixup={recipe.mixup}: is for classification; 0 is legal here")
         self.recipe = recipe
+        self.data = data
         self.network = network
         self.augment = augment
         self.classes, self.store, self.fingerprint = data.classes, data.store, data.fingerprint
@@ -185,7 +188,6 @@ class Segmentation(Task):
 
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
         """Image, truth, prediction and mistakes, for the same few test images in every run."""
-        from matplotlib.colors import to_rgb
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
@@ -197,11 +199,7 @@ class Segmentation(Task):
         with torch.inference_mode():
             output = network(input).float()
         guesses = _classes(output)
-        colours = dict(zip(self.classes, cycle(COLOURS), strict=False))
-        palette = torch.tensor(to_rgb(VOID_COLOUR)).repeat(256, 1)
-        palette[: len(colours)] = torch.tensor([to_rgb(colour) for colour in colours.values()])
-        if (target == VOID).any():
-            colours["void"] = VOID_COLOUR
+        colours, palette = self._colours(void=bool((target == VOID).any()))
         mistakes = (guesses != target) & (target != VOID)
         faded = 0.6 + 0.4 * samples[:, :-1].float().mean(1) / 255  # (n, H, W)
         drawn = {
@@ -228,6 +226,30 @@ class Segmentation(Task):
             ncols=min(len(colours), 7),
         )
         return {"predictions": figure}
+
+    def look(self, generator: torch.Generator) -> "Look":
+        """Pixels of each class and split, values, copies of training images in the test; a sheet with the masks drawn."""
+        from tasks import look
+
+        samples = look.read_samples(self.store, self.input_shape[0], self.data.kept)
+        pixels = samples.pixels[self.index["train"]].sum(0).double()
+        void = bool(pixels[VOID] > 0)
+        shares = (100 * pixels / pixels.sum()).tolist()
+        shares = shares[: len(self.classes)] + [shares[VOID]] * void
+        return look.Look(
+            look.image_facts(self, samples, samples.masks, "mask"),
+            look.mask_table(samples.pixels, self.index, self.classes, VOID),
+            look.scene_sheet(self, *self._colours(void=void), shares, generator),
+        )
+
+    def _colours(self, *, void: bool) -> tuple[dict[str, str], Tensor]:
+        """Colours of the classes, and of void if it is to be named; and (256, 3), those of a mask's values."""
+        from matplotlib.colors import to_rgb
+
+        colours = dict(zip(self.classes, cycle(COLOURS), strict=False))
+        palette = torch.tensor(to_rgb(VOID_COLOUR)).repeat(256, 1)
+        palette[: len(colours)] = torch.tensor([to_rgb(colour) for colour in colours.values()])
+        return colours | ({"void": VOID_COLOUR} if void else {}), palette
 
     def _prepared(self, samples: Tensor) -> Batch:
         """Normalised images and masks of (N, 4, H, W) samples, on the device."""

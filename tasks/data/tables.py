@@ -18,6 +18,10 @@ from tasks.data.points import Predict, SamplePoints
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DIABETES = (
+    *("age", "sex", "body mass index", "blood pressure", "s1 cholesterol", "s2 ldl", "s3 hdl", "s4 tch", "s5 ltg"),
+    *("s6 glucose", "progression"),
+)
 LEAST_FOLD = 10  # patients, one from each tenth of the targets
 LEAST_SIDE = 8  # pixels; a smaller photograph shows nothing
 
@@ -62,7 +66,12 @@ def diabetes(*, val_fraction: float, test_fraction: float, folds: int | None = N
 
         index = {"train": train, "val": val, "test": test}
         return SamplePoints(
-            *(inputs, targets, index), draw=draw, fingerprint=_hash(table), folds=fold if folds else None
+            *(inputs, targets, index),
+            draw=draw,
+            show=lambda: fits.columns({name: table[part] for name, part in index.items()}, DIABETES),
+            fingerprint=_hash(table),
+            variables=DIABETES,
+            folds=fold if folds else None,
         )
 
     def fold(seed: int) -> SamplePoints:
@@ -117,7 +126,14 @@ def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> Sa
         return fits.photograph(targets.view(pixels.shape), fit.view(pixels.shape), f"fit, {psnr:.1f} dB")
 
     index = {"train": train, "val": val, "test": test}
-    return SamplePoints(inputs, targets, index, draw=draw, peak=1.0, fingerprint=_hash(pixels))
+    return SamplePoints(
+        *(inputs, targets, index),
+        draw=draw,
+        show=lambda: fits.pixels(targets.view(pixels.shape), index),
+        peak=1.0,
+        fingerprint=_hash(pixels),
+        variables=("x", "y", "red", "green", "blue"),
+    )
 
 
 def _read_table(path: Path) -> np.ndarray:
