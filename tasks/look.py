@@ -23,8 +23,8 @@ SPLITS = ("train", "val", "test")
 # up to so many classes: columns of the sheet, training and test images of each class, inches of an image
 LAYOUTS = ((12, 1, (8, 4), 0.72), (30, 2, (5, 3), 0.62), (60, 3, (4, 2), 0.55), (120, 4, (3, 2), 0.5))
 AUGMENTED = 12  # training images as they are augmented
-SCENES = 4  # images with masks of a split
-SCENE_WIDTH = 2.7  # inches
+SCENES = 6  # images with masks of a split
+SCENE_WIDTH = 2.2  # inches
 LISTED = 40  # rows of a table on the terminal
 
 
@@ -128,11 +128,15 @@ def image_facts(task: Any, samples: Samples, answers: Tensor, answer: str) -> di
     planes, (height, width) = task.input_shape[0], task.store.shape[1:]
     seen = " x ".join(map(str, task.input_shape[1:]))
     size = f"{height} x {width} pixels"
+    carved = [split for split in SPLITS[1:] if getattr(task.data, split, None) is None]
+    held_out = f" ({' and '.join(carved)} held out of the training images by a fixed rule)" if carved else ""
+    if unused := len(task.store) - sum(map(len, task.index.values())):
+        held_out += f", not used {unused:,}"
     facts = {
         "data": f"{len(task.store):,} images of {size}, {planes} channel{'s' * (planes > 1)}, "
         f"{len(task.classes)} classes" + ("" if seen == f"{height} x {width}" else f"; evaluated at {seen}"),
         "fingerprint": task.fingerprint,
-        "splits": ", ".join(f"{split} {len(task.index[split]):,}" for split in SPLITS),
+        "splits": ", ".join(f"{split} {len(task.index[split]):,}" for split in SPLITS) + held_out,
         "steps": f"{task.steps_per_epoch:,} of {task.batch_size} images an epoch",
     }
     for split in SPLITS:
@@ -221,28 +225,29 @@ def class_sheet(task: Any, labels: Tensor, high: int, generator: torch.Generator
     blocks = [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
     height, width = task.store.shape[1:]
     names = 0.085 * max(len(_short(task.classes[k])) for k in chosen)
-    wide, tall = sum(counts) * side + names + 0.25, rows * side * height / width
-    augmented = task.input_shape[1] / task.input_shape[2] * len(blocks) * wide / AUGMENTED
-    figure = Figure(
-        figsize=(max(len(blocks) * wide, 5), tall + min(augmented, 1.6) + 1.4), layout="constrained"
-    )
-    above, below = figure.subfigures(2, 1, height_ratios=(tall + 0.7, min(augmented, 1.6) + 0.7))
+    wide, tall = (sum(counts) + 0.4) * side + names + 0.2, rows * side * height / width
+    page = len(blocks) * wide
+    augmented = page / AUGMENTED * task.input_shape[1] / task.input_shape[2]
+    left = len(task.classes) - len(chosen)
+    parts = (tall + 0.35 + 0.25 * bool(left), augmented + 0.45)
+    figure = Figure(figsize=(page, sum(parts)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=parts)
     for ax, block in zip(above.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
         strips = [_class_strip(task, labels, k, counts) for k in block]
         strips += [torch.full_like(strips[0], -1)] * (rows - len(strips))
-        _show(ax, torch.cat(strips), counts[0] + counts[1], high)
+        _show(ax, torch.cat(strips), sum(counts), high, apart=counts[0])
+        gap = _gap(width)
         ax.set_yticks(
-            [(row + 0.5) * (height + _gap(width)) for row in range(len(block))],
+            [row * (height + gap) + gap // 2 + height / 2 for row in range(len(block))],
             [_short(task.classes[k]) for k in block],
         )
-        places = [(first + count / 2) * (width + _gap(width)) for first, count in ((0, counts[0]), counts)]
+        places = [counts[0] / 2 * (width + gap), (counts[0] + counts[1] / 2) * (width + gap) + width // 3]
         ax.set_xticks(places, ["train", "test"])
         ax.xaxis.tick_top()
-    left = len(task.classes) - len(chosen)
     above.suptitle(f"{len(chosen)} of {len(task.classes)} classes" if left else None, fontsize="medium")
     ax = below.subplots()
-    _show(ax, _augmented(task, AUGMENTED, generator)[0], AUGMENTED, high)
-    ax.set_title("training images as they are augmented", fontsize="medium", loc="left")
+    _show(ax, _filled(_augmented(task, AUGMENTED, generator)[0], AUGMENTED), AUGMENTED, high)
+    ax.set_title(_as_trained(task), fontsize="medium", loc="left")
     return figure
 
 
@@ -251,11 +256,10 @@ def _class_strip(task: Any, labels: Tensor, k: int, counts: tuple[int, int]) -> 
     parts = []
     for split, count in zip(("train", "test"), counts, strict=True):
         members = task.index[split][labels[task.index[split]] == k]
-        part = torch.full((count, *task.store.shape), -1, dtype=torch.int16)
+        part = torch.empty(0, *task.store.shape, dtype=torch.int16)
         if len(members):
-            few = members[_spread(len(members), count)]
-            part[: len(few)] = next(iter(task.store.batches([few]))).to(torch.int16)
-        parts.append(part)
+            part = next(iter(task.store.batches([members[_spread(len(members), count)]]))).to(torch.int16)
+        parts.append(_filled(part, count))
     return torch.cat(parts)
 
 
@@ -277,16 +281,16 @@ def scene_sheet(task: Any, colours: Mapping[str, str], palette: Tensor, shares: 
         index = task.index[split]
         samples = next(iter(task.store.batches([index[_spread(len(index), SCENES)]])))
         groups[f"{split}: images, and masks drawn over them"] = samples[:, :-1].to(torch.int16), samples[:, -1]
-    groups["training images as they are augmented"] = _augmented(task, SCENES, generator)
+    groups[_as_trained(task)] = _augmented(task, SCENES, generator)
     sizes = [2 * SCENE_WIDTH * images.shape[2] / images.shape[3] + 0.35 for images, _ in groups.values()]
     legend = 0.3 * -(-len(colours) // 5) + 0.2
     figure = Figure(figsize=(SCENES * SCENE_WIDTH + 0.3, sum(sizes) + legend), layout="constrained")
     axes = figure.subplots(len(groups), 1, height_ratios=sizes)
     for ax, (title, (images, masks)) in zip(axes, groups.items(), strict=True):
         drawn = 255 * palette[masks.long()].movedim(-1, 1)
-        over = (0.45 * images + 0.55 * drawn).round().to(torch.int16)
-        missing = torch.full((SCENES - len(images), *images.shape[1:]), -1, dtype=torch.int16)
-        _show(ax, torch.cat([images, missing, over, missing]), SCENES, 255)
+        # brightness is the image's and hue the class's: mixed colours would be those of other classes
+        over = (drawn * (0.4 + 0.6 * images.float().mean(1, keepdim=True) / 255)).round().to(torch.int16)
+        _show(ax, torch.cat([_filled(images, SCENES), _filled(over, SCENES)]), SCENES, 255)
         ax.set_title(title, fontsize="medium", loc="left")
     figure.legend(
         handles=[
@@ -300,23 +304,43 @@ def scene_sheet(task: Any, colours: Mapping[str, str], palette: Tensor, shares: 
     return figure
 
 
+def _as_trained(task: Any) -> str:
+    steps = [name for name, there in (("augmented", task.augment), ("mixed", task.recipe.mixup)) if there]
+    return f"training images as they are {' and '.join(steps)}" if steps else "training images, not augmented"
+
+
 def _augmented(task: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images of the first training batch as the network gets them, but in their own values, and the targets."""
     batch, targets = next(iter(task.batches("train", generator)))
     images = ((batch[:count].cpu() - task.shift) / task.scale).round().clamp(0, 255).to(torch.int16)
-    missing = torch.full((count - len(images), *images.shape[1:]), -1, dtype=torch.int16)
-    return torch.cat([images, missing]) if targets.ndim < 3 else images, targets[:count].cpu()
+    return images, targets[:count].cpu()
 
 
-def _show(ax: "Axes", images: Tensor, columns: int, high: int) -> None:
-    """(n, C, H, W) images in rows of ``columns`` with white between them, each as large; -1 is white."""
-    n, channels, height, width = images.shape
+def _filled(images: Tensor, count: int) -> Tensor:
+    """``images`` and as many blank ones as ``count`` takes."""
+    return torch.cat([images, torch.full((count - len(images), *images.shape[1:]), -1, dtype=images.dtype)])
+
+
+def _show(ax: "Axes", images: Tensor, columns: int, high: int, apart: int | None = None) -> None:
+    """(n, C, H, W) images in rows of ``columns`` with white between them; -1 is white.
+
+    Args:
+        ax: to draw on.
+        images: their number is a multiple of ``columns``.
+        columns: images in a row.
+        high: the value that is white.
+        apart: the column before which there is more room.
+    """
+    height, width = images.shape[2:]
     gap = _gap(width)
-    canvas = torch.ones(-(-n // columns), columns, height + gap, width + gap, 3)
-    pixels = images.movedim(1, 3).float() / high
-    pixels = torch.where(images.movedim(1, 3) < 0, 1, pixels).expand(-1, -1, -1, 3)
-    canvas.view(-1, height + gap, width + gap, 3)[:n, gap // 2 : gap // 2 + height, gap // 2 : gap // 2 + width] = pixels
-    ax.imshow(canvas.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).clamp(0, 1).numpy(), interpolation="nearest")
+    pixels = torch.where(images < 0, 1, images.float() / high).clamp(0, 1).movedim(1, 3)
+    canvas = torch.ones(len(images) // columns, columns, height + gap, width + gap, 3)
+    canvas[:, :, gap // 2 :, gap // 2 :][:, :, :height, :width] = pixels.unflatten(0, (-1, columns))
+    canvas = canvas.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2)  # (rows, columns, 3) of pixels
+    if apart is not None:
+        left, right = canvas.tensor_split([apart * (width + gap)], dim=1)
+        canvas = torch.cat((left, torch.ones(len(canvas), width // 3, 3), right), dim=1)
+    ax.imshow(canvas.numpy(), interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
