@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from results.terminal import print_anything
 from runners.cell import Busy, Cell, CellFailed
 from runners.composed import check_components, check_composed, own_class
-from runners.grid import ReportAfterGrid, SeveralGrids, composable, end_with_parent, is_grid
+from runners.grid import ReportAfterGrid, SeveralGrids, composable, end_with_parent, is_grid, trains
 from runners.words import one_line
 
 CONF = Path(__file__).resolve().parent / "conf"  # absolute, as python -m actbench imports this file
@@ -48,7 +48,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
-    """Compose activation, task and runner of a cell and run it, unless it is finished."""
+    """Compose activation, task and runner of a cell and run it, unless it is finished; or look at its data."""
     if not grid and (said := is_grid(hydra_cfg)):
         raise ValueError(said)
     names = check_composed(cfg, hydra_cfg)
@@ -62,15 +62,21 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
         print(cell.line(record, note=" (finished before)"))
         return
 
-    def train() -> dict[str, Any]:
-        from hydra.utils import instantiate  # with torch behind it, which skipping a cell should not import
+    from hydra.utils import instantiate  # with torch behind it, which skipping a cell should not import
 
+    def task() -> Any:
+        return instantiate(cfg.task, network=instantiate(cfg.network))
+
+    def train() -> dict[str, Any]:
         from runners.factory import checked
 
         check_components(config)
         runner, act_layer = instantiate(cfg.runner), checked(instantiate(cfg.activation), activation)
-        return runner(act_layer, instantiate(cfg.task, network=instantiate(cfg.network)), cell)
+        return runner(act_layer, task(), cell)
 
+    if not trains(cfg.runner):
+        instantiate(cfg.runner)(task, cell)
+        return
     try:
         record = cell.attempt(train)
     except Busy as busy:

@@ -20,6 +20,8 @@ INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
 # where in a network an activation stands is told with the activation: that is what is compared
 SITES = "network.sites"
 ROOT = "task.data.root"
+# seeds that vary the split as well are never shown as if they did not
+FOLDS = "task.data.folds"
 
 
 def read_records(study: Path) -> pd.DataFrame:
@@ -259,7 +261,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         # what is compared with others at other sites says where it stands, though it is at one kind only
         varying = [c for c in columns if (anywhere if c == SITES else known)[c].nunique() > 1]
         for index, row in known.iterrows():
-            given = [f"{column.partition('.')[2]}={row[column]}" for column in varying]
+            telling = [c for c in columns if c in varying or (c == FOLDS and row[c] != ABSENT)]
+            given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]
             labels[index] = f"{value}[{' '.join(given)}]" if given else str(value)
         only = {labels[index] for index in known.index}
         label = only.pop() if len(only) == 1 else str(value)

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from typing import Any
 CONFIG, METRICS, RECORD, CHECKPOINT = "config.yaml", "metrics.csv", "record.json", "checkpoint.pt"
 DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
-CLASSES = "classes.csv"
+CLASSES, CONFUSION = "classes.csv", "confusion.csv"
+CHECKS, SUMMARY, SHEET = (
+    "check",
+    "summary.txt",
+    "contact_sheet.png",
+)  # of runner=check, below a study's folder
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
 
 # of a cell's configuration: what determines its result, and what of that changes none
@@ -126,14 +131,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     What the training took stands last, behind the metrics of all splits.
     """
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if name not in LAST_COLUMNS] + [c for c in LAST_COLUMNS if c in names]
+    write_table(path, [columns, *([row.get(name) for name in columns] for row in rows)])
+
+
+def write_table(path: Path, lines: Iterable[Iterable[object]]) -> None:
+    """Write ``lines`` of values as they come; None is empty."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = [name for name in names if name not in LAST_COLUMNS] + [
-            c for c in LAST_COLUMNS if c in names
-        ]
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(file).writerows(lines)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

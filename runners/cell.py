@@ -20,6 +20,7 @@ from results.files import (
     CHECKPOINT,
     CLASSES,
     CONFIG,
+    CONFUSION,
     CURVES,
     DAMAGED,
     GIVEN_UP,
@@ -37,6 +38,8 @@ from results.schema import read_record
 from runners.code import ACTIVATIONS, HARNESS, SCHEME, code_hash, file_of, targets_of
 from runners.words import one_line
 
+# newer than cells that are there: while null no part of an id, so that these keep theirs
+ADDED = ("task.data.folds",)
 FINISHED = ("ok", "diverged")
 LOCK = ".lock"
 
@@ -69,9 +72,10 @@ class Cell:
         if not isinstance(self.force, bool):
             raise ValueError(f"force={self.force}: legal values are true, false")
         self.facts = facts_of(config)
-        self.id = hashlib.sha256(
-            json.dumps([activation, task, self.facts], sort_keys=True).encode()
-        ).hexdigest()[:10]
+        told = {name: value for name, value in self.facts.items() if name not in ADDED or value is not None}
+        self.id = hashlib.sha256(json.dumps([activation, task, told], sort_keys=True).encode()).hexdigest()[
+            :10
+        ]
         self.study_folder = study_folder(config)
         self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
         self._record: dict[str, Any] = {}
@@ -232,7 +236,7 @@ class Cell:
 
     def _set_aside(self) -> None:
         """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CURVES):
+        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)

@@ -32,6 +32,8 @@ from runners.words import one_line
 
 LOOK_EVERY, GRACE = 1.0, 8.0  # seconds: between looks for the parent, and to end a step and save
 
+CHECK = "runners.check.Check"
+
 
 class ReportAfterGrid(Callback):
     """Hydra callback that checks a multirun and remembers which studies it writes to; run.py reports on them at the end.
@@ -62,7 +64,7 @@ class ReportAfterGrid(Callback):
         except Exception as error:
             raise SystemExit(f"actbench: {one_line(error)}") from error
         ReportAfterGrid.studies |= studies
-        if config.hydra.sweep.dir == ".":
+        if config.hydra.sweep.dir == "." and studies:
             config.hydra.sweep.dir = str(
                 next(iter(studies))
             )  # where Hydra notes the command in multirun.yaml
@@ -167,7 +169,8 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
         try:
             cfg = loader.load_sweep_config(master, cell)
             check_composed(cfg, cfg.hydra)
-            studies[study_folder(cast(dict[str, Any], cfg))] = None
+            if trains(cfg.runner):
+                studies[study_folder(cast(dict[str, Any], cfg))] = None
         except Exception as error:
             varied = " ".join(choice for choice in choices if choice.partition("=")[0] in swept)
             wrong.append((varied, one_line(error)))
@@ -222,3 +225,8 @@ def _parsed(overrides: Any, loader: ConfigLoader | None = None) -> list[Override
 
 def _key(override: Override) -> str:
     return override.get_key_element().lstrip("+~")
+
+
+def trains(runner: DictConfig) -> bool:
+    """Whether a runner makes cells, which ``runner=check`` does not."""
+    return bool(runner._target_ != CHECK)

@@ -19,7 +19,17 @@ from tqdm import tqdm
 
 from activations.base import Activation
 from activations.kernels import library
-from results.files import CHECKPOINT, CLASSES, CURVES, METRICS, PICTURES, replacing, write_csv
+from results.files import (
+    CHECKPOINT,
+    CLASSES,
+    CONFUSION,
+    CURVES,
+    METRICS,
+    PICTURES,
+    replacing,
+    write_csv,
+    write_table,
+)
 from results.schema import PROVENANCE
 from runners import cost, seeding
 from runners.cell import Cell
@@ -106,6 +116,7 @@ class Train:
         # set-up: everything random comes from streams of the seed (see seeding), none of them the activation's
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        task.split_for(cell.seed)
         task.device, task.limit_batches = find_device(self.device), self.limit_batches
         epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
         steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
@@ -216,11 +227,13 @@ class Train:
         """The one look at the test split: with the last weights, and with those best in validation."""
         val = run.rows[-1][task.primary_metric]
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
+        confusion = task.confusion
         samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
         with self._autocast(task.device):
             write_curves(cell.folder / CURVES, network, samples)
         if self.pictures:
-            for name, figure in task.pictures(network).items():
+            figures = task.pictures(network) | ({"confusion": confusion.figure()} if confusion else {})
+            for name, figure in figures.items():
                 with replacing(cell.folder / PICTURES / f"{name}.png") as temporary:
                     figure.savefig(temporary, format="png", dpi=150)
         assert run.best is not None
@@ -231,6 +244,8 @@ class Train:
         looks = {run.epoch - 1: last, run.best["epoch"]: best}
         if classes := [row for epoch, scores in looks.items() for row in _class_rows(scores, epoch)]:
             write_csv(cell.folder / CLASSES, classes)
+        if confusion is not None:
+            write_table(cell.folder / CONFUSION, confusion.table())
         if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
             return self._finish(cell, run, "diverged", reason="loss not finite in the test")
         scores = {

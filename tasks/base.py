@@ -13,6 +13,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from tasks.confusion import Confusion
+    from tasks.look import Look
+
 ActLayer = Callable[..., nn.Module]  # num_features -> a fresh activation; called once for every site
 Batch = tuple[Tensor, Tensor]  # input, target
 
@@ -120,7 +123,8 @@ def check_choice(name: str, value: object, legal: Sequence[str]) -> None:
 class Task(ABC):
     """What an activation is compared on. A subclass sets the facts in ``__init__`` and fills in the methods.
 
-    Splits are ``train``, ``val`` and ``test``. Which sample belongs to which split never depends on the seed.
+    Splits are ``train``, ``val`` and ``test``. Which sample belongs to which split never depends on the seed, unless the
+    configuration asks for folds (``split_for``).
     """
 
     primary_metric: str
@@ -134,6 +138,10 @@ class Task(ABC):
 
     device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
     limit_batches: int | None = None  # at most so many batches per pass (see ``spread``); set by a smoke run
+    confusion: "Confusion | None" = None  # of classes, in the latest evaluation; set by ``evaluate``
+
+    def split_for(self, seed: int) -> None:  # noqa: B027  # most have nothing to do
+        """Choose the split of ``seed``; called by a runner before all else. Where folds are asked for, the seed chooses the one to test on."""
 
     def build_network(self, act_layer: ActLayer) -> nn.Module:
         """A freshly initialised network that has called ``act_layer(num_features)`` once for every site.
@@ -187,6 +195,12 @@ class Task(ABC):
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
         """Named figures of what the trained network does, if there is anything to see."""
         return {}
+
+    def look(self, generator: torch.Generator) -> "Look":
+        """What the data are; augmentation that is shown is drawn from ``generator``."""
+        from tasks.look import Look
+
+        return Look({"fingerprint": self.fingerprint})
 
 
 class Means:

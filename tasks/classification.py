@@ -1,6 +1,7 @@
 """Image classification from uint8 images, in memory or streamed."""
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,10 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import Batch, Means, Recipe, Task, check_range, check_whole
+from tasks.confusion import Confusion
 from tasks.data.augment import Augment, check_augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
 from tasks.data.store import one_threaded
+
+if TYPE_CHECKING:
+    from tasks.look import Look
 
 EVAL_BATCH, EVAL_PIXELS = 512, 1 << 20  # at most so many images, and so many pixels of them
 BINS = 15  # of the calibration error, as in the paper
@@ -59,6 +64,7 @@ class Classification(Task):
         if len(data.classes) < 2:
             raise ValueError(f"task.data: two classes or more are needed, there is only {data.classes[0]}")
         self.recipe = recipe
+        self.data = data
         self.network = network
         self.augment = augment
         self.eval_crop = eval_crop
@@ -127,7 +133,7 @@ class Classification(Task):
         return metrics
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Loss, top1, top5, ece, and the accuracy of each class that occurs as ``acc/<class>``."""
+        """Loss, top1, top5, ece, and for each class that occurs ``acc/``, ``precision/`` and ``f1/<class>``."""
         network.eval()
         means, tally = Means(), Tally(len(self.classes), self.device)
         with torch.inference_mode():
@@ -135,7 +141,21 @@ class Classification(Task):
                 output = network(input).float()
                 means.add(len(target), loss=self.loss(output, target), **self.metrics(output, target))
                 tally.add(output, target)
-        return means.result() | {"ece": tally.ece()} | tally.accuracies(self.classes)
+        self.confusion = Confusion(tally.counts.cpu(), self.classes, "images")
+        return means.result() | {"ece": tally.ece()} | tally.of_classes(self.classes)
+
+    def look(self, generator: torch.Generator) -> "Look":
+        """Images of each class and split, their values, copies of training images in the test; a sheet of them."""
+        from tasks import look
+
+        samples = look.read_samples(self.store, self.store.shape[0], self.data.kept)
+        high = int(samples.high.max())
+        return look.Look(
+            look.image_facts(self, samples, self.labels, "class"),
+            look.class_table(self.labels, self.index, self.classes),
+            # values of few steps, as of 0 to 16, are shown in full
+            look.class_sheet(self, self.labels, 255 if high > 127 else max(high, 1), generator),
+        )
 
     def _check_sizes(self) -> tuple[int, ...]:
         """What the network receives, checked to be the same in training and in evaluation."""
@@ -185,7 +205,7 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, generator: torch.Generat
 
 
 class Tally:
-    """What is summed up over a whole split: calibration and hits of each class.
+    """What is summed up over a whole split: calibration, and how often each class was taken for each.
 
     Args:
         num_classes: how many there are.
@@ -196,7 +216,7 @@ class Tally:
         self.gaps = torch.zeros(
             BINS, dtype=torch.double, device=device
         )  # of each bin: sum of (hit - confidence)
-        self.hits, self.counts = torch.zeros(2, num_classes, dtype=torch.double, device=device)
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def add(self, output: Tensor, target: Tensor) -> None:
         """Count a batch: logits (N, K), labels (N,)."""
@@ -204,8 +224,8 @@ class Tally:
         hit = (predicted == target).double()
         bins = (confidence * BINS).ceil().long() - 1  # the bins are ((m - 1) / BINS, m / BINS]
         self.gaps.index_add_(0, bins.clamp(0, BINS - 1), hit - confidence)
-        self.hits.index_add_(0, target, hit)
-        self.counts.index_add_(0, target, torch.ones_like(hit))
+        places = target * len(self.counts) + predicted
+        self.counts.view(-1).index_add_(0, places, torch.ones_like(places))
 
     def ece(self) -> float:
         """Expected calibration error in percent: mean over all samples of their bin's |accuracy - confidence|.
@@ -214,7 +234,23 @@ class Tally:
         """
         return 100 * (self.gaps.abs().sum() / self.counts.sum()).item()
 
-    def accuracies(self, classes: tuple[str, ...]) -> dict[str, float]:
-        """``acc/<class>`` in percent, of those classes that occur."""
-        share = (100 * self.hits / self.counts).tolist()
-        return {f"acc/{name}": value for name, value in zip(classes, share, strict=True) if value == value}
+    def of_classes(self, classes: tuple[str, ...]) -> dict[str, float]:
+        """Scores of each class in percent, where they are defined, class by class.
+
+        acc: the share of its images that were found, which is its recall. precision: the share of what was taken for
+        it that is of it. f1: the harmonic mean of the two, 2 hits / (images + taken for it).
+        """
+        counts = self.counts.double()
+        hits, images, taken = counts.diagonal(), counts.sum(1), counts.sum(0)
+        shares = {
+            "acc": 100 * hits / images,
+            "precision": 100 * hits / taken,
+            "f1": 200 * hits / (images + taken),
+        }
+        columns = {name: share.tolist() for name, share in shares.items()}
+        return {
+            f"{name}/{label}": column[k]
+            for k, label in enumerate(classes)
+            for name, column in columns.items()
+            if column[k] == column[k]
+        }

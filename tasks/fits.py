@@ -1,6 +1,6 @@
-"""Figures of regressions: target, fit and error."""
+"""Figures of regressions: target, fit and error; and of their data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -105,4 +105,87 @@ def scatter(target: Tensor, fit: Tensor, quantity: str) -> "Figure":
     right.set(xlabel=f"{quantity}, predicted", ylabel="predicted - true")
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def target_curve(
+    x: Tensor, target: Tensor, samples: tuple[Tensor, Tensor], *, limits: tuple[float, float]
+) -> "Figure":
+    """A target of one variable and training samples, the distribution of its values beside it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
+    left.plot(
+        *(part.flatten() for part in samples), ".", color=ORANGE, markersize=5, label="training samples"
+    )
+    left.plot(x.flatten(), target.flatten(), color="black", linewidth=1.4, label="target, on the test's grid")
+    left.set(xlabel="$x$", ylabel="$f(x)$", xlim=limits)
+    left.legend(
+        frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, fontsize="small"
+    )
+    left.set_title(f"variance {target.var(correction=0):.3g}", loc="left")
+    right.hist(target.flatten().numpy(), bins=40, orientation="horizontal", color=BLUE)
+    right.set(xlabel="test points")
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def target_map(target: Tensor, samples: tuple[Tensor, Tensor], extent: Sequence[float]) -> "Figure":
+    """A target of two variables on a square grid, the first variable slowest, and training samples of it."""
+    from matplotlib.figure import Figure
+
+    size = round(len(target) ** 0.5)
+    scale = {"vmin": target.min().item(), "vmax": target.max().item(), "cmap": "viridis"}
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    image = left.imshow(
+        target.view(size, size).T.numpy(), origin="lower", extent=tuple(extent), aspect="auto", **scale
+    )
+    left.set(title=f"target, variance {target.var(correction=0):.3g}", xlabel="$x_1$", ylabel="$x_2$")
+    x, y = samples
+    right.scatter(x[:, 0], x[:, 1], c=y.flatten(), s=14, **scale)
+    right.set(title=f"{len(x)} training samples", xlabel="$x_1$")
+    figure.colorbar(image, ax=(left, right), shrink=0.9, pad=0.02)
+    return figure
+
+
+def columns(parts: Mapping[str, Tensor], names: Sequence[str]) -> "Figure":
+    """Every column of a table against its last one, and the last one's distribution in each split."""
+    from matplotlib.figure import Figure
+
+    colours = dict(zip(parts, (GREY, ORANGE, BLUE), strict=True))
+    across = min(4, len(names))
+    figure = Figure(figsize=(2.9 * across, 2.5 * -(-len(names) // across) + 0.4), layout="constrained")
+    axes = figure.subplots(-(-len(names) // across), across, squeeze=False).flatten()
+    for k, (ax, name) in enumerate(zip(axes, names, strict=False)):
+        for split, values in parts.items():
+            if k < len(names) - 1:
+                ax.plot(values[:, k], values[:, -1], ".", color=colours[split], markersize=4, label=split)
+        if k == len(names) - 1:
+            samples = [values[:, k].numpy() for values in parts.values()]
+            ax.hist(samples, bins=15, stacked=True, color=list(colours.values()))
+        ax.set(xlabel=name, ylabel="samples" if k == len(names) - 1 else names[-1] if k % across == 0 else "")
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper left", ncols=len(parts), markerscale=2.5, frameon=False)
+    return figure
+
+
+def pixels(target: Tensor, index: Mapping[str, Tensor]) -> "Figure":
+    """An image (H, W, 3) in [0, 1], and of it the pixels of each split."""
+    from matplotlib.figure import Figure
+
+    height, width = target.shape[:2]
+    figure = Figure(figsize=(11, 0.6 + 11 / 4 * height / width), layout="constrained")
+    for ax, (name, part) in zip(figure.subplots(1, 4), {"all": None, **index}.items(), strict=True):
+        shown = target.clone()
+        if part is not None:
+            shown.view(-1, 3).fill_(1)[part] = target.view(-1, 3)[part]
+        ax.imshow(shown.numpy(), interpolation="nearest")
+        count = height * width if part is None else len(part)
+        ax.set(title=f"{name}, {count:,} pixels", xticks=[], yticks=[])
     return figure

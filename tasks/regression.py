@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import Batch, Recipe, Task
-from tasks.data.points import Points
+from tasks.data.points import Points, SamplePoints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from tasks.look import Look
 
 EVAL_BATCH = 4096
 
@@ -38,14 +40,21 @@ class Regression(Task):
 
     def __init__(self, *, recipe: Recipe, data: Points, network: Callable[..., nn.Module]) -> None:
         self.recipe = recipe
-        self.data = data
         self.network = network
+        self._use(data)
+
+    def _use(self, data: Points) -> None:
+        self.data = data
         self.points = {"val": data.val, "test": data.test}
         self.variance = {split: _variance(split, target) for split, (_, target) in self.points.items()}
         inputs, targets = data.test
         self.input_shape, self.output_shape = tuple(inputs.shape[1:]), tuple(targets.shape[1:])
-        self.steps_per_epoch = data.steps_per_epoch(recipe.batch_size)
+        self.steps_per_epoch = data.steps_per_epoch(self.recipe.batch_size)
         self.fingerprint = data.fingerprint
+
+    def split_for(self, seed: int) -> None:
+        """Take the fold of ``seed``, where the data have folds."""
+        self._use(self.data.of_seed(seed))
 
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Training batches as the data make them, the fixed samples otherwise."""
@@ -74,6 +83,35 @@ class Regression(Task):
         if self.data.peak is not None:
             metrics["psnr"] = 10 * (self.data.peak**2 / mse).log10()
         return {name: value.item() for name, value in metrics.items()}
+
+    def look(self, generator: torch.Generator) -> "Look":
+        """Range of every variable in each split, inputs that occur in two of them; figures of the target."""
+        from tasks import look
+
+        epoch = list(self.data.epoch(self.recipe.batch_size, generator))
+        parts = {"train": tuple(map(torch.cat, zip(*epoch, strict=True))), **self.points}
+        fresh = not isinstance(self.data, SamplePoints)
+        if not fresh:
+            parts["train"] = self.data.train
+        inputs, outputs = self.input_shape[0], self.output_shape[0]
+        sizes = {split: f"{split} {len(x):,}" for split, (x, _) in parts.items()}
+        if fresh:
+            sizes["train"] += " fresh points an epoch (numbers below are of one epoch)"
+        trained = set(map(tuple, parts["train"][0].tolist()))
+        copies = [
+            f"{split} inputs that are in train, too: {sum(tuple(x) in trained for x in parts[split][0].tolist()):,}"
+            for split in ("val", "test")
+        ]
+        facts = {
+            "data": f"{inputs} input{'s' * (inputs > 1)}, {outputs} target{'s' * (outputs > 1)}, as the network gets them",
+            "fingerprint": self.fingerprint,
+            "splits": ", ".join(sizes.values()),
+            "steps": f"{self.steps_per_epoch:,} of {len(epoch[0][0])} samples an epoch",
+            "copies": "; ".join(copies),
+        }
+        return look.Look(
+            facts, look.point_table(parts, self.data.names(inputs, outputs)), self.data.look(parts["train"])
+        )
 
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
         """Target, fit and error of the test."""

@@ -1,5 +1,6 @@
 """Segmentation: a class for every pixel of an image."""
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import Batch, Recipe, Task, check_range
+from tasks.confusion import Confusion
 from tasks.data.augment import check_augment
 from tasks.data.masks import MaskSet
 from tasks.data.pairs import VOID
@@ -18,6 +20,9 @@ from tasks.data.store import mean_std, one_threaded
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from tasks.look import Look
+
+BOUNDARY = 0.02  # of the diagonal: how far from an edge the boundary reaches, as in the paper
 PICTURES = 5  # test images that are drawn, evenly spread
 
 # of classes; Okabe, Ito 2008 (seven that the colour-blind can tell apart), then Tol's muted scheme, then others
@@ -35,10 +40,16 @@ class Segmentation(Task):
     Metrics in percent, from counts over the whole split, void left out: with n_ij the pixels of class i that were
     given class j,
 
-        IoU_i = n_ii / (sum_j n_ij + sum_j n_ji - n_ii)      pixel accuracy = sum_i n_ii / sum_ij n_ij
+        IoU_i  = n_ii / (sum_j n_ij + sum_j n_ji - n_ii)     pixel accuracy = sum_i n_ii / sum_ij n_ij
+        Dice_i = 2 n_ii / (sum_j n_ij + sum_j n_ji), which is the F1 score
 
     and mIoU the mean of IoU_i over the classes that truth or prediction have anywhere in the split. (A class that
-    neither has would be 0 / 0; a class that only the prediction has counts as 0.)
+    neither has would be 0 / 0; a class that only the prediction has counts as 0.) The mean of Dice_i is over the same.
+
+    Boundary IoU (Cheng et al., CVPR 2021, arXiv 2103.16562) is the IoU of boundaries: of a class's pixels in truth and
+    prediction only those count that ``boundary`` says are near the edge of its region there, within 2 % of the image's
+    diagonal. Intersections and unions are summed over the split as for mIoU (the paper's are of single objects), and
+    its mean is over the classes that have a boundary anywhere in the split.
 
     Args:
         recipe: how to train.
@@ -71,6 +82,7 @@ class Segmentation(Task):
         if recipe.mixup > 0:
             raise ValueError(f"task.recipe.mixup={recipe.mixup}: is for classification; 0 is legal here")
         self.recipe = recipe
+        self.data = data
         self.network = network
         self.augment = augment
         self.classes, self.store, self.fingerprint = data.classes, data.store, data.fingerprint
@@ -119,48 +131,69 @@ class Segmentation(Task):
         }
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Loss, miou, pixel_accuracy, and ``iou/<class>`` of every class that occurs, over the whole of ``split``.
+        """Loss, miou, dice, boundary_iou and pixel_accuracy over the whole of ``split``.
+
+        ``iou/<class>``, ``dice/<class>`` and ``boundary_iou/<class>`` are there for every class that occurs.
 
         Raises:
             ValueError: all of it is void.
         """
         network.eval()
-        confusion = torch.zeros(2 * self.output_shape[:1], dtype=torch.int64, device=self.device)
+        total = torch.zeros(2, 2, *2 * self.output_shape[:1], dtype=torch.int64, device=self.device)
         loss = torch.zeros((), dtype=torch.double, device=self.device)
         with torch.inference_mode():
             for input, target in self.batches(split):
                 output = network(input).float()
-                counts = self.confusion(output, target)
-                confusion += counts
+                counts = self.counts(output, target)
+                total += counts
                 loss += self.loss(output, target).double() * counts.sum()
-        pixels = int(confusion.sum())
+        pixels = int(total.sum())
         if pixels == 0:
             raise ValueError(f"task.data: every pixel of the {split} split is void")
-        return {"loss": loss.item() / pixels, **self.scores(confusion.cpu())}
+        total = total.cpu()
+        self.confusion = Confusion(total.sum((0, 1)), self.classes, "pixels")
+        return {"loss": loss.item() / pixels, **self.scores(total)}
 
-    def confusion(self, output: Tensor, target: Tensor) -> Tensor:
-        """How often each class (rows) was given each (columns), (K, K) int64; void does not count."""
-        classes = len(self.classes)
-        labelled = target != VOID
-        pairs = target[labelled] * classes + _classes(output)[labelled]
-        return pairs.bincount(minlength=classes**2).view(classes, classes)
+    def counts(self, output: Tensor, target: Tensor) -> Tensor:
+        """How often each class (third dimension) was given each (fourth), (2, 2, K, K) int64; void does not count.
 
-    def scores(self, confusion: Tensor) -> dict[str, float]:
-        """The metrics that follow from a confusion matrix of at least one pixel."""
-        hits = confusion.diagonal().double()
-        iou = 100 * hits / (confusion.sum(0) + confusion.sum(1) - hits)  # NaN: neither truth nor prediction
-        return {
-            "miou": iou.nanmean().item(),
-            "pixel_accuracy": (100 * hits.sum() / confusion.sum()).item(),
-        } | {
-            f"iou/{name}": value
-            for name, value in zip(self.classes, iou.tolist(), strict=True)
-            if value == value
+        The first two dimensions tell whether the pixel belongs to its class's boundary in the truth (1) or not (0), and
+        likewise in the prediction.
+        """
+        classes, guesses = len(self.classes), _classes(output)
+        void = target == VOID
+        edges = boundary(torch.stack((target, guesses.where(~void, VOID)), dim=1).byte())  # (N, 2, H, W)
+        places = ((2 * edges[:, 0] + edges[:, 1]) * classes + target) * classes + guesses
+        return places[~void].bincount(minlength=4 * classes**2).view(2, 2, classes, classes)
+
+    def scores(self, counts: Tensor) -> dict[str, float]:
+        """The metrics that follow from ``counts`` of at least one pixel."""
+        counts = counts.double()
+        confusion = counts.sum((0, 1))
+        hits, sizes = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+        both, truth, guessed = counts[1, 1].diagonal(), counts[1].sum((0, 2)), counts[:, 1].sum((0, 1))
+        each = {  # NaN: neither truth nor prediction
+            "iou": 100 * hits / (sizes - hits),
+            "dice": 200 * hits / sizes,
+            "boundary_iou": 100 * both / (truth + guessed - both),
         }
+        means = {name: values.nanmean().item() for name, values in each.items()}
+        return (
+            {
+                "miou": means.pop("iou"),
+                "pixel_accuracy": (100 * hits.sum() / confusion.sum()).item(),
+            }
+            | means
+            | {
+                f"{name}/{label}": value
+                for name, values in each.items()
+                for label, value in zip(self.classes, values.tolist(), strict=True)
+                if value == value
+            }
+        )
 
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
         """Image, truth, prediction and mistakes, for the same few test images in every run."""
-        from matplotlib.colors import to_rgb
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
@@ -172,11 +205,7 @@ class Segmentation(Task):
         with torch.inference_mode():
             output = network(input).float()
         guesses = _classes(output)
-        colours = dict(zip(self.classes, cycle(COLOURS), strict=False))
-        palette = torch.tensor(to_rgb(VOID_COLOUR)).repeat(256, 1)
-        palette[: len(colours)] = torch.tensor([to_rgb(colour) for colour in colours.values()])
-        if (target == VOID).any():
-            colours["void"] = VOID_COLOUR
+        colours, palette = self._colours(void=bool((target == VOID).any()))
         mistakes = (guesses != target) & (target != VOID)
         faded = 0.6 + 0.4 * samples[:, :-1].float().mean(1) / 255  # (n, H, W)
         drawn = {
@@ -191,7 +220,7 @@ class Segmentation(Task):
             figsize=(11, 11 / 4 * len(places) * (height / width + 0.1) + 0.8), layout="constrained"
         )
         for i, axes in enumerate(figure.subplots(len(places), len(drawn), squeeze=False)):
-            score = self.scores(self.confusion(output[i : i + 1], target[i : i + 1]).cpu())["miou"]
+            score = self.scores(self.counts(output[i : i + 1], target[i : i + 1]).cpu())["miou"]
             titles = [f"test image {places[i]}", "truth", f"prediction, mIoU {score:.1f}", "mistakes"]
             for ax, images, title in zip(axes, drawn.values(), titles, strict=True):
                 ax.imshow(images[i].numpy(), interpolation="nearest")
@@ -205,6 +234,30 @@ class Segmentation(Task):
         )
         return {"predictions": figure}
 
+    def look(self, generator: torch.Generator) -> "Look":
+        """Pixels of each class and split, values, copies of training images in the test; a sheet with the masks drawn."""
+        from tasks import look
+
+        samples = look.read_samples(self.store, self.input_shape[0], self.data.kept)
+        pixels = samples.pixels[self.index["train"]].sum(0).double()
+        void = bool(pixels[VOID] > 0)
+        shares = (100 * pixels / pixels.sum()).tolist()
+        shares = shares[: len(self.classes)] + [shares[VOID]] * void
+        return look.Look(
+            look.image_facts(self, samples, samples.masks, "mask"),
+            look.mask_table(samples.pixels, self.index, self.classes, VOID),
+            look.scene_sheet(self, *self._colours(void=void), shares, generator),
+        )
+
+    def _colours(self, *, void: bool) -> tuple[dict[str, str], Tensor]:
+        """Colours of the classes, and of void if it is to be named; and (256, 3), those of a mask's values."""
+        from matplotlib.colors import to_rgb
+
+        colours = dict(zip(self.classes, cycle(COLOURS), strict=False))
+        palette = torch.tensor(to_rgb(VOID_COLOUR)).repeat(256, 1)
+        palette[: len(colours)] = torch.tensor([to_rgb(colour) for colour in colours.values()])
+        return colours | ({"void": VOID_COLOUR} if void else {}), palette
+
     def _prepared(self, samples: Tensor) -> Batch:
         """Normalised images and masks of (N, 4, H, W) samples, on the device."""
         samples = samples.to(self.device, non_blocking=True)
@@ -216,6 +269,36 @@ class Segmentation(Task):
 def _classes(output: Tensor) -> Tensor:
     """The class with the highest score, (N, H, W)."""
     return output.max(1).indices  # argmax(1) on a CPU takes five times as long
+
+
+def boundary(labels: Tensor) -> Tensor:
+    """Where the pixels of maps of classes lie within a distance d of their region's edge (Cheng et al., arXiv 2103.16562).
+
+    A pixel of class c does if the square of 2 d + 1 pixels around it has a pixel of another class or reaches beyond the
+    image: if the binary mask of c, eroded d times by 3 x 3 pixels, has lost it. d is 2 % of the image's diagonal,
+    rounded, and at least 1. Void is no edge, since nobody knows where there is one: it counts as c around every c.
+
+    Args:
+        labels: classes below 254, or VOID.
+
+    Shape:
+        (N, P, H, W) uint8 to the same of bool; what is said of void itself means nothing.
+    """
+    height, width = labels.shape[2:]
+    reach = max(1, round(BOUNDARY * math.hypot(height, width)))
+    # all of a square is of one class if its largest label is its smallest, for all classes at once
+    largest, smallest = labels.where(labels != VOID, 0), (255 - labels)
+    window = F.pad(torch.cat((largest, smallest), dim=1), 4 * (reach,), value=255)
+    for dim in (2, 3):
+        # windows of 1, 2, 4, ... pixels are made of two of half the size: several times faster than pooling
+        seen = 1
+        while seen < 2 * reach + 1:
+            step = min(seen, 2 * reach + 1 - seen)
+            rest = window.shape[dim] - step
+            window = torch.maximum(window.narrow(dim, 0, rest), window.narrow(dim, step, rest))
+            seen += step
+    largest, smallest = window.chunk(2, dim=1)
+    return largest != 255 - smallest
 
 
 def _hold_out(index: Tensor, share: float, name: str) -> tuple[Tensor, Tensor]:

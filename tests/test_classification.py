@@ -56,6 +56,9 @@ def test_metrics_are_torchmetrics_over_the_whole_split(monkeypatch) -> None:
     }
     classes = 100 * theirs.multiclass_accuracy(logits, labels, 10, average="none")
     expected |= {f"acc/{digit}": accuracy for digit, accuracy in enumerate(classes)}
+    for name, metric in (("precision", theirs.multiclass_precision), ("f1", theirs.multiclass_f1_score)):
+        scores = 100 * metric(logits, labels, 10, average="none")
+        expected |= {f"{name}/{digit}": score for digit, score in enumerate(scores)}
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value.item(), rel=1e-5), name
@@ -68,8 +71,16 @@ def test_calibration_error_by_hand() -> None:
     tally.add(F.pad(torch.stack([sure, sure, unsure]), (0, 1), value=-100), torch.tensor([0, 0, 1]))
     tally.add(F.pad(torch.stack([sure, sure, unsure]), (0, 1), value=-100), torch.tensor([0, 1, 0]))
     assert tally.ece() == pytest.approx(100 * (4 * 0.15 + 2 * 0.02) / 6, rel=1e-6)
-    accuracies = tally.accuracies(("cat", "dog", "T-shirt/top"))
-    assert accuracies == {"acc/cat": 100, "acc/dog": 0}  # the third does not occur
+    found = tally.of_classes(
+        ("cat", "dog", "T-shirt/top")
+    )  # of them the third does not occur, nothing is taken for the second
+    assert found == {
+        "acc/cat": 100,
+        "precision/cat": pytest.approx(400 / 6),
+        "f1/cat": 80,
+        "acc/dog": 0,
+        "f1/dog": 0,
+    }
 
 
 def test_certainty_belongs_to_the_last_bin() -> None:

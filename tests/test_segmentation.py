@@ -130,10 +130,9 @@ def test_classes_that_do_not_occur() -> None:
     scores = task.evaluate(Answer(5, answer), "test")
     assert scores["miou"] == 50
     assert {name: value for name, value in scores.items() if "/" in name} == {
-        "iou/a": 100,
-        "iou/b": 100,
-        "iou/c": 0,
-        "iou/d": 0,
+        f"{metric}/{name}": value
+        for metric in ("iou", "dice", "boundary_iou")
+        for name, value in {"a": 100, "b": 100, "c": 0, "d": 0}.items()
     }
 
 
@@ -797,7 +796,7 @@ def test_a_cell_writes_pictures_and_classes(tmp_path: Path) -> None:
     folder = make_cell(tmp_path, *TINY, "runner.epochs=2", task="shapes").folder
     assert (folder / "pictures" / "predictions.png").stat().st_size > 10_000
     lines = (folder / "classes.csv").read_text().splitlines()
-    assert lines[0] == "epoch,class,iou"
+    assert lines[0] == "epoch,class,iou,dice,boundary_iou"
     assert {line.split(",")[1] for line in lines[1:]} <= set(shapes.CLASSES)
     assert 0 < record["primary"] <= 100
     assert record["test_miou"] == record["primary"]

@@ -34,6 +34,10 @@ class Points(ABC):
     fingerprint: str
     peak: float | None = None
 
+    def of_seed(self, seed: int) -> "Points":
+        """The same data as a run with ``seed`` is to split them: these, unless folds are asked for."""
+        return self
+
     @abstractmethod
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches an epoch has."""
@@ -45,6 +49,14 @@ class Points(ABC):
     @abstractmethod
     def picture(self, predict: Predict) -> "Figure | None":
         """Target, fit and error of the test, if they can be drawn."""
+
+    @abstractmethod
+    def look(self, train: Batch) -> "Figure | None":
+        """The target, and where the training samples of an epoch are, if they can be drawn."""
+
+    def names(self, inputs: int, targets: int) -> list[str]:
+        """What the variables are called."""
+        return [f"x{i + 1}" for i in range(inputs)] + [f"y{i + 1}" for i in range(targets)]
 
 
 class FunctionPoints(Points):
@@ -128,6 +140,16 @@ class FunctionPoints(Points):
             return fits.plane(y, predict(x), extent=(low[0], high[0], low[1], high[1]))
         return None
 
+    def look(self, train: Batch) -> "Figure | None":
+        """A curve of one variable, a map of two; of the training samples a few."""
+        (x, y), (low, high) = self.test, (self.low.tolist(), (self.low + self.span).tolist())
+        samples = train[0][:SHOWN], train[1][:SHOWN]
+        if len(self.low) == 1:
+            return fits.target_curve(x, y, samples, limits=(low[0], high[0]))
+        if len(self.low) == 2:
+            return fits.target_map(y, samples, extent=(low[0], high[0], low[1], high[1]))
+        return None
+
     def _draw(self, count: int, generator: torch.Generator | None) -> Batch:
         x = self.low + self.span * torch.rand(count, len(self.low), generator=generator)
         return x, self.function(x)
@@ -153,8 +175,11 @@ class SamplePoints(Points):
         targets: (N, K) float.
         index: positions of ``train``, ``val`` and ``test``.
         draw: makes a figure, given a function to predict with.
+        show: makes a figure of the samples themselves.
+        variables: names of inputs and targets, or none.
         fingerprint: of the data.
         peak: see ``Points``.
+        folds: makes the same set with another fold as the test, given a seed; None where there are no folds.
     """
 
     def __init__(
@@ -164,13 +189,20 @@ class SamplePoints(Points):
         index: dict[str, Tensor],
         *,
         draw: Callable[[Predict], "Figure"],
+        show: Callable[[], "Figure"],
         fingerprint: str,
+        variables: Sequence[str] = (),
         peak: float | None = None,
+        folds: "Callable[[int], SamplePoints] | None" = None,
     ) -> None:
         self.index, self.draw, self.fingerprint, self.peak = index, draw, fingerprint, peak
+        self.show, self.variables, self.folds = show, variables, folds
         self.train, self.val, self.test = (
             (inputs[index[split]], targets[index[split]]) for split in ("train", "val", "test")
         )
+
+    def of_seed(self, seed: int) -> Points:
+        return self if self.folds is None else self.folds(seed)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return max(1, len(self.train[0]) // batch_size)
@@ -183,3 +215,9 @@ class SamplePoints(Points):
 
     def picture(self, predict: Predict) -> "Figure | None":
         return self.draw(predict)
+
+    def look(self, train: Batch) -> "Figure | None":
+        return self.show()
+
+    def names(self, inputs: int, targets: int) -> list[str]:
+        return list(self.variables) or super().names(inputs, targets)

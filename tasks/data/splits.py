@@ -1,4 +1,4 @@
-"""Splits by a fixed rule: which sample is held out depends on the labels alone, never on a run's seed."""
+"""Splits by a fixed rule: which sample is held out, or in which fold, depends on the labels alone, never on a run's seed."""
 
 import torch
 from torch import Tensor
@@ -23,13 +23,26 @@ def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"cannot choose {size} of {len(labels)} samples: 1 to {len(labels) - 1} are possible"
         )
+    chosen = _merged(labels)[:size]
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[chosen] = False
+    return rest.nonzero().squeeze(1), chosen.sort().values
+
+
+def folds(labels: Tensor, count: int) -> list[Tensor]:
+    """Split positions into ``count`` sorted parts of nearly one size, each class in proportion in each of them.
+
+    They are the first, second, ... part of the order that ``stratified`` takes its choice from.
+    """
+    return [part.sort().values for part in _merged(labels).tensor_split(count)]
+
+
+def _merged(labels: Tensor) -> Tensor:
+    """All positions in the fixed order of the rule."""
     place = torch.empty(len(labels), dtype=torch.double)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)
         generator = torch.Generator().manual_seed(RULE_SEED + label)
         order = torch.randperm(len(members), generator=generator)
         place[members[order]] = (torch.arange(len(members), dtype=torch.double) + 0.5) / len(members)
-    chosen = place.argsort(stable=True)[:size]
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[chosen] = False
-    return rest.nonzero().squeeze(1), chosen.sort().values
+    return place.argsort(stable=True)

@@ -11,30 +11,51 @@ from torch import Tensor
 
 from tasks import fits
 from tasks.base import check_range, check_whole
+from tasks.data import splits
 from tasks.data.files import read_image, sklearn_file
 from tasks.data.points import Predict, SamplePoints
-from tasks.data.splits import stratified
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DIABETES = (
+    *(
+        "age",
+        "sex",
+        "body mass index",
+        "blood pressure",
+        "s1 cholesterol",
+        "s2 ldl",
+        "s3 hdl",
+        "s4 tch",
+        "s5 ltg",
+    ),
+    *("s6 glucose", "progression"),
+)
+LEAST_FOLD = 10  # patients, one from each tenth of the targets
 LEAST_SIDE = 8  # pixels; a smaller photograph shows nothing
 
 
-def diabetes(*, val_fraction: float, test_fraction: float) -> SamplePoints:
+def diabetes(*, val_fraction: float, test_fraction: float, folds: int | None = None) -> SamplePoints:
     """Ten measurements of 442 patients, and how far their diabetes has progressed a year later.
 
     All columns, the target's too, are standardised by mean and standard deviation of the training patients. Which
     patient belongs to which split is a fixed rule, stratified by the target. The files are those that scikit-learn ships.
 
+    With ``folds`` = K the patients are parted once, by the same kind of rule, into K folds, and seed s is tested on fold
+    s mod K: K seeds test every patient once, and their spread is that of the split as well. All activations have the same
+    fold at a seed, so differences stay paired. The training sets of the folds overlap, so that scores of different
+    seeds are not independent, and intervals are too short (Bengio, Grandvalet, JMLR 5 (2004): 1089-1105).
+
     Source: Efron, Hastie, Johnstone, Tibshirani, Least Angle Regression, Annals of Statistics 32 (2004): 407-499.
 
     Args:
         val_fraction: share held out for validation of those not tested on, in (0, 1).
-        test_fraction: share held out for the test, in (0, 1).
+        test_fraction: share held out for the test, in (0, 1); not used with ``folds``.
+        folds: number of folds, 2 to 44 (ten patients each); None for one split, the same for all seeds.
 
     Raises:
-        ValueError: a share that leaves a split empty, or no scikit-learn.
+        ValueError: a share that leaves a split empty, folds too many, or no scikit-learn.
     """
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         check_range(f"task.data.{name}", share, "in (0, 1)", lambda v: 0 < v < 1)
@@ -42,18 +63,39 @@ def diabetes(*, val_fraction: float, test_fraction: float) -> SamplePoints:
     table = torch.from_numpy(np.concatenate(columns, axis=1))  # (442, 11)
     # each tenth of the targets in proportion: plain chance can make a set of this size a poor likeness of the whole
     tenth = table[:, -1].argsort(stable=True).argsort() * 10 // len(table)
-    rest, test = _hold_out(torch.arange(len(table)), tenth, test_fraction, "test_fraction")
-    train, val = _hold_out(rest, tenth, val_fraction, "val_fraction")
-    mean, std = table[train].mean(0), table[train].std(0, correction=0)
-    samples = ((table - mean) / std).float()
-    inputs, targets = samples[:, :-1], samples[:, -1:]
 
-    def draw(predict: Predict) -> "Figure":
-        true, fit = (mean[-1] + std[-1] * part for part in (targets[test], predict(inputs[test])))
-        return fits.scatter(true, fit, "disease progression")
+    def split(rest: Tensor, test: Tensor) -> SamplePoints:
+        train, val = _hold_out(rest, tenth, val_fraction, "val_fraction")
+        mean, std = table[train].mean(0), table[train].std(0, correction=0)
+        samples = ((table - mean) / std).float()
+        inputs, targets = samples[:, :-1], samples[:, -1:]
 
-    index = {"train": train, "val": val, "test": test}
-    return SamplePoints(inputs, targets, index, draw=draw, fingerprint=_hash(table))
+        def draw(predict: Predict) -> "Figure":
+            true, fit = (mean[-1] + std[-1] * part for part in (targets[test], predict(inputs[test])))
+            return fits.scatter(true, fit, "disease progression")
+
+        index = {"train": train, "val": val, "test": test}
+        return SamplePoints(
+            *(inputs, targets, index),
+            draw=draw,
+            show=lambda: fits.columns({name: table[part] for name, part in index.items()}, DIABETES),
+            fingerprint=_hash(table),
+            variables=DIABETES,
+            folds=fold if folds else None,
+        )
+
+    def fold(seed: int) -> SamplePoints:
+        parts = splits.folds(tenth, folds or 1)
+        test = parts.pop(seed % len(parts))
+        return split(torch.cat(parts).sort().values, test)
+
+    if folds is None:
+        return split(*_hold_out(torch.arange(len(table)), tenth, test_fraction, "test_fraction"))
+    if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= len(table) // LEAST_FOLD:
+        raise ValueError(
+            f"task.data.folds={folds}: a whole number from 2 to {len(table) // LEAST_FOLD} is needed, or null"
+        )
+    return fold(0)
 
 
 def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> SamplePoints:
@@ -94,7 +136,14 @@ def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> Sa
         return fits.photograph(targets.view(pixels.shape), fit.view(pixels.shape), f"fit, {psnr:.1f} dB")
 
     index = {"train": train, "val": val, "test": test}
-    return SamplePoints(inputs, targets, index, draw=draw, peak=1.0, fingerprint=_hash(pixels))
+    return SamplePoints(
+        *(inputs, targets, index),
+        draw=draw,
+        show=lambda: fits.pixels(targets.view(pixels.shape), index),
+        peak=1.0,
+        fingerprint=_hash(pixels),
+        variables=("x", "y", "red", "green", "blue"),
+    )
 
 
 def _read_table(path: Path) -> np.ndarray:
@@ -127,7 +176,7 @@ def _read_pixels(path: Path, longer_side: int) -> np.ndarray:
 def _hold_out(index: Tensor, labels: Tensor, share: float, name: str) -> tuple[Tensor, Tensor]:
     """Split ``index`` into (rest, held), each of the ``labels`` of all samples in proportion."""
     try:
-        rest, held = stratified(labels[index], round(share * len(index)))
+        rest, held = splits.stratified(labels[index], round(share * len(index)))
     except ValueError as error:
         raise ValueError(f"task.data.{name}={share}: {error}") from None
     return index[rest], index[held]
