@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
@@ -39,6 +39,7 @@ NOT_DETERMINING = (
     "task.data.cache",
     "task.data.download",
     "task.data.in_memory",
+    "task.data.max_left_out",
     "runner.pictures",
 )  # these change no result
 FINISHED = ("ok", "diverged")
@@ -216,12 +217,15 @@ class Cell:
         handler = _LogFile(self.folder / LOG, delay=True, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
+        terminal = _Terminal()
+        log.addHandler(terminal)
         log.setLevel(logging.DEBUG)
         log.propagate = False
         try:
             yield
         finally:
             log.removeHandler(handler)
+            log.removeHandler(terminal)
             with suppress(OSError):
                 handler.close()
 
@@ -235,6 +239,23 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass  # of writing to it
+
+
+class _Terminal(logging.StreamHandler):
+    """Warnings on stderr, each once: the cells of a grid share data and so have the same to say."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setLevel(logging.WARNING)
+        self.setFormatter(logging.Formatter("actbench: %(message)s"))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        first = message not in self.seen
+        self.seen.add(message)
+        return first
 
 
 class Busy(Exception):
@@ -252,9 +273,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
-            flat[prefix + name] = json.dumps(value)
+            flat[f"{prefix}{name}"] = json.dumps(value)
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 

@@ -13,6 +13,7 @@ from tasks.data.augment import Augment, check_augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
 from tasks.data.store import one_threaded
+from tasks.data.survey import count_copies
 
 EVAL_BATCH, EVAL_PIXELS = 512, 1 << 20  # at most so many images, and so many pixels of them
 BINS = 15  # of the calibration error, as in the paper
@@ -60,6 +61,7 @@ class Classification(Task):
         if len(data.classes) < 2:
             raise ValueError(f"task.data: two classes or more are needed, there is only {data.classes[0]}")
         self.recipe = recipe
+        self.data = data
         self.network = network
         self.augment = augment
         self.eval_crop = eval_crop
@@ -78,6 +80,7 @@ class Classification(Task):
         if test_size is not None and test_size != len(test):
             test = self._subset(test, test_size, "test_size")
         self.index = {"train": train, "val": val, "test": test}
+        self.copies = count_copies(data.survey, self.index)
 
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size
