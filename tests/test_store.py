@@ -74,7 +74,9 @@ def test_every_kind_of_file_becomes_8_bit_colour(kind: str, tmp_path: Path) -> N
     image.save(tmp_path / "image.png")
     found = read_image(tmp_path / "image.png")
     assert found.mode == "RGB"
-    assert np.abs(np.asarray(found).astype(int) - expected).max() <= ("transparency" in kind)  # rounded otherwise
+    assert np.abs(np.asarray(found).astype(int) - expected).max() <= (
+        "transparency" in kind
+    )  # rounded otherwise
 
 
 def test_a_print_becomes_colour(tmp_path: Path) -> None:

@@ -183,8 +183,7 @@ def is_transparent(image: "Image") -> bool:
         return clear is not None and bool((np.asarray(image) == clear).any())
     if not image.has_transparency_data:
         return False
-    low, _ = image.convert("RGBA").getchannel("A").getextrema()
-    return low < 255
+    return bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
 
 
 def _middle(image: "Image", side: int) -> "Image":

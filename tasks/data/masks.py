@@ -143,7 +143,9 @@ def _meaning(
     """The classes, and the reader that finds them in a mask."""
     given = {"class_names": class_names, "values": values, "palette": palette}
     if len(used := [name for name, value in given.items() if value is not None]) > 1:
-        raise ValueError(f"task.data.{used[0]} and task.data.{used[1]} both say what the classes are; set one to null")
+        raise ValueError(
+            f"task.data.{used[0]} and task.data.{used[1]} both say what the classes are; set one to null"
+        )
     if ignore_index is not None:
         check_whole("task.data.ignore_index", ignore_index, 0)
     if palette is not None:
@@ -184,7 +186,9 @@ def _of_palette(palette: object) -> tuple[tuple[str, ...], ReadMask]:
     colors: dict[tuple[int, int, int], int] = {}
     others = ILLEGAL
     if not isinstance(palette, Mapping):
-        raise ValueError(f"task.data.palette={palette}: colors by class names are needed, such as {{road: [128,64,128]}}")
+        raise ValueError(
+            f"task.data.palette={palette}: colors by class names are needed, such as {{road: [128,64,128]}}"
+        )
     given = {str(name): color for name, color in palette.items()}
     classes = _class_names("palette", sorted(given.keys() - {VOID_NAME}))
     for name, color in given.items():

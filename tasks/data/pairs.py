@@ -51,7 +51,9 @@ class ReadMask:
         numbers = read_mask(path)
         classes = self.table[numbers]
         if (bad := numbers[classes == ILLEGAL]).size:
-            raise ValueError(f"{printable(path)}: value {bad[0]} is no class; legal values are {self._legal()}")
+            raise ValueError(
+                f"{printable(path)}: value {bad[0]} is no class; legal values are {self._legal()}"
+            )
         return classes
 
     def _of_colors(self, path: Path) -> np.ndarray:
@@ -234,7 +236,9 @@ def _opaque(path: Path, values: np.ndarray) -> np.ndarray:
     """(H, W, channels) without the alpha channel of LA and RGBA, which must be opaque."""
     if values.shape[-1] in (2, 4):
         if (values[..., -1] < 255).any():
-            raise ValueError(f"{printable(path)}: a mask with transparent pixels, which mean nothing; save it without alpha")
+            raise ValueError(
+                f"{printable(path)}: a mask with transparent pixels, which mean nothing; save it without alpha"
+            )
         values = values[..., :-1]
     return values
 

@@ -18,7 +18,12 @@ from tasks.data.files import UPRIGHT, Color, is_transparent, orientation, unread
 
 # one of them is in every file with an orientation, but for a JPEG, whose head tells, and a TIFF, which Pillow turns
 METADATA = (b"Exif", b"eXIf", b"EXIF", b"exif", b"rientation")
-SEQUENCES = ("GIF", "TIFF", "PNG", "WEBP")  # formats of which later frames or pages are pictures that a user may miss
+SEQUENCES = (
+    "GIF",
+    "TIFF",
+    "PNG",
+    "WEBP",
+)  # formats of which later frames or pages are pictures that a user may miss
 
 log = logging.getLogger("actbench")
 
@@ -101,10 +106,13 @@ def survey_files(
 
     key = hashlib.sha256(f"{kept[1]} {kind} {tuple(background)} {step}".encode()).hexdigest()[:20]
     arrays = cached(kept[0], f"survey-{key}", build)
+    turned, transparent, sequences = arrays["counts"].tolist()
     survey = Survey(
         str(arrays["fingerprint"]),
         torch.from_numpy(arrays["originals"]),
-        *arrays["counts"].tolist(),
+        turned=turned,
+        transparent=transparent,
+        sequences=sequences,
         background=tuple(background),
         left_out=left_out or {},
         splits=splits or {},

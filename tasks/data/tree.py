@@ -226,7 +226,9 @@ def find_splits(root: str, folder: Path) -> tuple[Path, dict[str, str]]:
     holding = [place for place, there in inner.items() if "train" in there]
     if len(holding) > 1:
         names = ", ".join(printable(place.name) for place in holding)
-        raise ValueError(f"task.data.root={root}: {names} each hold a training split; name one of them as the root")
+        raise ValueError(
+            f"task.data.root={root}: {names} each hold a training split; name one of them as the root"
+        )
     return (holding[0], inner[holding[0]]) if holding else (folder, splits)
 
 
