@@ -143,10 +143,10 @@ def orientation(image: "Image") -> int:
 
     Pillow turns a TIFF while it decodes it: then its number is 1.
     """
-    from PIL import ExifTags
-
     if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
         return UPRIGHT  # to be told so by Pillow costs a tenth of what decoding a small JPEG does
+    from PIL import ExifTags
+
     image.load()  # the metadata of a PNG may follow its pixels
     try:
         with warnings.catch_warnings(action="ignore"):  # of metadata that is partly damaged
@@ -157,6 +157,8 @@ def orientation(image: "Image") -> int:
 
 
 def _as_rgb(image: "Image", background: Color) -> "Image":
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:
+        return image.convert("RGB")
     from PIL import Image
 
     if image.mode == "F":
