@@ -25,7 +25,13 @@ LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
 
 # of a cell's configuration: what determines its result, and what of that changes none
 DETERMINING = ("activation", "task", "network", "runner", "seed")
-NOT_DETERMINING = ("task.data.cache", "task.data.download", "task.data.in_memory", "runner.pictures")
+NOT_DETERMINING = (
+    "task.data.cache",
+    "task.data.download",
+    "task.data.in_memory",
+    "task.data.max_left_out",
+    "runner.pictures",
+)
 
 TEMPORARY = ".{name}.{pid}@{host}.tmp"
 ABANDONED = 3600  # seconds after which a temporary file of another machine is nobody's
@@ -38,9 +44,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             values |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
-            values[prefix + name] = json.dumps(value)
+            values[f"{prefix}{name}"] = json.dumps(value)
         else:
-            values[prefix + name] = value
+            values[f"{prefix}{name}"] = value
     return values
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -247,12 +247,15 @@ class Cell:
         handler = _LogFile(self.folder / LOG, delay=True, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
+        terminal = _Terminal()
+        log.addHandler(terminal)
         log.setLevel(logging.DEBUG)
         log.propagate = False
         try:
             yield
         finally:
             log.removeHandler(handler)
+            log.removeHandler(terminal)
             with suppress(OSError):
                 handler.close()
 
@@ -266,6 +269,23 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass  # of writing to it
+
+
+class _Terminal(logging.StreamHandler):
+    """Warnings on stderr, each once: the cells of a grid share data and so have the same to say."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setLevel(logging.WARNING)
+        self.setFormatter(logging.Formatter("actbench: %(message)s"))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        first = message not in self.seen
+        self.seen.add(message)
+        return first
 
 
 class Busy(Exception):

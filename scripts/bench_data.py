@@ -27,9 +27,10 @@ from hydra.utils import instantiate
 from torch.utils.data import DataLoader, Dataset
 
 from runners import seeding
-from tasks.data.files import EXTENSIONS, ReadImages
+from tasks.data.files import ReadImages
 from tasks.data.folders import IMAGENETTE
 from tasks.data.store import Stream, decode
+from tasks.data.tree import IMAGES
 
 ROUNDS = 7
 DECODED = 13_000  # images, about as many as Imagenette has
@@ -75,7 +76,7 @@ def users_folder(source: str, folder: Path) -> Path:
     if source == "imagenette" and not (folder / "train").is_dir():
         folder /= "imagenette2-160"
     packed = source == "cifar10" and any(folder.glob("cifar-10-batches-py/data_batch_*"))
-    images = (path for path in (folder / "train").rglob("*") if path.suffix.lower() in EXTENSIONS)
+    images = (path for path in (folder / "train").rglob("*") if path.suffix.lower() in IMAGES)
     if not packed and next(images, None) is None:
         sys.exit(f"actbench: --{source} {folder}: no images in train/")
     return folder
@@ -83,7 +84,7 @@ def users_folder(source: str, folder: Path) -> Path:
 
 def first_decode(folder: Path, cache: Path) -> Iterator[str]:
     """Files to one array: are all cores at work, and how much memory does it take?"""
-    paths = sorted(path for path in (folder / "train").glob("*/[!.]*") if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(path for path in (folder / "train").glob("*/[!.]*") if path.suffix.lower() in IMAGES)
     paths = (paths * (DECODED // len(paths) + 1))[:DECODED]
     read = ReadImages(paths, stored=160)
     cache.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from tasks.data.augment import Augment, check_augment
 from tasks.data.images import ImageSet
 from tasks.data.splits import stratified
 from tasks.data.store import one_threaded
+from tasks.data.survey import count_copies
 
 if TYPE_CHECKING:
     from tasks.look import Look
@@ -83,6 +84,7 @@ class Classification(Task):
         if test_size is not None and test_size != len(test):
             test = self._subset(test, test_size, "test_size")
         self.index = {"train": train, "val": val, "test": test}
+        self.copies = count_copies(data.survey, self.index)
 
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size

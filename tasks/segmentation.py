@@ -16,6 +16,7 @@ from tasks.data.masks import MaskSet
 from tasks.data.pairs import VOID
 from tasks.data.splits import stratified
 from tasks.data.store import mean_std, one_threaded
+from tasks.data.survey import count_copies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +96,7 @@ class Segmentation(Task):
         if val is None:
             train, val = _hold_out(train, val_fraction, "val_fraction")
         self.index = {"train": train, "val": val, "test": test}
+        self.copies = count_copies(data.survey, self.index)
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size
         if augment is not None:

@@ -19,11 +19,12 @@ from PIL import Image
 
 from tasks.data import images, store
 from tasks.data.cache import cached, key_of_files, save
-from tasks.data.files import fingerprint_of_files
+from tasks.data.files import WHITE
 from tasks.data.folders import image_folder, imagenette
 from tasks.data.functions import sines2d
 from tasks.data.images import cifar10, cifar100, digits, fashion_mnist
 from tasks.data.store import Stream
+from tasks.data.survey import survey_files
 
 
 def test_digits_are_scikit_learns() -> None:
@@ -152,7 +153,8 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     path.write_text("x")
     key = key_of_files("kind", tmp_path, [path])
-    assert len(fingerprint_of_files([path], [0], ["caf\udce9"], "kind", (tmp_path / "cache", key))) == 16
+    survey = survey_files([path], [0], ["a"], "kind", (tmp_path / "cache", key), background=WHITE)
+    assert len(survey.fingerprint) == 16
 
 
 def test_a_read_only_folder_with_the_files_will_do(tmp_path: Path, monkeypatch) -> None:

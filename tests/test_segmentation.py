@@ -476,11 +476,11 @@ def nothing_in(root: Path) -> None:
 
 
 def colours(root: Path) -> None:
-    Image.new("RGB", (12, 10)).save(root / "train" / "labels" / "train0.png")
+    Image.new("RGB", (12, 10), (9, 8, 7)).save(root / "train" / "labels" / "train0.png")
 
 
 def sixteen_bits(root: Path) -> None:
-    Image.fromarray(np.zeros((10, 12), dtype=np.uint16)).save(root / "train" / "labels" / "train0.png")
+    Image.fromarray(np.full((10, 12), 300, dtype=np.uint16)).save(root / "train" / "labels" / "train0.png")
 
 
 def cut_image(root: Path) -> None:
@@ -498,7 +498,7 @@ def no_image(root: Path) -> None:
 
 
 def no_train(root: Path) -> None:
-    (root / "train").rename(root / "training")
+    (root / "train").rename(root / "learn")
 
 
 REFUSED = {
@@ -508,8 +508,8 @@ REFUSED = {
     image_missing: r"1 images in train/images/ and 6 .* partner: train0, train1, train2 and 2 more$",
     two_of_a_name: r"val1\.jpg and val1\.png in .*val/images have one mask",
     nothing_in: r"no images in val/images/ and no masks in val/labels/",
-    colours: r"train/labels/train0\.png: a mask of mode RGB; an 8-bit PNG of class numbers",
-    sixteen_bits: r"train/labels/train0\.png: a mask of mode I;16; .*not colours or 16 bits",
+    colours: r"train/labels/train0\.png: a mask of mode RGB with the color \[9, 8, 7\]; .*task\.data\.palette",
+    sixteen_bits: r"train/labels/train0\.png: a mask of mode I;16 with the value 300; class numbers up to 255",
     cut_image: r"test/images/test1\.png: not a readable image",
     cut_mask: r"test/labels/test1\.png: not a readable image",
     no_image: r"train/images/train5\.png: not a readable image",
@@ -549,11 +549,14 @@ def test_grey_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) ->
 def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = make_folder(tmp_path / "set")
     (root / "train" / "images" / "more").mkdir()
-    (root / "val" / "labels" / "x.tif").touch()
+    (root / "train" / "images" / "more" / "x.heic").touch()
+    (root / "val" / "labels" / "x.txt").touch()
     (root / "val" / "labels" / "._x.png").touch()
     open_folder(root)
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert line.endswith("2 entries are no images and left out, such as train/images/more")
+    assert line.endswith(
+        "files left out: 1 no images, such as val/labels/x.txt; 1 of other formats, such as train/images/more/x.heic"
+    )
 
 
 @pytest.mark.parametrize("setting", ["root", "cache"])

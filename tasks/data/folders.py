@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,9 +10,18 @@ import torch
 
 from tasks.base import check_bool, check_whole
 from tasks.data.cache import key_of_files
-from tasks.data.files import Listing, ReadImages, class_folders, fingerprint_of_files, list_tree, named_folder
+from tasks.data.files import WHITE, Color, ReadImages, checked_color, named_folder
 from tasks.data.images import ImageSet, Published
 from tasks.data.store import open_store
+from tasks.data.survey import survey_files
+from tasks.data.tree import (
+    MAX_LEFT_OUT,
+    Listing,
+    check_max_left_out,
+    class_folders,
+    find_splits,
+    list_tree,
+)
 
 IMAGENETTE = {  # the names that fastai gives them
     "n01440764": "tench",
@@ -92,7 +101,7 @@ def imagenet_subset(
     """
     check_whole("task.data.stored", stored, 1)
     folder = named_folder("task.data.root", root)
-    there = class_folders(root, folder, "train")
+    there = list(class_folders(root, folder, "train"))
     named = _chosen(classes, there)
     if missing := [wnid for wnid in named if wnid not in there]:
         raise ValueError(
@@ -105,38 +114,62 @@ def imagenet_subset(
 
 
 def image_folder(
-    root: str, *, stored: int = 160, enlarge: bool = False, in_memory: bool | str = "auto", cache: str
+    root: str,
+    *,
+    stored: int = 160,
+    enlarge: bool = False,
+    background: Color = WHITE,
+    max_left_out: float = MAX_LEFT_OUT,
+    in_memory: bool | str = "auto",
+    cache: str,
 ) -> ImageSet:
-    """Any folder of classes: {train,test}/<class>/, {train,val}/<class>/ or just <class>/, of *.{jpg,png}.
+    """Any folder of classes: {train,test}/<class>/, {train,val}/<class>/ or just <class>/, at any depth below them.
 
-    Where there are both ``test`` and ``val``, ``val`` is left alone: validation is carved from ``train``. Without
-    either, so is the test (``task.test_fraction``).
+    The folders of splits may have any of the names of ``tree.SPLITS``, and may be in the only folder of ``root`` that
+    holds a training split. Where there are both ``test`` and ``val``, ``val`` is left alone: validation is carved from
+    ``train``. Without either, so is the test (``task.test_fraction``).
 
     Args:
         root: the folder.
         stored: side of the square that is kept of each image.
         enlarge: whether images smaller than that are enlarged; else they are an error.
+        background: color beneath transparent pixels.
+        max_left_out: largest share of the files that may be left out, as they are of another format or in no folder of a
+            class; lists and descriptions do not count.
         in_memory: true, false or auto; see ``open_store``.
         cache: folder for the decoded images.
 
     Raises:
-        ValueError: no such folder, a class without images, classes that differ between the splits, an unreadable
-            image, or one that is too small.
+        ValueError: no such folder, a class without images, classes that differ between the splits, too many files left
+            out, an unreadable image, or one that is too small.
     """
     check_whole("task.data.stored", stored, 1)
     check_bool("task.data.enlarge", enlarge)
+    check_max_left_out(max_left_out)
+    ground = checked_color("task.data.background", background)
     folder = named_folder("task.data.root", root)
     if not folder.is_dir():
         raise ValueError(f"task.data.root={root}: no such folder; one with a folder for each class is needed")
-    held_out = [split for split in ("test", "val") if (folder / split).is_dir()]
-    splits: tuple[str, ...] = (".",)
-    if (folder / "train").is_dir():
-        splits = ("train", *held_out[:1])
-        log.info(
-            "data: training on %s/train, test on %s", folder, held_out[0] if held_out else "a part of it"
+    base, there = find_splits(root, folder)
+    if there and "train" not in there:
+        raise ValueError(
+            f"task.data.root={root}: has {' and '.join(there.values())} but no training split (train, training)"
         )
-    files = list_tree(root, folder, splits)
-    return _image_set(folder, files, files.classes, stored, enlarge, in_memory, cache)
+    held_out = there.get("test", there.get("val"))
+    splits = tuple(filter(None, (there.get("train", "."), held_out)))
+    if held_out is None:
+        log.warning(
+            "data: %s: no folder of a test split (test, testing, val, valid, validation): it is a part of %s "
+            "(task.test_fraction)",
+            *(base, there.get("train", "all images")),
+        )
+    else:
+        log.info("data: training on %s/%s, test on %s", base, *splits)
+    files = list_tree(root, base, splits, max_left_out=max_left_out)
+    names = dict(zip(("train", "test"), splits, strict=False))
+    return _image_set(
+        base, files, files.classes, stored, enlarge, in_memory, cache, background=ground, splits=names
+    )
 
 
 def _image_set(
@@ -147,22 +180,35 @@ def _image_set(
     enlarge: bool,
     in_memory: bool | str,
     cache: str,
+    *,
+    background: Color = WHITE,
+    splits: Mapping[str, str] | None = None,
 ) -> ImageSet:
-    read = ReadImages(files.paths, stored, enlarge)
-    kind = f"images-2 {stored} {'enlarge' if enlarge else 'refuse'}"  # a set that was enlarged may have small images
+    read = ReadImages(files.paths, stored, enlarge, background)
+    # a set that was enlarged may have small images
+    kind = f"images-3 {stored} {'enlarge' if enlarge else 'refuse'} {background}"
     kept = named_folder("task.data.cache", cache), key_of_files(kind, folder, files.paths)
     store = open_store(read, len(files.paths), read.shape, in_memory=in_memory, cache=kept[0], key=kept[1])
     count, num_train = len(files.paths), files.num_train
+    survey = survey_files(
+        files.paths,
+        files.labels,
+        files.classes,
+        f"stored {stored}, {num_train} to train",
+        kept,
+        background=background,
+        left_out=files.left_out,
+        splits=splits or {"train": "train", "test": "val"},
+    )
     return ImageSet(
         store,
         torch.tensor(files.labels),
         train=torch.arange(num_train),
         test=torch.arange(num_train, count) if num_train < count else None,
         classes=tuple(names),
-        fingerprint=fingerprint_of_files(
-            files.paths, files.labels, files.classes, f"stored {stored}, {num_train} to train", kept
-        ),
+        fingerprint=survey.fingerprint,
         kept=kept,
+        survey=survey,
     )
 
 

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from tasks.base import check_bool
 from tasks.data.cache import cached, key_of_files, save
-from tasks.data.files import ReadImages, list_tree, named_folder, sklearn_file
+from tasks.data.files import WHITE, ReadImages, named_folder, sklearn_file
 from tasks.data.splits import stratified
 from tasks.data.store import Memory, Store, Stream, decode, mean_std
+from tasks.data.survey import Survey, survey_files
+from tasks.data.tree import list_tree
 
 STATISTICS_IMAGES = 50_000  # at most; more would take minutes to stream and change nothing
 CIFAR_TREE = "train/ and test/ with a folder of images for each class, or "
@@ -38,6 +40,7 @@ class ImageSet:
         classes: names, in the order of the labels.
         fingerprint: hash of the content, the same wherever and however the images are stored.
         kept: folder and key of the cache, if reading all images takes long.
+        survey: what is known of the files; None of a set that is not read from image files.
     """
 
     store: Store
@@ -47,6 +50,7 @@ class ImageSet:
     classes: tuple[str, ...]
     fingerprint: str
     kept: tuple[Path, str] | None = None
+    survey: Survey | None = None
 
     def mean_std(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel, of at most 50,000 of the images at ``index`` (stratified)."""
@@ -256,8 +260,19 @@ def _of_tree(root: str, folder: Path, cache: str) -> ImageSet:
         images = np.load(entry / "images.npy", mmap_mode="r")
         save(entry, **_facts(images, np.array(files.labels), files.num_train, files.classes))
 
-    key = key_of_files("image-folder-2", folder, files.paths)
-    return _image_set(cached(named_folder("task.data.cache", cache), key, build))
+    place, key = named_folder("task.data.cache", cache), key_of_files("image-folder-3", folder, files.paths)
+    arrays = cached(place, key, build)
+    survey = survey_files(
+        files.paths,
+        files.labels,
+        files.classes,
+        "as stored",
+        (place, key),
+        background=WHITE,
+        left_out=files.left_out,
+        splits={"train": "train", "test": "test"},
+    )
+    return _image_set(arrays, survey)
 
 
 def _of_torchvision(published: Published, folder: Path, download: bool, cache: str) -> ImageSet:
@@ -297,7 +312,7 @@ def _facts(
     }
 
 
-def _image_set(arrays: dict[str, np.ndarray]) -> ImageSet:
+def _image_set(arrays: dict[str, np.ndarray], survey: Survey | None = None) -> ImageSet:
     images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
     num_train = int(arrays["num_train"])
     return ImageSet(
@@ -307,4 +322,5 @@ def _image_set(arrays: dict[str, np.ndarray]) -> ImageSet:
         test=torch.arange(num_train, len(labels)) if num_train < len(labels) else None,
         classes=tuple(arrays["classes"].tolist()),
         fingerprint=str(arrays["fingerprint"]),
+        survey=survey,
     )

@@ -8,7 +8,11 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from tqdm import tqdm
 
 from tasks.base import check_choice
@@ -90,35 +94,100 @@ class Stream:
         """The samples at each of ``chunks``; workers read ahead by two chunks each.
 
         Raises:
-            ValueError: a sample that cannot be read; the reader's own words.
+            ValueError: a sample that cannot be read, in the reader's own words, or a worker that died.
         """
-        workers = min(os.cpu_count() or 1, MAX_WORKERS, len(chunks))
-        loader: DataLoader[Any] = DataLoader(
-            _Batches(self.read),  # type: ignore[arg-type]  # it serves whole batches only
-            batch_sampler=[chunk.tolist() for chunk in chunks],
-            num_workers=workers,
-            multiprocessing_context=_start_method() if workers else None,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # else each pass would draw from torch's global one
-        )
-        for batch in loader:
-            if isinstance(batch, ValueError):
-                raise batch
-            yield batch
+        return in_workers(_Batches(self.read), chunks)
 
 
-class _Batches:
-    """A DataLoader's view of ``read``. Errors travel as values: raised in a worker they become a page of text."""
+def in_workers(work: Callable[[list[int]], T], chunks: Sequence[Tensor]) -> Iterator[T]:
+    """``work(positions)`` for each of ``chunks``, in order, by processes that work ahead by two chunks each.
 
-    def __init__(self, read: Read) -> None:
-        self.read = read
+    Args:
+        work: pickled or forked to the workers; tensors among its results come by way of /dev/shm.
+        chunks: (n,) positions each.
 
-    def __getitems__(self, positions: list[int]) -> Tensor | ValueError:
+    Raises:
+        ValueError: of ``work``, or because a worker died.
+    """
+    workers = min(_cores(), MAX_WORKERS, len(chunks))
+    loader: DataLoader[Any] = DataLoader(
+        _Work(work),  # type: ignore[arg-type]  # it serves whole batches only
+        batch_sampler=[chunk.tolist() for chunk in chunks],
+        num_workers=workers,
+        multiprocessing_context=_start_method() if workers else None,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else each pass would draw from torch's global one
+    )
+    try:
+        for result in _without_handler(loader):
+            if isinstance(result, ValueError):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(_lost_worker(error)) from None
+
+
+def _without_handler(loader: DataLoader[Any]) -> Iterator[Any]:
+    """An iterator over ``loader`` that says itself when a worker is gone, a few seconds later.
+
+    DataLoader also sets a handler of SIGCHLD for that, which raises in whatever the main thread does at the moment.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    results = iter(loader)
+    if before is not None:  # it was set by Python
+        signal.signal(signal.SIGCHLD, before)
+    return results
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lost_worker(error: RuntimeError) -> str:
+    """What to do about a worker that died, most often because /dev/shm or the memory was full."""
+    said = " ".join(str(error).split())
+    shared = Path("/dev/shm")
+    free = f"{shared} has {shutil.disk_usage(shared).free / 1e6:,.0f} MB free: " if shared.is_dir() else ""
+    return (
+        f"task.data: a worker that reads the images failed ({said}); {free}make it larger (a container's --shm-size), "
+        "set task.data.in_memory=true, or use fewer workers: there is one for each CPU core that taskset allows"
+    )
+
+
+class _Work:
+    """A DataLoader's view of ``work``. Errors travel as values: raised in a worker they become a page of text."""
+
+    def __init__(self, work: Callable[[list[int]], Any]) -> None:
+        self.work = work
+
+    def __getitems__(self, positions: list[int]) -> Any:
         try:
-            pixels = np.stack([self.read(position).transpose(1, 2, 0) for position in positions])
-            return torch.from_numpy(pixels).permute(TO_PLANES)
+            return self.work(positions)
         except ValueError as error:
             return error
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Positions -> the samples there, in memory that the main process shares."""
+
+    read: Read
+
+    def __call__(self, positions: list[int]) -> Tensor:
+        pixels = np.stack([self.read(position).transpose(1, 2, 0) for position in positions])
+        batch = torch.from_numpy(pixels)
+        if get_worker_info() is not None:
+            # else it would be done when the result is sent, where an error is lost and the main process waits for ever
+            try:
+                batch.share_memory_()
+            except RuntimeError as error:
+                raise ValueError(_lost_worker(error)) from None
+        return batch.permute(TO_PLANES)
 
 
 def _start_method() -> str:
@@ -169,15 +238,14 @@ def open_store(
 
 def _check(stream: Stream) -> int:
     """Read all samples once; how many there are."""
-    chunks = torch.arange(len(stream)).split(CHUNK)
-    with tqdm(total=len(stream), desc="checking", unit="img", disable=None) as bar:
-        for batch in stream.batches(chunks):
-            bar.update(len(batch))
+    over_all(_Check(stream.read), len(stream), "checking")
     return len(stream)
 
 
 def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
     """Read all samples, with all cores, into an array file, of which a few chunks are in memory beside it.
+
+    The workers write to the file themselves: nothing goes through /dev/shm, which in a container is small.
 
     Args:
         stream: the samples.
@@ -186,15 +254,46 @@ def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
     """
     planes, *size = stream.shape
     shape = (len(stream), planes, *size) if planar else (len(stream), *size, planes)
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     _reserve(path)
-    chunks = torch.arange(len(stream)).split(CHUNK)
-    with tqdm(total=len(stream), desc="decoding", unit="img", disable=None) as bar:
-        for chunk, batch in zip(chunks, stream.batches(chunks), strict=True):
-            samples = batch if planar else batch.permute(TO_PIXELS)
-            array[chunk[0] : chunk[-1] + 1] = samples.numpy()
+    over_all(_Write(stream.read, path, planar), len(stream), "decoding")
+
+
+def over_all(work: Callable[[list[int]], Any], count: int, title: str) -> list[Any]:
+    """``work`` on the positions 0 to ``count`` - 1, a chunk at a time."""
+    chunks = torch.arange(count).split(CHUNK)
+    results = []
+    with tqdm(total=count, desc=title, unit="img", disable=None) as bar:
+        for chunk, result in zip(chunks, in_workers(work, chunks), strict=True):
+            results.append(result)
             bar.update(len(chunk))
-    array.flush()
+    return results
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Positions -> None, after the samples there have been read."""
+
+    read: Read
+
+    def __call__(self, positions: list[int]) -> None:
+        for position in positions:
+            self.read(position)
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Positions -> None, after the samples there have been written to their places in an array file."""
+
+    read: Read
+    path: Path
+    planar: bool
+
+    def __call__(self, positions: list[int]) -> None:
+        array = np.load(self.path, mmap_mode="r+")
+        for position in positions:
+            sample = self.read(position)
+            array[position] = sample if self.planar else sample.transpose(1, 2, 0)
 
 
 def _reserve(path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tasks import fits
 from tasks.base import check_range, check_whole
 from tasks.data import splits
-from tasks.data.files import read_image, sklearn_file
+from tasks.data.files import WHITE, Color, checked_color, read_image, sklearn_file
 from tasks.data.points import Predict, SamplePoints
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def diabetes(*, val_fraction: float, test_fraction: float, folds: int | None = N
     return fold(0)
 
 
-def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> SamplePoints:
+def photograph(
+    *, file: str | None, longer_side: int, val_fraction: float, background: Color = WHITE
+) -> SamplePoints:
     """A photograph as a function of its coordinates, (x, y) to (red, green, blue) in [0, 1].
 
     Coordinates are those of the pixels' centres, x to the right and y downwards, scaled so that the longer side is
@@ -112,6 +114,7 @@ def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> Sa
             three equal colours; see ``read_image``.
         longer_side: a larger photograph is shrunk to so many pixels along its longer side, at least 8.
         val_fraction: share for validation of the pixels not trained on, in (0, 1).
+        background: color beneath transparent pixels.
 
     Raises:
         ValueError: a file that is missing, unreadable or has a side below 8 pixels, a share that leaves a split empty.
@@ -119,7 +122,8 @@ def photograph(*, file: str | None, longer_side: int, val_fraction: float) -> Sa
     check_whole("task.data.longer_side", longer_side, LEAST_SIDE)
     check_range("task.data.val_fraction", val_fraction, "in (0, 1)", lambda v: 0 < v < 1)
     path = sklearn_file("images/china.jpg") if file is None else Path(str(file)).expanduser()
-    pixels = torch.from_numpy(_read_pixels(path, longer_side))  # (H, W, 3)
+    ground = checked_color("task.data.background", background)
+    pixels = torch.from_numpy(_read_pixels(path, longer_side, ground))  # (H, W, 3)
     height, width = pixels.shape[:2]
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     x, y = (2 * column + 1 - width) / max(height, width), (2 * row + 1 - height) / max(height, width)
@@ -151,7 +155,7 @@ def _read_table(path: Path) -> np.ndarray:
         return np.loadtxt(file, ndmin=2)
 
 
-def _read_pixels(path: Path, longer_side: int) -> np.ndarray:
+def _read_pixels(path: Path, longer_side: int, background: Color) -> np.ndarray:
     """(H, W, 3) uint8, shrunk if need be."""
     from PIL.Image import Resampling
 
@@ -159,7 +163,7 @@ def _read_pixels(path: Path, longer_side: int) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"{at}: no such file")
     try:
-        image = read_image(path)
+        image = read_image(path, background=background)
     except ValueError as error:
         raise ValueError(f"task.data.file={error}") from None
     if max(image.size) > longer_side:
