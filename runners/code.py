@@ -16,6 +16,8 @@ from typing import Any
 SCHEME = "2:"
 ACTIVATIONS = ("activations",)
 HARNESS = ("runners", "tasks", "activations")
+# published libraries: they are told by their version, and too large to be read
+LIBRARIES = ("torch", "torchvision", "timm")
 # the sources of what this module loads count with it
 COMPILED = "activations.kernels.library"
 
@@ -56,9 +58,9 @@ def file_of(target: str) -> Path | None:
 def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
     """Hash of the files that hold ``targets`` and of all that these import; None if one of them cannot be found.
 
-    Imports are followed into ``packages``, into a target's own package and, if it is a file without a package,
-    into its neighbours. Comments, docstrings and blank lines do not count. A file counts as it
-    was when this process first looked at it, which is when it is imported.
+    Imports are followed into ``packages``, into a target's own package and, if it is a file without a package, into its
+    neighbours. Comments, docstrings and blank lines do not count. A file counts as it was when this process first
+    looked at it, which is about when it imports it.
     """
     modules: dict[str, Path] = {}
     waiting: list[tuple[str, set[str]]] = []
@@ -70,7 +72,7 @@ def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None
     while waiting:
         module, followed = waiting.pop()
         path, _ = _find(module)
-        if module in modules or path is None:
+        if module in modules or path is None or module.partition(".")[0] in LIBRARIES:
             continue
         modules[module] = path
         for imported in _source(path, module)[1]:
