@@ -110,6 +110,10 @@ class Activation(nn.Module):
 
         return pointwise(kernel, reference, x, *parameters, channel_dim=self.channel_dim)
 
+    def of_no_positions(self, x: Tensor) -> Tensor:
+        """The output for maps without positions, which torch's convolutions refuse; all parameters get gradients of 0."""
+        return x * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+
     def pooled(self, x: Tensor) -> Tensor:
         """(N, num_features): the mean over positions; (N, C) has none and is its own mean."""
         return mean(x, self.channel_dim)

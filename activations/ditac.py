@@ -154,7 +154,7 @@ class DiTAC(Activation):
         wide = upcast(x)
         # a cast to what it is would take 2 us of 30
         theta = self.theta if self.theta.dtype is wide.dtype else self.theta.to(wide.dtype)
-        if self._by_table and library.fusable(wide, theta) and len(theta) == self.basis.shape[1]:
+        if self._by_table and library.fusable(wide, theta) and theta.shape == self.basis.shape[1:]:
             y: Tensor = DiTACTable.apply(self._respond, self._frame(wide.dtype), library.dense(wide), theta)
         else:
             y = self._respond(wide, theta)
@@ -292,9 +292,10 @@ def init_covariance(basis: Tensor, smooth: float, var: float) -> Tensor:
     """(d, d) covariance of the initial theta."""
     pairs = cell_pairs(basis)
     cells = len(pairs) // 2
-    like = {"dtype": basis.dtype, "device": basis.device}
-    centres = (torch.arange(cells, **like) + 0.5) / cells
-    covariance = torch.kron(_exponential(centres, 2 * smooth**2), torch.eye(2, **like))
+    dtype, device = basis.dtype, basis.device
+    centres = (torch.arange(cells, dtype=dtype, device=device) + 0.5) / cells
+    pair = torch.eye(2, dtype=dtype, device=device)
+    covariance = torch.kron(_exponential(centres, 2 * smooth**2), pair)
     return var**2 * (pairs.T @ covariance @ pairs)
 
 

@@ -33,10 +33,18 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, narrowest: f
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    if library.fusable(x, curve) and curve.shape[1] > 5 and curve.shape[0] in (1, x.shape[channel_dim]):
+    if library.fusable(x, curve) and _fit(x, curve, channel_dim):
         y: Tensor = _PiecewiseLinear.apply(channel_dim, narrowest, library.dense(x), curve.contiguous())
         return y
     return _piecewise_linear(channel_dim, narrowest, x, curve)
+
+
+def _fit(x: Tensor, curve: Tensor, channel_dim: int) -> bool:
+    """Whether the kernel finds in ``curve`` what it reads."""
+    if curve.ndim != 2:
+        return False
+    units, width = curve.shape
+    return width > 5 and (units == 1 or units == x.shape[channel_dim])
 
 
 def _piecewise_linear(channel_dim: int, narrowest: float, x: Tensor, curve: Tensor) -> Tensor:

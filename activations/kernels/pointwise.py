@@ -17,6 +17,20 @@ Reference = Callable[..., Tensor]
 
 # numbers for each unit, at most; as in csrc/pointwise.h
 MOST = 40
+# how many numbers for each unit each parameter of a kernel is
+ROWS = {
+    "acon": [1, 1, 1],
+    "pau": [6, 4],
+    "pelu": [1, 1],
+    "prelu": [1],
+    "sine": [1],
+    "snake": [1],
+    "srelu": [1, 1, 1, 1],
+    "swish": [1],
+    "tanh_exp": [],
+}
+# how many more than the first parameter is, which may be any number
+VARYING_ROWS = {"apl": [0, 0], "npwlu": [0, 0, 1]}
 
 
 def pointwise(
@@ -35,19 +49,26 @@ def pointwise(
         that of ``x``, dtype and memory format too.
     """
     parameters = tuple(p if p.dtype is x.dtype else p.to(x.dtype) for p in parameters)
-    if not (library.fusable(x, *parameters) and _fit(x, parameters, channel_dim)):
+    if not library.fusable(x, *parameters):
+        return reference(x, *parameters)
+    units = _units(name, *[p.shape for p in parameters])
+    if units != 1 and units != x.shape[channel_dim]:
         return reference(x, *parameters)
     dense = (p.contiguous() for p in parameters)
     y: Tensor = _Pointwise.apply(name, reference, channel_dim, library.dense(x), *dense)
     return y
 
 
-def _fit(x: Tensor, parameters: Sequence[Tensor], channel_dim: int) -> bool:
-    """Whether the kernel has room for so many numbers, and finds all of them in the parameters."""
-    shapes = [p.shape for p in parameters]
-    units = {shape[-1] for shape in shapes}
-    rows = sum(shape[0] if len(shape) > 1 else 1 for shape in shapes)
-    return rows <= MOST and (not units or units == {1} or units == {x.shape[channel_dim]})
+@cache
+def _units(name: str, *shapes: torch.Size) -> int:
+    """How many units parameters of these shapes are for; 0 if they are not what the kernel reads."""
+    if not all(0 < len(shape) < 3 for shape in shapes):
+        return 0
+    rows = [shape[0] if len(shape) > 1 else 1 for shape in shapes]
+    first = rows[0] if rows else 0
+    read = ROWS[name] if name in ROWS else [first + more for more in VARYING_ROWS[name]]
+    units = {shape[-1] for shape in shapes} or {1}
+    return units.pop() if rows == read and sum(rows) <= MOST and len(units) == 1 else 0
 
 
 @cache
