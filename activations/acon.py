@@ -74,6 +74,7 @@ class MetaACON(Activation):
         return beta.squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         parameters = (self.fc1, self.fc2, self.p1, self.p2)
         return gate.gated(gate.acon, gate.mean, x, self.network, *parameters, channel_dim=self.channel_dim)
 

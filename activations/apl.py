@@ -35,6 +35,7 @@ class APL(Activation):
         self.b = nn.Parameter(torch.randn(hinges, num_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         return pointwise("apl", self._apl, x, self.a, self.b, channel_dim=self.channel_dim)
 
     def _apl(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:

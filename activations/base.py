@@ -24,10 +24,14 @@ class Activation(nn.Module):
         channel_dim: the dimension of the input that holds them; 1 for (N, C, ...), -1 for (B, T, C).
 
     Shape:
-        (N, C), (N, C, L) or (N, C, H, W) in, the same shape, dtype and memory format out.
+        (N, C), (N, C, L) or (N, C, H, W) in, the same shape, dtype and memory format out. A unit that looks at one
+        element at a time also takes samples without N, as its channels are counted from the end (``channel_dim=-3``
+        for (C, H, W)).
 
     Raises:
-        ValueError: ``num_features`` below 1 or no whole number.
+        ValueError: ``num_features`` below 1 or no whole number; input without ``num_features`` channels in dimension
+            ``channel_dim``, or not in floating point: whole numbers would cut off the unit's parameters. The adapters
+            of torch.nn's layers (``activations.torch_nn``) have no parameters and take what these layers take.
     """
 
     def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
@@ -76,6 +80,21 @@ class Activation(nn.Module):
         """Floating point operations of one forward on ``shape``; None lets the runner count them."""
         return None
 
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is what the contract says; first in every ``forward``, before either path."""
+        dim, shape = self.channel_dim, x.shape
+        if not x.is_floating_point():
+            raise ValueError(f"input of dtype {x.dtype}: floating point is needed")
+        if not -len(shape) <= dim < len(shape):
+            raise ValueError(
+                f"input of shape {tuple(shape)}: no dimension {dim} (channel_dim) for num_features={self.num_features}"
+            )
+        if shape[dim] != self.num_features:
+            raise ValueError(
+                f"input of shape {tuple(shape)}: {shape[dim]} channels in dimension {dim} (channel_dim), but "
+                f"num_features={self.num_features}"
+            )
+
     def along_channels(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``parameter`` (num_features,) or (1,), in x's dtype, shaped to broadcast along x's channels."""
         return along(parameter.to(x.dtype), x, self.channel_dim)
@@ -84,11 +103,16 @@ class Activation(nn.Module):
         self, kernel: str, formula: Callable[..., Tensor], x: Tensor, *parameters: Tensor
     ) -> Tensor:
         """``formula(x, *parameters)``, with parameters (num_features,) or (1,) along x's channels; fused if it can be."""
+        self.check_input(x)
 
         def reference(x: Tensor, *parameters: Tensor) -> Tensor:
             return formula(x, *(self.along_channels(parameter, x) for parameter in parameters))
 
         return pointwise(kernel, reference, x, *parameters, channel_dim=self.channel_dim)
+
+    def of_no_positions(self, x: Tensor) -> Tensor:
+        """The output for maps without positions, which torch's convolutions refuse; all parameters get gradients of 0."""
+        return x * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
 
     def pooled(self, x: Tensor) -> Tensor:
         """(N, num_features): the mean over positions; (N, C) has none and is its own mean."""

@@ -122,13 +122,13 @@ def _polynomial(u: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 
 def knot_basis(cells: int, zero_boundary: bool) -> Tensor:
-    """(N + 1, d) float64: knot velocities of the d coordinates theta of a velocity field.
+    """(N + 1, d) float64 on the CPU: knot velocities of the d coordinates theta of a velocity field.
 
     An orthonormal basis, in the space of the cells' (slope, intercept) pairs, of the fields that are continuous and,
     with ``zero_boundary``, rest at 0 and 1: d = N - 1, or N + 1. Gram-Schmidt on the hat functions from left to
     right, with positive diagonal: unlike a null space from an SVD it is the same with every library.
     """
-    hats = torch.eye(cells + 1, dtype=torch.float64)
+    hats = torch.eye(cells + 1, dtype=torch.float64, device="cpu")
     if zero_boundary:
         hats = hats[:, 1:-1]
     pairs = cell_pairs(hats)
@@ -140,5 +140,6 @@ def cell_pairs(velocity: Tensor) -> Tensor:
     """(2 N, ...) slopes and intercepts s_0, c_0, s_1, c_1, ... of the field with these (N + 1, ...) knot velocities."""
     cells = velocity.shape[0] - 1
     slope = cells * (velocity[1:] - velocity[:-1])
-    knots = torch.arange(cells, dtype=velocity.dtype).view(-1, *[1] * (velocity.ndim - 1)) / cells
+    knots = torch.arange(cells, dtype=velocity.dtype, device=velocity.device) / cells
+    knots = knots.view(-1, *[1] * (velocity.ndim - 1))
     return torch.stack([slope, velocity[:-1] - slope * knots], 1).flatten(0, 1)

@@ -121,18 +121,20 @@ class DiTAC(Activation):
         self.cells, self.zero_boundary = cells, zero_boundary
         self.lambda_smooth, self.lambda_var = lambda_smooth, lambda_var
         basis = knot_basis(cells, zero_boundary)
-        theta = torch.zeros(basis.shape[1], dtype=torch.float64)
+        theta = basis.new_zeros(basis.shape[1])
         if init == "prior":
             root = torch.linalg.cholesky(init_covariance(basis, init_smooth, init_var))
-            theta = root @ torch.randn(len(theta), dtype=torch.float64)
-        self.theta = nn.Parameter(theta.to(torch.get_default_dtype()))
+            theta = root @ torch.randn(len(theta), dtype=basis.dtype, device=basis.device)
+        self.theta = nn.Parameter(theta.to(torch.get_default_device(), torch.get_default_dtype()))
         self.basis: Tensor
         self.precision: Tensor
         self.register_buffer("basis", None, persistent=False)
         self.register_buffer("precision", None, persistent=False)
         self._make_buffers()
+        self.register_load_state_dict_post_hook(_follow_theta)
 
     def _make_buffers(self) -> None:
+        """Made of hyper-parameters alone, in theta's dtype and on its device."""
         basis = knot_basis(self.cells, self.zero_boundary)
         self.basis = basis.to(self.theta)
         self.precision = prior_precision(basis, self.lambda_smooth, self.lambda_var).to(self.theta)
@@ -145,10 +147,14 @@ class DiTAC(Activation):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return self._function(x)
+
+    def _function(self, x: Tensor) -> Tensor:
         wide = upcast(x)
         # a cast to what it is would take 2 us of 30
         theta = self.theta if self.theta.dtype is wide.dtype else self.theta.to(wide.dtype)
-        if self._by_table and library.fusable(wide, theta):
+        if self._by_table and library.fusable(wide, theta) and theta.shape == self.basis.shape[1:]:
             y: Tensor = DiTACTable.apply(self._respond, self._frame(wide.dtype), library.dense(wide), theta)
         else:
             y = self._respond(wide, theta)
@@ -192,7 +198,9 @@ class DiTAC(Activation):
         if self.form == "ge":
             outside = torch.where(x < self.a, F.gelu(x), x)
         else:
-            outside = F.leaky_relu(x, self.negative_slope)
+            # its slope at 0 is the left one, as in torch, but for an interval that ends there
+            positive = x > 0 if self.b else x >= 0
+            outside = torch.where(positive, x, self.negative_slope * x)
         return torch.where(inside, self._warp(held, velocity), outside)
 
     def _warp(self, x: Tensor, velocity: Tensor, gelu: bool = False) -> Tensor:
@@ -261,7 +269,7 @@ class DiTAC(Activation):
         return frozenset({"theta"})
 
     def curves(self, x: Tensor) -> Tensor:
-        return self(x[:, None]).T
+        return self._function(x[:, None]).T
 
     def flops(self, shape: Sequence[int]) -> int | None:
         """Seven an element: place in the table, straight piece, cdf and product; the table, one a batch, is left out."""
@@ -274,19 +282,25 @@ class DiTAC(Activation):
 def prior_precision(basis: Tensor, smooth: float, var: float) -> Tensor:
     """(d, d) P of the regulariser."""
     pairs = cell_pairs(basis)
-    points = torch.linspace(-1, 1, len(pairs), dtype=basis.dtype)
+    points = torch.linspace(-1, 1, len(pairs), dtype=basis.dtype, device=basis.device)
     covariance = _exponential(points, smooth / 2) * (var * len(pairs)) ** 2
-    jitter = torch.finfo(torch.float32).eps * torch.eye(pairs.shape[1], dtype=basis.dtype)  # as the authors
-    return torch.linalg.inv(pairs.T @ covariance @ pairs + jitter)
+    jitter = torch.full_like(points[: pairs.shape[1]], torch.finfo(torch.float32).eps)  # as the authors
+    return torch.linalg.inv(pairs.T @ covariance @ pairs + jitter.diag())
 
 
 def init_covariance(basis: Tensor, smooth: float, var: float) -> Tensor:
     """(d, d) covariance of the initial theta."""
     pairs = cell_pairs(basis)
     cells = len(pairs) // 2
-    centres = (torch.arange(cells, dtype=basis.dtype) + 0.5) / cells
-    covariance = torch.kron(_exponential(centres, 2 * smooth**2), torch.eye(2, dtype=basis.dtype))
+    dtype, device = basis.dtype, basis.device
+    centres = (torch.arange(cells, dtype=dtype, device=device) + 0.5) / cells
+    pair = torch.eye(2, dtype=dtype, device=device)
+    covariance = torch.kron(_exponential(centres, 2 * smooth**2), pair)
     return var**2 * (pairs.T @ covariance @ pairs)
+
+
+def _follow_theta(unit: DiTAC, keys: Any) -> None:
+    unit._make_buffers()  # with assign=True theta may have come to another device
 
 
 def _exponential(points: Tensor, length: float) -> Tensor:

@@ -102,6 +102,7 @@ class DyReLU(Activation):
         return coefficients
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         with_map = self.form == "C" and x.ndim > 2
         return gate.gated(
             gate.mapped_lines if with_map else gate.lines,

@@ -77,6 +77,9 @@ class FReLU(Activation):
         if x.ndim != self.dims + 2:
             needed = "(N, C, H, W); dims=1 is the form for (N, C, L)" if self.dims == 2 else "(N, C, L)"
             raise ValueError(f"input of shape {tuple(x.shape)}: a window over positions needs {needed}")
+        self.check_input(x)
+        if 0 in x.shape[1:]:
+            return self.of_no_positions(x)
         x = x.movedim(self.channel_dim, 1)
         y = self._fused(x)
         if y is None:

@@ -64,6 +64,7 @@ class GCT(Activation):
         self.beta = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         # the kernels know ReLU, but would not call hooks on it
         with_relu = type(self.base) is ReLU and not (self.base._forward_hooks or self.base._forward_pre_hooks)
         if self.position == "before":

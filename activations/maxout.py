@@ -52,6 +52,9 @@ class Maxout(Activation):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim > 4:
             raise ValueError(f"input of shape {tuple(x.shape)}: (N, C), (N, C, L) or (N, C, H, W) is needed")
+        self.check_input(x)
+        if 0 in x.shape[1:]:
+            return self.of_no_positions(x)
         x = x.movedim(self.channel_dim, 1)
         product = (F.linear, F.conv1d, F.conv2d)[x.ndim - 2]
         maps = product(x, self.weight.view(*self.weight.shape, *[1] * (x.ndim - 2)), self.bias)

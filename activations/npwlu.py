@@ -63,6 +63,7 @@ class NPWLU(Activation):
         self.slopes = nn.Parameter(slopes.repeat(units, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         return self._function(x, self.channel_dim)
 
     def _function(self, x: Tensor, channel_dim: int) -> Tensor:

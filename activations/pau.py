@@ -38,6 +38,10 @@ class PAU(Activation):
         self.denominator = nn.Parameter(torch.tensor([0.0, q2, 0.0, q4]))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return self._function(x)
+
+    def _function(self, x: Tensor) -> Tensor:
         wide = upcast(x)
         return pointwise("pau", _pau, wide, self.numerator[:, None], self.denominator[:, None]).to(x.dtype)
 
@@ -46,7 +50,7 @@ class PAU(Activation):
         return frozenset({"numerator", "denominator"})
 
     def curves(self, x: Tensor) -> Tensor:
-        return self(x).unsqueeze(0)
+        return self._function(x).unsqueeze(0)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {"numerator": self.numerator, "denominator": self.denominator}

@@ -35,7 +35,8 @@ class PELU(Activation):
         return self.pointwise("pelu", _pelu, x, self._positive(self.a), self._positive(self.b))
 
     def _positive(self, parameter: Tensor) -> Tensor:
-        return parameter + (self.minimum - parameter.detach()).clamp_min(0)
+        fixed = parameter.detach()
+        return fixed.clamp_min(self.minimum) + (parameter - fixed)  # the latter is 0 and has the gradient
 
     @property
     def no_decay(self) -> frozenset[str]:

@@ -9,7 +9,7 @@ from activations.kernels.pointwise import pointwise
 
 
 class PReLU(Activation):
-    r"""y = max(0, x) + a min(0, x) with a learnt slope a.
+    r"""y = max(0, x) + a min(0, x) with a learnt slope a, which is also the slope at 0, as in torch.
 
     Args:
         shared: one slope for all channels (the paper's channel-shared variant) instead of one per channel.
@@ -31,6 +31,7 @@ class PReLU(Activation):
         self.weight = nn.Parameter(torch.full((1 if shared else num_features,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         return pointwise("prelu", self._prelu, x, self.weight, channel_dim=self.channel_dim)
 
     def _prelu(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -117,6 +117,7 @@ class PWLU(Activation):
         return self.curve[:, -1]
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         if self.is_collecting and self.training:
             self._collect(x.detach())
         return self._function(x, self.channel_dim)

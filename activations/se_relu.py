@@ -42,6 +42,7 @@ class SEReLU(Activation):
         return gate.squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         return gate.gated(
             *(gate.scale_relu, gate.mean, x, self.network, self.fc1, self.fc2), channel_dim=self.channel_dim
         )

@@ -9,7 +9,7 @@ from activations.base import Activation, check_bool, check_finite, upcast
 
 
 class Snake(Activation):
-    r"""y = x + sin^2(a x) / a.
+    r"""y = x + sin^2(a x) / a, and its limit x where a learnt a comes to be 0; dy/da is x^2 there.
 
     Args:
         a: the frequency, or its initial value; not 0. The paper uses 1 (its default) and larger values, 5 to 50, where
@@ -59,5 +59,16 @@ class Snake(Activation):
         return dict(self.named_parameters())
 
 
+# Taylor coefficients of sin(sqrt u) / sqrt u; within |z| below the limit the next term is under 1e-17
+SINC = (1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800)
+SINC_LIMIT = 0.5
+
+
 def _snake(x: Tensor, a: Tensor | float) -> Tensor:
-    return x + (a * x).sin().square() / a
+    # as x + x sin(z) sin(z) / z: the plain form divides by a, and loses its gradient's digits where a is small
+    z = a * x
+    sine, small = z.sin(), z.abs() < SINC_LIMIT
+    u, series = z.where(small, 0).square(), torch.full_like(z, SINC[-1])
+    for coefficient in SINC[-2::-1]:
+        series = series * u + coefficient
+    return x + sine * (x * series.where(small, sine / z.where(~small, 1)))

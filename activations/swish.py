@@ -48,6 +48,7 @@ class Swish(Activation):
             self.beta = nn.Parameter(torch.full((num_features if per_channel else 1,), float(beta)))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
         if isinstance(self.beta, Tensor):
             return self.pointwise("swish", _swish, x, self.beta)
         if self.beta == 1 and not (library.fusable(x) and x.numel() >= MANY):

@@ -15,7 +15,7 @@ class TanhExp(Activation):
         return self.pointwise("tanh_exp", _tanh_exp, x)
 
     def curves(self, x: Tensor) -> Tensor:
-        return self(x).unsqueeze(0)
+        return _tanh_exp(x).unsqueeze(0)
 
 
 def _tanh_exp(x: Tensor) -> Tensor:

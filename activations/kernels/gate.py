@@ -41,7 +41,11 @@ def _upcast(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor, channel_dim: int) -> Tensor:
-    return x.mean(positions(x, channel_dim)) if x.ndim > 2 else x
+    """0 where there are no positions to average over: a NaN would pass into the gradients of the network."""
+    if x.ndim < 3:
+        return x
+    dims = positions(x, channel_dim)
+    return x.mean(dims) if all(x.shape[dim] for dim in dims) else x.sum(dims)
 
 
 def mean_relu(x: Tensor, channel_dim: int) -> Tensor:
@@ -173,6 +177,10 @@ class Network(Protocol):
         """Those of parameters that are layers; None if a layer does more than they say."""
         return parameters
 
+    def fit(self, tensors: Sequence[Tensor], channels: int) -> bool:
+        """Whether they have the shapes that kernels take for granted."""
+        return all(tensor.shape == (channels,) for tensor in tensors)
+
     def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         """What ``tensors`` were taken from, or the like."""
         return tensors
@@ -206,14 +214,23 @@ def gated(
     Shape:
         that of ``x``, dtype and memory format too; other layouts than planes of positions and rows of channels, each
         sample in one piece, go to the reference.
+
+    Raises:
+        ValueError: the channels are in dimension 0, which holds the samples.
     """
+    if channel_dim % x.ndim == 0:
+        raise ValueError(
+            f"input of shape {tuple(x.shape)}: channels in dimension 0 (channel_dim={channel_dim}), which holds the samples"
+        )
     unit = _Unit(form, statistic, network, channel_dim)
     weights = () if attention is None else (attention,)
     # without positions there is nothing to sum
     tensors = network.tensors(parameters) if fuse and x.ndim > 2 else None
     memory = None
     if tensors is not None and library.fusable(x, *weights, *tensors):
-        memory = _memory(x, channel_dim)
+        channels = x.shape[channel_dim]
+        if network.fit(tensors, channels) and all(weight.shape == (channels,) for weight in weights):
+            memory = _memory(x, channel_dim)
     if tensors is None or memory is None:
         if form is scale_relu:  # once for both
             x, unit = x.relu(), unit._replace(form=scale)
@@ -358,18 +375,23 @@ class _Gated(torch.autograd.Function):
             given=coefficients,
             wanted=[],
         )
-        ctx.unit, ctx.memory, ctx.counts = unit, memory, (len(tensors), len(found), len(values))
-        ctx.save_for_backward(x, *tensors, *found, *values, *saved)
+        ctx.unit, ctx.counts = unit, (len(tensors), len(found), len(values))
+        library.keep(ctx, x, *tensors, *found, *values, *saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        unit, memory, needed = ctx.unit, ctx.memory, ctx.needs_input_grad[2:]
-        rest = iter(ctx.saved_tensors)
+        unit, needed = ctx.unit, ctx.needs_input_grad[2:]
+        rest = iter(library.kept(ctx))
         x = next(rest)
         tensors, found, values = (list(islice(rest, count)) for count in ctx.counts)
         if library.by_reference(g):
             return None, None, *library.through_reference(unit.of_tensors, (x, *tensors), needed, g)
+        memory = _memory(x, unit.channel_dim)
+        if memory is None:  # a saved-tensor hook gave it back in a layout that no kernel takes
+            x = x.movedim(unit.channel_dim, 1).contiguous().movedim(1, unit.channel_dim)
+            memory = _memory(x, unit.channel_dim)
+            assert memory is not None
         dx, d_values = torch.empty_like(x), [torch.empty_like(v) for v in values]
         maps, coefficients = _split(values)
         dmaps, wanted = _split(d_values)

@@ -5,6 +5,7 @@ The rule, for every primitive alike. A call goes to the fused kernel if
 - the kernels were built and this processor has AVX2 with FMA, AVX-512 or ARM's NEON,
 - they are not switched off (``using("reference")``, ``ACTBENCH_KERNELS=reference``, ``runner.kernels=reference``),
 - input and parameters are plain tensors on the CPU, in float32 or float64, all alike, and not empty,
+- parameters have the shapes that the unit gave them: a kernel reads as many numbers as it is told,
 - autocast is off, which would take fewer digits for what some units compute in between,
 - nobody wants to look inside: no torch.compile, export, tracing, torch.func transform, forward-mode derivative or
   dispatch mode (fake tensors, counters) is at work.
@@ -151,6 +152,38 @@ def dense(x: Tensor) -> Tensor:
 def alike(g: Tensor, x: Tensor) -> Tensor:
     """The gradient ``g`` in the layout of ``x``."""
     return g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
+
+
+def keep(ctx: Any, x: Tensor, *others: Tensor) -> None:
+    """Save tensors for backward, which takes them from ``kept``."""
+    ctx.save_for_backward(x, *others)
+    ctx.kept = [(tensor.shape, tensor.dtype) for tensor in (x, *others)]
+
+
+def kept(ctx: Any) -> list[Tensor]:
+    """The tensors of ``keep``: x dense, the others contiguous.
+
+    A saved-tensor hook may give them back in another layout than the one that was saved, so nothing about the layout
+    is remembered.
+
+    Raises:
+        ValueError: a hook gives back another shape, dtype, device or kind of tensor.
+    """
+    x, *others = ctx.saved_tensors
+    tensors = [dense(x), *[tensor.contiguous() for tensor in others]]
+    for tensor, (shape, dtype) in zip(tensors, ctx.kept, strict=True):
+        if (
+            tensor.dtype is not dtype
+            or tensor.shape != shape
+            or not tensor.is_cpu
+            or type(tensor) not in PLAIN
+            or tensor.is_neg()
+        ):
+            raise ValueError(
+                f"a saved-tensor hook gave back {type(tensor).__name__} {tuple(tensor.shape)} {tensor.dtype} on "
+                f"{tensor.device} for {tuple(shape)} {dtype} on cpu"
+            )
+    return tensors
 
 
 def layout(x: Tensor, units: int, channel_dim: int) -> tuple[int, int, int]:

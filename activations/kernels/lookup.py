@@ -33,10 +33,18 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, narrowest: f
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    if library.fusable(x, curve):
+    if library.fusable(x, curve) and _fit(x, curve, channel_dim):
         y: Tensor = _PiecewiseLinear.apply(channel_dim, narrowest, library.dense(x), curve.contiguous())
         return y
     return _piecewise_linear(channel_dim, narrowest, x, curve)
+
+
+def _fit(x: Tensor, curve: Tensor, channel_dim: int) -> bool:
+    """Whether the kernel finds in ``curve`` what it reads."""
+    if curve.ndim != 2:
+        return False
+    units, width = curve.shape
+    return width > 5 and (units == 1 or units == x.shape[channel_dim])
 
 
 def _piecewise_linear(channel_dim: int, narrowest: float, x: Tensor, curve: Tensor) -> Tensor:
@@ -65,12 +73,12 @@ class _PiecewiseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, channel_dim: int, narrowest: float, x: Tensor, curve: Tensor) -> Tensor:
-        ctx.save_for_backward(x, curve)
+        library.keep(ctx, x, curve)
         units, width = curve.shape
-        y, layout = torch.empty_like(x), library.layout(x, units, channel_dim)
-        ctx.channel_dim, ctx.narrowest, ctx.layout = channel_dim, narrowest, layout
+        y = torch.empty_like(x)
+        ctx.channel_dim, ctx.narrowest = channel_dim, narrowest
         _pwlu_kernels(x.dtype)[0](
-            *layout,
+            *library.layout(x, units, channel_dim),
             torch.get_num_threads(),
             x.data_ptr(),
             y.data_ptr(),
@@ -82,14 +90,14 @@ class _PiecewiseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, curve = ctx.saved_tensors
+        x, curve = library.kept(ctx)
         if library.by_reference(g):
             reference = partial(_piecewise_linear, ctx.channel_dim, ctx.narrowest)
             needed = ctx.needs_input_grad[2:]
             return None, None, *library.through_reference(reference, (x, curve), needed, g)
         g, dx, dcurve = library.alike(g, x), torch.empty_like(x), torch.empty_like(curve)
         _pwlu_kernels(x.dtype)[1](
-            *ctx.layout,
+            *library.layout(x, len(curve), ctx.channel_dim),
             torch.get_num_threads(),
             x.data_ptr(),
             dx.data_ptr(),

@@ -3,6 +3,7 @@
 Their kernels are in csrc/networks.cpp.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -34,7 +35,7 @@ class Squeeze(Network):
     scaled = False  # whether term + factor (sigmoid - 1/2) is wanted instead of the sigmoid
 
     def __init__(self, *shape: int, rectified: bool = True) -> None:
-        self.shape, self.rectified = shape, rectified
+        self.shape, self.outputs, self.rectified = shape, math.prod(shape), rectified
 
     def rows(self, like: Tensor) -> Sequence[Tensor]:
         """Term and factor, for each number, if ``scaled``."""
@@ -125,6 +126,17 @@ class Squeeze(Network):
         if first is None or second is None or _has_any_global_hook():
             return None
         return [*first, *second, *coefficients]
+
+    def fit(self, tensors: Sequence[Tensor], channels: int) -> bool:
+        weight1, bias1, weight2, bias2, *coefficients = (tensor.shape for tensor in tensors)
+        hidden = weight1[0]
+        return (
+            weight1 == (hidden, channels)
+            and bias1 == (hidden,)
+            and weight2 == (self.outputs, hidden)
+            and bias2 == (self.outputs,)
+            and all(shape == (channels,) for shape in coefficients)
+        )
 
     def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         weight1, bias1, weight2, bias2, *coefficients = tensors

@@ -3,7 +3,7 @@
 The formulas stand in the files of the activations, which give them as reference; their kernels are in csrc/pointwise.cpp.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,20 @@ Reference = Callable[..., Tensor]
 
 # numbers for each unit, at most; as in csrc/pointwise.h
 MOST = 40
+# how many numbers for each unit each parameter of a kernel is
+ROWS = {
+    "acon": [1, 1, 1],
+    "pau": [6, 4],
+    "pelu": [1, 1],
+    "prelu": [1],
+    "sine": [1],
+    "snake": [1],
+    "srelu": [1, 1, 1, 1],
+    "swish": [1],
+    "tanh_exp": [],
+}
+# how many more than the first parameter is, which may be any number
+VARYING_ROWS = {"apl": [0, 0], "npwlu": [0, 0, 1]}
 
 
 def pointwise(
@@ -28,22 +42,33 @@ def pointwise(
         name: of the kernel.
         reference: the unit in plain torch operations, of ``x`` and the parameters.
         parameters: each (units,), or (rows, units) if it is several numbers for each unit, units being 1 or the number
-            of channels; taken in x's dtype.
+            of channels, the same for all; taken in x's dtype.
         channel_dim: of ``x``.
 
     Shape:
         that of ``x``, dtype and memory format too.
     """
     parameters = tuple(p if p.dtype is x.dtype else p.to(x.dtype) for p in parameters)
-    if sum(_rows(p) for p in parameters) > MOST or not library.fusable(x, *parameters):
+    if not library.fusable(x, *parameters):
+        return reference(x, *parameters)
+    units = _units(name, *[p.shape for p in parameters])
+    if units != 1 and units != x.shape[channel_dim]:
         return reference(x, *parameters)
     dense = (p.contiguous() for p in parameters)
     y: Tensor = _Pointwise.apply(name, reference, channel_dim, library.dense(x), *dense)
     return y
 
 
-def _rows(parameter: Tensor) -> int:
-    return parameter.shape[0] if parameter.ndim > 1 else 1
+@cache
+def _units(name: str, *shapes: torch.Size) -> int:
+    """How many units parameters of these shapes are for; 0 if they are not what the kernel reads."""
+    if not all(0 < len(shape) < 3 for shape in shapes):
+        return 0
+    rows = [shape[0] if len(shape) > 1 else 1 for shape in shapes]
+    first = rows[0] if rows else 0
+    read = ROWS[name] if name in ROWS else [first + more for more in VARYING_ROWS[name]]
+    units = {shape[-1] for shape in shapes} or {1}
+    return units.pop() if rows == read and sum(rows) <= MOST and len(units) == 1 else 0
 
 
 @cache
@@ -59,26 +84,30 @@ class _Pointwise(torch.autograd.Function):
     def forward(
         ctx: Any, name: str, reference: Reference, channel_dim: int, x: Tensor, *parameters: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, *parameters)
-        ctx.name, ctx.reference = name, reference
-        ctx.layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)
-        p = library.row_addresses(parameters)
+        library.keep(ctx, x, *parameters)
+        ctx.name, ctx.reference, ctx.channel_dim = name, reference, channel_dim
+        layout, p = _layout(x, parameters, channel_dim), library.row_addresses(parameters)
         y = torch.empty_like(x)
         threads = torch.get_num_threads()
-        _kernels(name, x.dtype)[0](*ctx.layout, threads, x.data_ptr(), y.data_ptr(), p, len(p))
+        _kernels(name, x.dtype)[0](*layout, threads, x.data_ptr(), y.data_ptr(), p, len(p))
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
+        x, *parameters = library.kept(ctx)
         if library.by_reference(g):
             needed = ctx.needs_input_grad[3:]
             return None, None, None, *library.through_reference(ctx.reference, (x, *parameters), needed, g)
         g, dx = library.alike(g, x), torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
+        layout = _layout(x, parameters, ctx.channel_dim)
         p, dp = library.row_addresses(parameters), library.row_addresses(gradients)
         threads = torch.get_num_threads()
         _kernels(ctx.name, x.dtype)[1](
-            *ctx.layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
+            *layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
         )
         return None, None, None, dx, *gradients
+
+
+def _layout(x: Tensor, parameters: Sequence[Tensor], channel_dim: int) -> tuple[int, int, int]:
+    return library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)

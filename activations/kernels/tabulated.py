@@ -18,6 +18,9 @@ from activations.kernels import library
 # outside [a, b] a line over each piece is so near to GELU, in value and in slope; beyond the reach GELU is 0 or x within 6e-9
 VALUE, SLOPE, REACH = 4e-7, 8e-4, 6.0
 
+# whatever torch's default device is: these tensors are for C
+DOUBLE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+
 
 class Frame(NamedTuple):
     """What a unit's table has besides theta."""
@@ -59,21 +62,21 @@ def make_frame(
     pieces = [
         _tail(outside[0], a - left * width, -width),
         _pieces(outside[0], a, width, range(-left, 0)),
-        torch.zeros((points - 1) * parts, 2, dtype=torch.float64),
+        torch.zeros((points - 1) * parts, 2, **DOUBLE),
         _pieces(outside[1], b, width, range(right)),
         _tail(outside[1], b + right * width, width),
     ]
-    weights: Tensor | None = torch.ones(points, dtype=torch.float64)
+    weights: Tensor | None = torch.ones(points, **DOUBLE)
     if form == "gelu":
-        x = torch.linspace(a, b, points, dtype=torch.float64)
+        x = torch.linspace(a, b, points, **DOUBLE)
         weights = torch.special.ndtr(x) if gelu_of == "x" else None
     cells, d = basis.shape[0] - 1, basis.shape[1]
     numbers = [points, parts, left + 1, (points - 1) * parts + right + 1, d, cells, a, b]
     pairs = torch.cat(pieces).to(dtype)
     return Frame(
-        torch.tensor(numbers, dtype=torch.float64),
+        torch.tensor(numbers, **DOUBLE),
         weights,
-        basis.to(dtype).contiguous(),
+        basis.to("cpu", dtype).contiguous(),
         pairs,
         made=2 * points + pairs.nbytes // 8,
     )
@@ -91,20 +94,20 @@ def _parts(width: float, first: float, last: float) -> int:
     """Into how many parts pieces of a width must be cut to follow GELU between two points."""
     if first >= last:
         return 1
-    x = torch.linspace(first, last, 1001, dtype=torch.float64)
+    x = torch.linspace(first, last, 1001, **DOUBLE)
     curvature = float(((2 - x * x) * (-x * x / 2).exp()).abs().max()) / math.sqrt(2 * math.pi)
     return math.ceil(max(width * curvature / (2 * SLOPE), width * math.sqrt(curvature / (8 * VALUE))))
 
 
 def _pieces(f: Callable[[Tensor], Tensor], origin: float, width: float, among: range) -> Tensor:
     """(pieces, 2) value at the left end and slope of equally wide pieces, numbered from an origin."""
-    ends = f(origin + width * torch.arange(among.start, among.stop + 1, dtype=torch.float64))
+    ends = f(origin + width * torch.arange(among.start, among.stop + 1, **DOUBLE))
     return torch.stack([ends[:-1], ends.diff() / width], 1)
 
 
 def _tail(f: Callable[[Tensor], Tensor], end: float, width: float) -> Tensor:
     """(1, 2) of the straight line that f comes to beyond ``end``: on the left its anchor is one piece farther."""
-    ends = torch.tensor([end, end + width], dtype=torch.float64)
+    ends = torch.tensor([end, end + width], **DOUBLE)
     near, far = ends.relu() if f is _gelu else f(ends)
     return torch.stack([far if width < 0 else near, (far - near) / width])[None]
 
@@ -129,15 +132,15 @@ class DiTACTable(torch.autograd.Function):
         x: Tensor,
         theta: Tensor,
     ) -> Tensor:
-        y, made = torch.empty_like(x), torch.empty(frame.made, dtype=torch.float64)
-        ctx.save_for_backward(x, theta, made)
+        y, made = torch.empty_like(x), torch.empty(frame.made, **DOUBLE)
+        library.keep(ctx, x, theta, made)
         ctx.reference, ctx.frame = reference, frame
         _kernels(x.dtype)[0](*_shared(frame, x, theta, made), x.data_ptr(), y.data_ptr())
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, theta, made = ctx.saved_tensors
+        x, theta, made = library.kept(ctx)
         if library.by_reference(g):
             needed = ctx.needs_input_grad[2:]
             return None, None, *library.through_reference(ctx.reference, (x, theta), needed, g)
@@ -180,26 +183,26 @@ class _Warped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, points: int, ends: Tensor, velocity: Tensor) -> Tensor:
-        heights, kept = velocity.new_empty(points), torch.empty(2 * points, dtype=torch.float64)
-        ctx.save_for_backward(ends, velocity, kept)
+        heights, made = velocity.new_empty(points), torch.empty(2 * points, **DOUBLE)
+        library.keep(ctx, ends, velocity, made)
         ctx.points = points
         wide = ends.double()
         _warped_kernels(velocity.dtype)[0](
-            *(len(velocity) - 1, points, wide.data_ptr(), velocity.data_ptr(), kept.data_ptr()),
+            *(len(velocity) - 1, points, wide.data_ptr(), velocity.data_ptr(), made.data_ptr()),
             heights.data_ptr(),
         )
         return heights
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        ends, velocity, kept = ctx.saved_tensors
+        ends, velocity, made = library.kept(ctx)
         needed = ctx.needs_input_grad[1:]
         if library.by_reference(g):
             return None, *library.through_reference(partial(_warped, ctx.points), (ends, velocity), needed, g)
         g, d_velocity, wide = g.contiguous(), torch.empty_like(velocity), ends.double()
         d_ends = torch.empty_like(wide) if needed[0] else None
         _warped_kernels(velocity.dtype)[1](
-            *(len(velocity) - 1, ctx.points, wide.data_ptr(), velocity.data_ptr(), kept.data_ptr()),
+            *(len(velocity) - 1, ctx.points, wide.data_ptr(), velocity.data_ptr(), made.data_ptr()),
             *(g.data_ptr(), d_velocity.data_ptr(), None if d_ends is None else d_ends.data_ptr()),
         )
         return None, None if d_ends is None else d_ends.to(ends.dtype), d_velocity

@@ -47,9 +47,15 @@ def branch(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Branch:
 def fusable(x: Tensor, branches: Sequence[Branch], train: bool) -> bool:
     """Whether ``window`` can do it: the library's rule, and what batch norm itself asks for."""
     tensors = [value for branch in branches for value in branch if isinstance(value, Tensor)]
+    channels = x.shape[1]
+    windows = [(3, 3)] if len(branches) == 1 else [(1, 3), (3, 1)]
     return (
         library.fusable(x, *tensors)
-        and x.shape[1] == branches[0].gamma.numel()
+        and all(
+            branch.weight.shape == (channels, 1, *window)
+            and all(value.shape == (channels,) for value in branch[1:6] if value is not None)
+            for branch, window in zip(branches, windows, strict=True)
+        )
         and not (train and x.numel() == x.shape[1])  # there batch norm raises its error
     )
 
@@ -75,7 +81,7 @@ def window(x: Tensor, branches: Sequence[Branch], *, against: bool, train: bool)
 
 def _reference(setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
     """The same in torch operations, for second derivatives."""
-    top, light = torch.zeros((), dtype=x.dtype), len(parameters) > 4
+    top, light = x.new_zeros(()), len(parameters) > 4
     for b in range(2 if light else 1):
         weight, *bias, gamma, beta = parameters[3 * b : 3 * b + 3] if light else parameters
         padding = weight.shape[2] // 2, weight.shape[3] // 2
@@ -99,7 +105,7 @@ class _Window(torch.autograd.Function):
     def forward(ctx: Any, setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
         last = _channels_last(x)
         running = tuple(value.contiguous() for value in setting.running)
-        stats = torch.empty(len(running), x.shape[1], dtype=torch.float64)
+        stats = x.new_empty(len(running), x.shape[1], dtype=torch.float64)
         updated = [torch.empty_like(value) for value in running]
         y, common = torch.empty_like(x), _common(setting, x, last, parameters, running, stats)
         kernel = _kernels(len(running) > 2, x.dtype)[0]
@@ -108,13 +114,13 @@ class _Window(torch.autograd.Function):
             for value, new in zip(setting.running, updated, strict=True):
                 value.copy_(new)
         # running statistics among them so that a change before backward is an error, as it is in batch norm
-        ctx.save_for_backward(x, stats, *parameters, *(() if setting.train else setting.running))
-        ctx.setting, ctx.last = setting._replace(running=()), last
+        library.keep(ctx, x, stats, *parameters, *(() if setting.train else setting.running))
+        ctx.setting = setting._replace(running=())
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, stats, *rest = ctx.saved_tensors
+        x, stats, *rest = library.kept(ctx)
         count = len(ctx.needs_input_grad) - 2
         parameters, running = rest[:count], tuple(rest[count:])
         if library.by_reference(g):
@@ -125,9 +131,11 @@ class _Window(torch.autograd.Function):
 
             needed = ctx.needs_input_grad[1:]
             return None, *library.through_reference(reference, (x, *parameters), needed, g)
+        last = _channels_last(x)
+        x = x if last else x.contiguous()
         g, dx = library.alike(g, x), torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
-        common = _common(ctx.setting, x, ctx.last, parameters, running, stats)
+        common = _common(ctx.setting, x, last, parameters, running, stats)
         kernel = _kernels(len(stats) > 2, x.dtype)[1]
         kernel(*common, x.data_ptr(), dx.data_ptr(), g.data_ptr(), _table(gradients, (), 4))
         return None, dx, *gradients

@@ -66,7 +66,7 @@ struct Ditac {
                 pair[0] = (T)(y[i] + k * part * (y[i + 1] - y[i])), pair[1] = (T)((y[i + 1] - y[i]) * per);
     }
     Table<T> table() const {
-        return {(T)f.a, (T)((f.b - f.a) / ((n() - 1) * f.parts)), f.before, f.after, pairs};
+        return {(T)f.a, (T)((f.b - f.a) / ((n() - 1) * f.parts)), f.before, f.after, (T)f.b, learnt(), pairs};
     }
     int64_t learnt() const { return (n() - 1) * f.parts; }  // pieces
     Lookup<T> lookup(int64_t size, int64_t threads, const Table<T>& table, const T* x, const T* g, T* out) const {

@@ -13,11 +13,11 @@
     INLINE V backward(V x, V g, const V* p, V* dp, int n)
 
 UNIT(PReLU, 1)  // a
-FORWARD { return x < V(0) ? p[0] * x : x; }
+FORWARD { return x > V(0) ? x : p[0] * x; }
 BACKWARD {
-    auto negative = x < V(0);
-    dp[0] += negative ? g * x : V(0);
-    return negative ? g * p[0] : g;
+    auto positive = x > V(0);  // at 0 the slope is a, as in torch
+    dp[0] += positive ? V(0) : g * x;
+    return positive ? g : g * p[0];
 }
 };
 
@@ -63,15 +63,22 @@ BACKWARD {
 };
 
 UNIT(Snake, 1)  // a
+// sin(a x) / a, which is x at a = 0: no difference of two large numbers, and no square that underflows
+template <class T, class V = Vec<T>>
+INLINE V sine_over_a(V x, V z, V sine) {
+    auto zero = z == V(0);
+    return zero ? x : x * (sine / (zero ? V(1) : z));
+}
 FORWARD {
-    V s = sincos<T>(p[0] * x).sin;
-    return x + s * s / p[0];
+    V z = p[0] * x, s = sincos<T>(z).sin;
+    return fma(s, sine_over_a<T>(x, z, s), x);
 }
 BACKWARD {
-    auto t = sincos<T>(p[0] * x);
-    V inverse = T(1) / p[0], twice = (t.sin + t.sin) * t.cos;  // sin(2 a x)
-    dp[0] += g * inverse * (x * twice - t.sin * t.sin * inverse);
-    return fma(g, twice, g);
+    V z = p[0] * x;
+    auto t = sincos<T>(z);
+    V over = sine_over_a<T>(x, z, t.sin);
+    dp[0] += g * over * ((x + x) * t.cos - over);
+    return fma(g, (t.sin + t.sin) * t.cos, g);
 }
 };
 

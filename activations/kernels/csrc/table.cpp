@@ -9,21 +9,22 @@ struct Curves {  // (units, segments + 5), each left, right, heights, slope_left
     const T* all;
 
     int64_t each() const { return segments + 5; }
-    T end(const T* curve, bool& own) const {
+    // ``own``: the share of its gradient that goes to the right end itself; a tie halves it, as in torch.maximum
+    T end(const T* curve, double& own) const {
         const T left = curve[0], right = curve[1], reach = left < 0 ? -left : left;
         T least = left + narrowest * (reach > 1 ? reach : T(1));
-        own = !(right < least);
-        return own ? right : least;
+        own = right < least ? 0 : right == least ? 0.5 : 1;
+        return own > 0 ? right : least;
     }
     // ``pairs`` has room for units * (segments + 2) of them
     void tabulate(Table<T>* tables, T* pairs) const {
         const int64_t n = segments;
         for (int64_t u = 0; u < units; u++) {
-            bool own;
+            double own;
             const T *curve = all + u * each(), *height = curve + 2, *slopes = height + n + 1;
             T* pair = pairs + 2 * u * (n + 2);
-            const T width = (end(curve, own) - curve[0]) / T(n);
-            tables[u] = {curve[0], width, 1, n + 1, pair};
+            const T right = end(curve, own), width = (right - curve[0]) / T(n);
+            tables[u] = {curve[0], width, 1, n + 1, right, n, pair};
             pair[0] = fma(-slopes[0], width, height[0]), pair[1] = slopes[0];
             for (int64_t i = 0; i < n; i++) pair[2 * i + 2] = height[i], pair[2 * i + 3] = (height[i + 1] - height[i]) / width;
             pair[2 * n + 2] = height[n], pair[2 * n + 3] = slopes[1];
@@ -33,7 +34,7 @@ struct Curves {  // (units, segments + 5), each left, right, heights, slope_left
     void gradient(const Table<T>& table, const T* curve, const Cell* s, T* out) const {
         const int64_t n = segments;
         const T *height = curve + 2, *slopes = height + n + 1;
-        bool own;
+        double own;
         const double width = ((double)end(curve, own) - curve[0]) / n;
         double dl = -slopes[0] * s[0].x, dr = -slopes[1] * s[n + 1].x, below = 0;
         for (int64_t i = 0; i <= n; i++) {
@@ -47,7 +48,7 @@ struct Curves {  // (units, segments + 5), each left, right, heights, slope_left
                 dr += -move * ((double)i / n) - turn / n;
             }
         }
-        out[0] = (T)(own ? dl : dl + dr), out[1] = (T)(own ? dr : 0);
+        out[0] = (T)(own < 1 ? dl + (1 - own) * dr : dl), out[1] = (T)(own > 0 ? own * dr : 0);
         // the left tail's distances were measured from one piece before
         out[n + 3] = (T)(s[0].y - table.width * s[0].x), out[n + 4] = (T)s[n + 1].y;
     }

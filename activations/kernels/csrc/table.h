@@ -12,11 +12,12 @@ template <class T>
 struct Table {
     T origin, width;        // where piece ``before`` begins, and how wide all are
     int64_t before, after;  // pieces left of the origin and right of it, a tail each
+    T end, at_end;          // a knot that is compared with x itself, and the piece on its right, counted from the origin
     const T* pairs;         // value and slope of every piece, one after the other
     T inverse, least, most;
 
-    Table(T left, T wide, int64_t before, int64_t after, const T* pairs)
-        : origin(left), width(wide), before(before), after(after), pairs(pairs) {
+    Table(T left, T wide, int64_t before, int64_t after, T end, int64_t at_end, const T* pairs)
+        : origin(left), width(wide), before(before), after(after), end(end), at_end((T)at_end), pairs(pairs) {
         const T far = (before + after) * width;
         // a parameter that is no number, or out of all bounds, must not lead out of the table: all is NaN then
         if (!(width > 0 && far - far == 0 && 1 / width < T(1) / 0 && origin - origin == 0)) origin = T(0) / 0, width = 1;
@@ -30,10 +31,11 @@ struct Table {
 template <class T>
 struct Place {
     using V = Vec<T>;
-    V origin, width, inverse, least, most;
+    V origin, width, inverse, least, most, end, at_end, before_end;
 
     INLINE Place of(const Table<T>& t) {
-        return {V(t.origin), V(t.width), V(t.inverse), V(t.least), V(t.most)};
+        return {V(t.origin), V(t.width), V(t.inverse), V(t.least),
+                V(t.most),   V(t.end),   V(t.at_end),  V(t.at_end - 1)};
     }
     // the piece of each x, counted from the origin, and how far it is from the piece's anchor
     INLINE IVec<T> find(const Place& p, V x, V& beyond) {
@@ -42,6 +44,9 @@ struct Place {
         // the quotient rounded as by a division (Markstein's theorem): points on knots belong to the piece to the right
         V q = held * p.inverse;
         V i = floor(fma(fma(-q, p.width, held), p.inverse, q));
+        // the width is rounded, and so is where the end would be by it
+        V right = i > p.at_end ? i : p.at_end, left = i < p.before_end ? i : p.before_end;
+        i = x >= p.end ? right : left;
         beyond = fma(-p.width, i, distance);
         return __builtin_convertvector(i, IVec<T>);
     }
