@@ -219,7 +219,13 @@ def camvid(
         size, in_memory, cache: see ``mask_folder``.
     """
     return mask_folder(
-        root, class_names=CAMVID, ignore_index=len(CAMVID), size=size, in_memory=in_memory, cache=cache
+        root,
+        class_names=CAMVID,
+        ignore_index=len(CAMVID),
+        size=size,
+        max_left_out=1.0,
+        in_memory=in_memory,
+        cache=cache,
     )
 
 
@@ -306,7 +312,7 @@ def _mask_set(
     key = key_of_files(f"masks-2 {kind} {background}", named_folder("task.data.root", root), files)
     sizes = {split: len(part) for split, part in splits.items()}
     parts = dict(zip(sizes, torch.arange(len(pairs)).split(list(sizes.values())), strict=True))
-    pixels = _count_pixels(root, [mask for _, mask in pairs], read_mask, classes, (place, key))
+    pixels = _count_pixels(root, [mask for _, mask in pairs], read_mask, (place, key))
     _check_two_classes(root, pixels, parts["train"], classes, read_mask)
     store = open_store(
         ReadPairs(pairs, (height, width), size is not None, read_mask, background),
@@ -339,9 +345,7 @@ def _mask_set(
     )
 
 
-def _count_pixels(
-    root: str, masks: Sequence[Path], read_mask: ReadMask, classes: Sequence[str], kept: tuple[Path, str]
-) -> Tensor:
+def _count_pixels(root: str, masks: Sequence[Path], read_mask: ReadMask, kept: tuple[Path, str]) -> Tensor:
     """How often each number, or with a palette each class, occurs in each of ``masks``: (N, 256) int64.
 
     Raises:
