@@ -38,7 +38,7 @@ from runners.code import ACTIVATIONS, HARNESS, SCHEME, code_hash, file_of, targe
 from runners.words import one_line
 
 FINISHED = ("ok", "diverged")
-LOCK = ".lock"
+LOCK, LOCK_TRIES = ".lock", 100
 
 log = logging.getLogger("actbench")
 
@@ -145,7 +145,7 @@ class Cell:
         that others, who find a new file, do not see; so a lock counts only if its file is still in its place.
         """
         lock = FileLock(self.folder / LOCK)
-        while True:
+        for tries_left in reversed(range(LOCK_TRIES)):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
@@ -155,8 +155,10 @@ class Cell:
             except Timeout:
                 raise Busy(f"{self}: another process is training it in {self.folder}") from None
             except FileNotFoundError:  # removed meanwhile
-                pass
+                if not tries_left:
+                    raise
             lock.release()
+        raise Busy(f"{self}: other processes keep starting and leaving it in {self.folder}")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""
