@@ -41,7 +41,7 @@ from runners.words import one_line
 # newer than cells that are there: while null no part of an id, so that these keep theirs
 ADDED = ("task.data.folds",)
 FINISHED = ("ok", "diverged")
-LOCK = ".lock"
+LOCK, LOCK_TRIES = ".lock", 100
 
 log = logging.getLogger("actbench")
 
@@ -147,7 +147,7 @@ class Cell:
         that others, who find a new file, do not see; so a lock counts only if its file is still in its place.
         """
         lock = FileLock(self.folder / LOCK)
-        while True:
+        for tries_left in reversed(range(LOCK_TRIES)):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
@@ -157,8 +157,10 @@ class Cell:
             except Timeout:
                 raise Busy(f"{self}: another process is training it in {self.folder}") from None
             except FileNotFoundError:  # removed meanwhile
-                pass
+                if not tries_left:
+                    raise
             lock.release()
+        raise Busy(f"{self}: other processes keep starting and leaving it in {self.folder}")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""
