@@ -8,16 +8,18 @@ once in evaluation, every call is recorded with the channels that it meets, and 
 * Where a ``forward`` calls one module several times, or a function, that ``forward`` alone is traced with torch.fx and
   generated anew. The object with its parameters, hooks and children stays and is still of its class; activations that
   the forward uses no more go. It cannot be pickled whole (its ``state_dict`` can), and asserts that those of its
-  arguments that are None, flags or words are as in the example. Flags and numbers that it reads from ``self`` are
-  fixed, and torch.utils.checkpoint within it saves no memory any more. Its other methods, when called from outside,
-  are as they were: functions that they call are not replaced, and an activation module that went is missing there.
+  arguments that are None, flags or words, and all that it decides by sizes and numbers, are as in the example. Flags
+  and numbers that it reads from ``self`` are fixed, and torch.utils.checkpoint within it saves no memory any more. Its
+  other methods, when called from outside, are as they were: functions that they call are not replaced, and an
+  activation module that went is missing there.
 
 Before anything stays, every place is filled with the very function that was called there: the network's outputs in both
 modes must be the same bits as before, and those of all modules the same sums of bits. Constant parameters have other
 values meanwhile, since behind a norm whose weights are all zero nothing could be seen. A network is replaced as asked
-or left as it was.
+or left as it was: every run is made from a snapshot of all that it may change, which is put back.
 
-The parts are in ``activations/surgery``: ``watch`` (calls and channels), ``choice``, ``rewrite``.
+The parts are in ``activations/surgery``: ``state`` (what is put back), ``own`` (classes of the network's own), ``watch``
+(calls and channels), ``choice``, ``rewrite`` with ``values`` (by what a traced forward decides).
 """
 
 import functools

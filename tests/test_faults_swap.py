@@ -604,9 +604,8 @@ def test_wrong_word_for_shared() -> None:
 
 def generator(input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """A made-up model for the configuration."""
-    return nn.Sequential(
-        nn.Conv2d(input_shape[0], 3, 1), Snake(3), Siamese(), nn.Conv2d(4, num_outputs, 1), nn.Tanh()
-    )
+    first, last = nn.Conv2d(input_shape[0], 3, 1), nn.Conv2d(4, num_outputs, 1)
+    return nn.Sequential(first, Snake(3), Siamese(), MetaACON(4), last, nn.Tanh())
 
 
 def build(*overrides: str) -> nn.Module:
@@ -620,8 +619,9 @@ def test_options_of_the_group_network(caplog: pytest.LogCaptureFixture) -> None:
         build()
     with caplog.at_level(logging.WARNING, "actbench"):
         network = build("network.shared=unit")
-    assert [type(m).__name__ for m in (network[1], network[4])] == ["PReLU", "Tanh"]
-    assert "the activation of the network's output stays as it was: 4" in caplog.text
+    assert [type(m).__name__ for m in (network[1], network[5])] == ["PReLU", "Tanh"]
+    assert "the activation of the network's output stays as it was: 5" in caplog.text
     with pytest.raises(ValueError, match="activations=Snak: the network has no module of this class"):
         build("network.shared=unit", "network.activations=[Snak]")
-    assert build("network.shared=unit", "network.activations=[Siamese]")[2].__class__.__name__ == "PReLU"
+    network = build("network.shared=unit", "network.activations=[MetaACON]")
+    assert type(network[3]).__name__ == "PReLU"
