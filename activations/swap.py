@@ -8,42 +8,43 @@ once in evaluation, every call is recorded with the channels that it meets, and 
 * Where a ``forward`` calls one module several times, or a function, that ``forward`` alone is traced with torch.fx and
   generated anew. The object with its parameters, hooks and children stays and is still of its class; activations that
   the forward uses no more go. It cannot be pickled whole (its ``state_dict`` can), and asserts that those of its
-  arguments that are None, flags or words are as in the example. Flags and numbers that it reads from ``self`` are
-  fixed, and torch.utils.checkpoint within it saves no memory any more. Its other methods, when called from outside,
-  are as they were: functions that they call are not replaced, and an activation module that went is missing there.
+  arguments that are None, flags or words, and all that it decides by sizes and numbers, are as in the example. Flags
+  and numbers that it reads from ``self`` are fixed, and torch.utils.checkpoint within it saves no memory any more. Its
+  other methods, when called from outside, are as they were: functions that they call are not replaced, and an
+  activation module that went is missing there.
 
 Before anything stays, every place is filled with the very function that was called there: the network's outputs in both
 modes must be the same bits as before, and those of all modules the same sums of bits. Constant parameters have other
 values meanwhile, since behind a norm whose weights are all zero nothing could be seen. A network is replaced as asked
-or left as it was.
+or left as it was: every run is made from a snapshot of all that it may change, which is put back.
 
-The parts are in ``activations/surgery``: ``watch`` (calls and channels), ``choice``, ``rewrite``.
+The parts are in ``activations/surgery``: ``state`` (what is put back), ``own`` (classes of the network's own), ``watch``
+(calls and channels), ``choice``, ``rewrite`` with ``values`` (by what a traced forward decides).
 """
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from activations.base import check_kept
+from activations.base import check_choice, check_kept
 from activations.surgery.choice import select
 from activations.surgery.kinds import one_line, outside
+from activations.surgery.own import recognized
 from activations.surgery.rewrite import install, trace_both
 from activations.surgery.runs import (
+    counting,
     listening,
-    restore,
     revived,
     run_in_mode,
-    structure,
-    undisturbed,
     unshared,
 )
 from activations.surgery.sites import Found, Report, Site
+from activations.surgery.state import Snapshot, same_values, undisturbed
 from activations.surgery.watch import Watch, make_sites, watched
 
 
@@ -52,6 +53,8 @@ def replace_activations(
     act_layer: Callable[..., nn.Module],
     *,
     sites: str = "all",
+    activations: str | type | Sequence[str | type] = (),
+    shared: str = "call",
     example_input: Tensor | tuple[Any, ...],
 ) -> Report:
     """Give every chosen site of ``network`` a unit of its own, in place.
@@ -65,7 +68,8 @@ def replace_activations(
         act_layer: called as ``act_layer(num_features, channel_dim=channel_dim)`` for one site after the other, in the
             order of the calls. The unit gets its site's device and training flag and the network's dtype.
         sites: which of them.
-            ``all``.
+            ``all``: but not the one that limits the network's output, such as the tanh of a generator; ``re`` alone
+            replaces that.
             ``one_per_block``: in each block (residual, inception, transformer, ...) the first activation behind a
             convolution wider than 1, as FReLU's authors advise, else the first; not one on 1x1 maps. None outside
             of blocks, unless there are no blocks: then every site is one. Of blocks within blocks (dla34, hrnet) the
@@ -75,6 +79,12 @@ def replace_activations(
             it, and in auxiliary heads.
             ``first:K``, ``last:K``: K in the order of the calls.
             ``re:PATTERN``: those in whose name the regular expression is found.
+        activations: classes, or their names, that count as activations; beside those of torch and timm and those of the
+            network's own that act as one (``activations/surgery/own.py`` says by which rule).
+        shared: what happens to a module that runs several times in one forward, as in a siamese network.
+            ``call``: an activation gets a unit for every call; one in a block that runs several times is refused.
+            ``unit``: one unit serves all calls of the module, and of its block, if they have the same channels; its
+            statistics are those of all of them.
         example_input: a batch, or a tuple of arguments. One small sample will do, if the stages can be told apart by
             the size of their maps. It needs a batch dimension.
 
@@ -83,49 +93,68 @@ def replace_activations(
 
     Raises:
         ValueError: a network that cannot be run, a site that cannot be replaced, a unit that cannot stand at its site,
-            ``sites`` that are no selection or select nothing. ``network`` is then as before.
+            ``sites`` that are no selection or select nothing, ``activations`` that the network does not have.
+            ``network``, the random states and all else are then as before.
     """
-    found = _discover(network, example_input)
-    chosen = select([site for site in found.sites if not site.call.gate], sites)
-    saved = structure(network)
-    try:
-        if all(site.can_be_replaced for site in chosen):
-            _prove(network, example_input, found, chosen)
-        if refused := [site for site in chosen if site.why_not]:
-            more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-            raise ValueError(f"{refused[0].path}{more} cannot be replaced: {refused[0].why_not}")
-        units = {site: _make_unit(network, act_layer, site) for site in chosen}
-        install(found, units)
-        _try_units(network, example_input, units)
-    except BaseException:
-        restore(saved)
-        raise
-    replaced = len(set(network.modules()).intersection(units.values()))
-    assert replaced == len(chosen), f"{replaced} of {len(chosen)} sites were replaced"
-    return Report(tuple(site.row(site in units, site.why_not or "not selected") for site in found.sites))
+    with _examined(network, example_input, activations, shared) as found:
+        chosen = select([site for site in found.sites if not site.call.gate], sites)
+        saved = Snapshot(network, values=False)
+        try:
+            if all(site.can_be_replaced for site in chosen):
+                _prove(network, example_input, found, chosen)
+            if refused := [site for site in chosen if site.why_not]:
+                more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+                raise ValueError(f"{refused[0].path}{more} cannot be replaced: {refused[0].why_not}")
+            units = {site: _make_unit(network, act_layer, site) for site in chosen}
+            install(found, units)
+            _try_units(network, example_input, units)
+        except BaseException:
+            saved.restore()
+            raise
+        replaced = len(set(network.modules()).intersection(units.values()))
+        assert replaced == len(chosen), f"{replaced} of {len(chosen)} sites were replaced"
+        return Report(tuple(site.row(site in units) for site in found.sites))
 
 
-def find_sites(network: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Report:
+def find_sites(
+    network: nn.Module,
+    example_input: Tensor | tuple[Any, ...],
+    *,
+    activations: str | type | Sequence[str | type] = (),
+    shared: str = "call",
+) -> Report:
     """The report of ``replace_activations`` for a network that stays as it is; obstacles are rows, not errors.
 
     Raises:
-        ValueError: a network that cannot be run.
+        ValueError: a network that cannot be run, ``activations`` that it does not have.
     """
-    found = _discover(network, example_input)
-    while not _prove(network, example_input, found, [site for site in found.sites if site.can_be_replaced]):
-        pass  # one more has been found that cannot
-    return Report(tuple(site.row(False, site.why_not) for site in found.sites))
+    with _examined(network, example_input, activations, shared) as found:
+        while not _prove(
+            network, example_input, found, [site for site in found.sites if site.can_be_replaced]
+        ):
+            pass  # one more has been found that cannot
+        return Report(tuple(site.row(None) for site in found.sites))
 
 
-def _discover(network: nn.Module, example: Any) -> Found:
-    """Run the network in both modes, make sites of the calls, and trace the forwards that must be rewritten."""
-    if network not in outside(network):
-        raise ValueError(f"the network is itself a {type(network).__name__}: there is no place for a unit")
+@contextmanager
+def _examined(network: nn.Module, example: Any, activations: Any, shared: str) -> Iterator[Found]:
+    """What is known of the network; meanwhile its own classes count as what they are."""
+    check_choice(("call", "unit"), shared=shared)
     weights = [*network.parameters(), *network.buffers()]
     if any(map(is_lazy, weights)):
         raise ValueError("the network has lazy modules without weights: run it once before")
     if any(weight.is_meta for weight in weights):
         raise ValueError("the network is on the meta device: it has no values, and nothing can be proved")
+    with recognized(network, example, activations):
+        if network not in outside(network):
+            raise ValueError(
+                f"the network is itself a {type(network).__name__}: there is no place for a unit"
+            )
+        yield _discover(network, example, shared)
+
+
+def _discover(network: nn.Module, example: Any, shared: str) -> Found:
+    """Run the network in both modes, make sites of the calls, and trace the forwards that must be rewritten."""
     with unshared(network) as places:
         watches = {training: Watch(network, places) for training in (True, False)}
         outputs: dict[bool, list[Tensor]] = {}
@@ -135,13 +164,13 @@ def _discover(network: nn.Module, example: Any) -> Found:
                 outputs[training] = watched(network, example, training, watch)
         if not all(outputs.values()):
             raise ValueError("there are no tensors among the network's outputs")
-        sites = make_sites(network, watches)
+        sites = make_sites(network, watches, shared)
         graphs = {}
         owners = {site.call.owner for site in sites if site.can_be_replaced and site.index is not None}
         with undisturbed(network):
             for owner in owners:
                 calls = {
-                    t: [c for c in watch.calls if c.owner is owner and c.traced]
+                    t: [c for c in watch.calls if c.owner is owner and c.traced and c.run == 1]
                     for t, watch in watches.items()
                 }
                 try:
@@ -160,10 +189,9 @@ class _Original(nn.Module):
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.function = site.call.function
-        self.calls, self.count = site.calls, 0
+        self.calls = site.calls
 
     def forward(self, x: Tensor) -> Any:
-        self.count += 1
         call = self.calls.get(self.training) or next(iter(self.calls.values()))
         return self.function(x.clone() if call.in_place else x, *call.args, **call.kwargs)
 
@@ -189,32 +217,25 @@ def _prove(network: nn.Module, example: Any, found: Found, sites: Sequence[Site]
 def _same(network: nn.Module, example: Any, found: Found, sites: Sequence[Site]) -> bool:
     """Whether outputs keep their bits with the original calls at the sites' new places, each made where it was."""
     originals = {site: _Original(site) for site in sites}
-    saved, modules = structure(network), list(outside(network))
+    saved, modules = Snapshot(network, values=False), list(outside(network))
     try:
         install(found, originals)
         for training, before in found.outputs.items():
             sums: list[Any] = []
-            with revived(network), listening(modules, sums):
+            with revived(network), listening(modules, sums), counting(originals) as ran:
                 after = run_in_mode(network, example, training)
             if (
                 sums != found.sums[training]
                 or len(after) != len(before)
-                or not all(map(_same_bits, after, before))
+                or not all(map(same_values, after, before))
+                or any(ran[site] != site.times[training] for site in sites)
             ):
                 return False
-            if any(original.count != (training in site.calls) for site, original in originals.items()):
-                return False
-            for original in originals.values():
-                original.count = 0
     except Exception:  # such as that of a forward that looks into its activation
         return False
     finally:
-        restore(saved)
+        saved.restore()
     return True
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _make_unit(network: nn.Module, act_layer: Callable[..., nn.Module], site: Site) -> nn.Module:
@@ -230,7 +251,7 @@ def _make_unit(network: nn.Module, act_layer: Callable[..., nn.Module], site: Si
     dtypes = [p.dtype for p in network.parameters() if p.is_floating_point()]
     function = site.call.function
     training = function.training if isinstance(function, nn.Module) else site.call.owner.training
-    return unit.to(site.call.device, dtypes[0] if dtypes else site.call.x.dtype).train(training)
+    return unit.to(site.call.x.device, dtypes[0] if dtypes else site.call.x.dtype).train(training)
 
 
 def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -> None:
@@ -238,11 +259,9 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
     if len(set(units.values())) < len(units):
         raise ValueError("act_layer made the same module for several sites: each needs its own")
     under_way: list[Site] = []
-    calls: Counter[Site] = Counter()
 
     def enter(site: Site, module: nn.Module, args: tuple[Tensor]) -> None:
         under_way.append(site)
-        calls[site] += 1
 
     def leave(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
         check_kept(args[0], output)
@@ -268,6 +287,7 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
             stack.callback(unit.register_forward_pre_hook(functools.partial(enter, site)).remove)
             stack.callback(unit.register_forward_hook(leave).remove)
         stack.callback(network.register_forward_hook(check).remove)
+        ran = stack.enter_context(counting(units))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x))
         try:
@@ -278,4 +298,6 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
             raise ValueError(
                 f"{at[-1] if at else 'the network with its units'}: {one_line(error)}"
             ) from error
-    assert all(calls[site] == len(modes & site.calls.keys()) for site in units), "a unit was not called"
+    assert all(ran[site] == sum(site.times[mode] for mode in modes) for site in units), (
+        "a unit was not called"
+    )

@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from results.escape import shown
-from results.files import CHECKPOINT, CONFIG, METRICS, RECORD, facts_of
+from results.files import ADDED, CHECKPOINT, CONFIG, METRICS, RECORD, facts_of
 from results.schema import IF_THERE, is_missing, read_record
 
 ABSENT = "null"
@@ -45,6 +45,9 @@ def read_records(study: Path) -> pd.DataFrame:
     for column in IF_THERE:
         if column not in records:
             records[column] = None
+    for column, value in ADDED.items():
+        if column in records and value is not None:
+            records[column] = records[column].fillna(value)
     return records.assign(network=_networks(records))
 
 

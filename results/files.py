@@ -33,6 +33,17 @@ NOT_DETERMINING = (
     "runner.pictures",
 )
 
+# Settings that cells of earlier versions do not have, and the values that stand for what those did: at such a value a
+# setting is no part of an id, so that cells keep theirs.
+ADDED = {
+    "task.data.background": "[255, 255, 255]",
+    "task.data.folds": None,
+    "task.data.palette": None,
+    "task.data.values": None,
+    "network.activations": "[]",
+    "network.shared": "call",
+}
+
 TEMPORARY = ".{name}.{pid}@{host}.tmp"
 ABANDONED = 3600  # seconds after which a temporary file of another machine is nobody's
 
@@ -57,7 +68,11 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: a part of it is missing.
     """
     values = flat({key: config[key] for key in DETERMINING})
-    return {name: value for name, value in values.items() if name not in NOT_DETERMINING}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in NOT_DETERMINING and (name not in ADDED or value != ADDED[name])
+    }
 
 
 @contextmanager

@@ -38,8 +38,6 @@ from results.schema import read_record
 from runners.code import ACTIVATIONS, HARNESS, SCHEME, code_hash, file_of, targets_of
 from runners.words import one_line
 
-# newer than cells that are there: while null no part of an id, so that these keep theirs
-ADDED = ("task.data.folds",)
 FINISHED = ("ok", "diverged")
 LOCK, LOCK_TRIES = ".lock", 100
 
@@ -72,10 +70,9 @@ class Cell:
         if not isinstance(self.force, bool):
             raise ValueError(f"force={self.force}: legal values are true, false")
         self.facts = facts_of(config)
-        told = {name: value for name, value in self.facts.items() if name not in ADDED or value is not None}
-        self.id = hashlib.sha256(json.dumps([activation, task, told], sort_keys=True).encode()).hexdigest()[
-            :10
-        ]
+        self.id = hashlib.sha256(
+            json.dumps([activation, task, self.facts], sort_keys=True).encode()
+        ).hexdigest()[:10]
         self.study_folder = study_folder(config)
         self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
         self._record: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from activations.base import Activation
+from activations.surgery.state import undisturbed
 from runners.optim import activation_modules, activation_parameters
 
 # element-wise, though torch does not tag them
@@ -32,19 +33,14 @@ def flops(network: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     """
     device = next(network.parameters()).device
     counter = _Counter()
-    handles = []
-    for module in activation_modules(network).values():
-        handles.append(module.register_forward_pre_hook(counter.enter))
-        handles.append(module.register_forward_hook(counter.leave))
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), counter:
+    # the network's first forward is that of training: it may initialize by its data
+    with undisturbed(network), torch.no_grad():
+        for module in activation_modules(network).values():
+            module.register_forward_pre_hook(counter.enter)
+            module.register_forward_hook(counter.leave)
+        network.eval()
+        with counter:
             network(torch.zeros(1, *input_shape, device=device))
-    finally:
-        network.train(training)
-        for handle in handles:
-            handle.remove()
     return {"flops": counter.total, "activation_flops": counter.activations}
 
 

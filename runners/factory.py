@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_kept
+from activations.surgery.state import undisturbed
 from runners.composed import GIVEN
 from runners.optim import activation_modules
 from tasks.base import ActLayer
@@ -57,7 +58,6 @@ def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: 
             activation that fails, or whose output is not like its input (names site and class).
     """
     under_way: list[str] = []
-    handles = []
 
     def enter(site: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         under_way.append(site)
@@ -69,24 +69,19 @@ def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: 
     sites = activation_modules(network)
     if not sites:
         raise ValueError("the network never called act_layer: there is nothing to compare")
-    for site, module in sites.items():
-        handles.append(module.register_forward_pre_hook(partial(enter, site)))
-        handles.append(module.register_forward_hook(leave))
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), blaming_the_network(input_shape):
-            try:
-                output = network(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                if not under_way:
-                    raise
-                site = under_way[-1]
-                raise ValueError(f"{type(sites[site]).__name__} at {site}: {error}") from error
-    finally:
-        network.train(training)
-        for handle in handles:
-            handle.remove()
+    # the network's first forward is that of training: it may initialize by its data
+    with undisturbed(network), torch.no_grad(), blaming_the_network(input_shape):
+        for site, module in sites.items():
+            module.register_forward_pre_hook(partial(enter, site))
+            module.register_forward_hook(leave)
+        network.eval()
+        try:
+            output = network(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if not under_way:
+                raise
+            site = under_way[-1]
+            raise ValueError(f"{type(sites[site]).__name__} at {site}: {error}") from error
     made = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
     if made != tuple(output_shape):
         raise ValueError(

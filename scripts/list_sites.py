@@ -25,6 +25,16 @@ def main() -> None:
     )
     parser.add_argument("networks", nargs="+", metavar="LIBRARY:NAME", help="torchvision:NAME or timm:NAME")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images (default: 224)")
+    parser.add_argument(
+        "--activations",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes that count as activations as well",
+    )
+    parser.add_argument(
+        "--shared", choices=("call", "unit"), default="call", help="units for modules that run several times"
+    )
     arguments = parser.parse_args()
 
     warnings.simplefilter("ignore")  # about defaults of a library that do not matter here
@@ -33,7 +43,9 @@ def main() -> None:
     try:
         for name in arguments.networks:
             network = build(name)
-            print(f"{name}\n{find_sites(network, torch.randn(1, 3, arguments.size, arguments.size))}\n")
+            images = torch.randn(1, 3, arguments.size, arguments.size)
+            report = find_sites(network, images, activations=arguments.activations, shared=arguments.shared)
+            print(f"{name}\n{report}\n")
     except ValueError as error:
         place = "" if str(error).startswith(name) else f"{name}: "
         sys.exit(f"actbench: {place}{error}")

@@ -17,6 +17,14 @@ def select(every: list[Site], sites: str) -> list[Site]:
     if not every:
         raise ValueError("the network calls no activation: there is nothing to replace")
     kind, _, value = sites.partition(":") if isinstance(sites, str) else ("", "", "")
+    if kind == "re" and value:
+        return _matching(every, value)
+    outputs = [site.path for site in every if site.output]
+    every = [site for site in every if not site.output]
+    if not every:
+        raise ValueError(
+            f"the network calls no activation but that of its output, {outputs[0]}: name it with sites=re:PATTERN"
+        )
     if sites == "all":
         return every
     if sites == "one_per_block":
@@ -25,8 +33,6 @@ def select(every: list[Site], sites: str) -> list[Site]:
         return _no_stem_no_last(every)
     if kind in ("first", "last") and value.isdecimal() and 1 <= int(value) <= len(every):
         return every[: int(value)] if kind == "first" else every[-int(value) :]
-    if kind == "re" and value:
-        return _matching(every, value)
     raise ValueError(f"sites={sites}: legal values are {SELECTIONS}; K from 1 to {len(every)} here")
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,29 @@ KERNELS = re.compile(
     "(hard|soft)shrink"
 )
 RECURRENT = re.compile("(lstm|gru)(_cell)?")  # their kernels are gates'
+# the last function of a network, whose range is a matter of its task
+OUTPUTS = re.compile("(hard)?tanh_?|softsign|softplus")
 # why a call is no site
 GATE = "gate, stays"
 FIXED = "does not depend on the input, stays"
 BY_HAND = "part of hand-written arithmetic, stays"
+RAW = "no learnt layer before it, stays"
+
+
+class Own(NamedTuple):
+    """What a module of a network's own class counts as, and whether by the rule (``own.recognized``) or by name."""
+
+    kind: str
+    by_rule: bool
+
+
+OWN: ContextVar[dict[nn.Module, Own]] = ContextVar("OWN", default={})  # noqa: B039 (never changed)
 
 
 def kind_of(module: nn.Module) -> str:
     """``activation``, ``gate`` or nothing."""
+    if own := OWN.get().get(module):
+        return own.kind
     if isinstance(module, GATES):
         return "gate"
     if isinstance(module, (Activation, *TORCH)):
@@ -71,6 +87,13 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield leaf
         elif dataclasses.is_dataclass(leaf):
             yield from tensors_in(vars(leaf))
+
+
+def without_data(x: Tensor) -> Tensor:
+    """A tensor of the same shape, dtype and device that takes no memory."""
+    if x.layout is not torch.strided or x.is_nested:
+        return x
+    return torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape)
 
 
 def one_line(error: BaseException) -> str:

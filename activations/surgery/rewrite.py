@@ -5,40 +5,65 @@ import functools
 import inspect
 import itertools
 import operator
-import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
 from activations.surgery.kinds import FUNCTIONS, Place, kind_of
-from activations.surgery.runs import refill, set_mode
+from activations.surgery.runs import set_mode
 from activations.surgery.sites import Call, Found, Graph, Site
+from activations.surgery.state import have_drawn, random_states, refill, set_random_states
+from activations.surgery.values import Refused, Values, in_words, line_of
+
+# functions that make tensors of numbers: a traced forward calls them anew every time
+FACTORIES = (
+    *(torch.arange, torch.as_tensor, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace),
+    *(torch.ones, torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros),
+)
 
 
 class _Tracer(fx.Tracer):
-    """Traces one forward, the children being opaque."""
+    """Traces one forward, the children being opaque.
+
+    Where Python needs a value (in ``if``, ``assert``, ``range``, as an index), it gets that of the recorded run, and
+    the generated forward asserts that it has not changed. So only what is decided by arguments, sizes and dtypes can be
+    traced, not what is decided by the values of tensors or by the size of the batch.
+    """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, places: dict[nn.Module, Place]) -> None:
-        super().__init__()
-        self.places, self.modes = places, _modes()
+    def __init__(self, places: dict[nn.Module, Place], arguments: dict[str, Any]) -> None:
+        super().__init__(autowrap_functions=FACTORIES)
+        self._autowrap_search.append(torch)  # where most networks call them
+        self.places, self.modes, self.arguments = places, _modes(), arguments
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        self.values = Values(root, self.arguments)
+        graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            node.meta.pop(
+                "is_wrapped", None
+            )  # generated code would register a name with a dot, which breaks later traces
+        return graph
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         names = inspect.unwrap(root_fn).__code__.co_varnames[1:]
-        lengths = {name: n for name, n in concrete_args.items() if type(n) is int}
-        rest = {name: value for name, value in concrete_args.items() if name not in lengths}
-        root_fn, args = super().create_args_for_root(root_fn, is_module, rest)
+        root_fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         for node, name in zip(placeholders, names, strict=False):
             if not str(node.target).startswith("*"):
                 node.target = name  # fx gives new names to arguments that it takes as constants
         for i, arg in enumerate(args):
-            if isinstance(arg, fx.Proxy) and (n := lengths.get(str(arg.node.target))) is not None:
+            if isinstance(arg, fx.Proxy) and isinstance(
+                items := self.arguments.get(str(arg.node.target)), list
+            ):
                 length: Any = self.create_proxy("call_function", len, (arg,), {})
+                n = len(items)
                 torch._assert(length == n, f"{arg.node.target} had {n} items when it was traced")
                 args[i] = [
                     self.create_proxy("call_function", operator.getitem, (arg, j), {}) for j in range(n)
@@ -50,21 +75,84 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self.submodule_paths is not None
-        if m not in self.submodule_paths:  # made on the spot: generated code has no name for it
+        # one that was made on the spot has no name that generated code could use
+        if self.values.busy or m not in self.submodule_paths:
             return forward(*args, **kwargs)
         proxy = super().call_module(m, forward, args, kwargs)
         if m in self.places and kind_of(m) == "activation":
             proxy.node.meta["key"] = self.places[m]
         return proxy
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.values.busy else super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _modes() != self.modes:
-            raise ValueError("it switches gradients or autocast on or off")
+            raise Refused("it switches gradients or autocast on or off")
         node = super().create_node(*args, **kwargs)
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if node.op.startswith("call") and FUNCTIONS.fullmatch(str(name)):
             node.meta["key"] = name
         return node
+
+    def proxy(self, node: fx.Node) -> "_Proxy":
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = bool(self.values.of(obj.node))
+        self.insist(obj if value else self.create_proxy("call_function", operator.not_, (obj,), {}), value)
+        return value
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return map(obj.__getitem__, range(len(obj)))
+
+    def number(self, obj: fx.Proxy) -> Any:
+        """The value of ``obj``, which the generated forward then insists on."""
+        value = self.values.of(obj.node)
+        self.insist(self.create_proxy("call_function", operator.eq, (obj, value), {}), value)
+        return value
+
+    def insist(self, condition: fx.Proxy, value: Any) -> None:
+        message = f"{type(self.root).__name__}.forward was rewritten for {value!r} here: {line_of()}"
+        self.create_proxy("call_function", torch._assert, (condition, message), {})
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that has a value where Python asks for a number."""
+
+    tracer: _Tracer
+
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.number(self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.number(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self))
+
+    def __len__(self) -> int:
+        return self.tracer.number(self.tracer.create_proxy("call_function", len, (self,), {}))
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    """An attribute of such a proxy."""
+
+
+class _Factories(TorchFunctionMode):
+    """Puts calls that make tensors of plain numbers into the graph, which otherwise would hold the tensors themselves."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FACTORIES and not self.tracer.values.busy:
+            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def _modes() -> tuple[bool, ...]:
@@ -79,17 +167,17 @@ def trace_both(
     calls = {training: recorded or calls[not training] for training, recorded in calls.items()}
     expected, other = ([call.key for call in calls[training]] for training in (True, False))
     if expected != other:
-        raise ValueError("it calls other activations in training than in evaluation")
+        raise Refused("it calls other activations in training than in evaluation")
     graphs = {}
     for training, recorded in calls.items():
         set_mode(network, training)
-        graph = _trace(owner, recorded[0].constants, places)
+        graph = _trace(owner, recorded[0].arguments, places)
         keys = {i: node.meta["key"] for i, node in enumerate(graph.nodes) if "key" in node.meta}
         if list(keys.values()) != expected:
-            raise ValueError("the trace shows other activations than the run")
+            raise Refused("the trace shows other activations than the run")
         graphs[training] = Graph(graph, list(keys))
     if _sources(graphs[True]) != _sources(graphs[False]):
-        raise ValueError("it calls its activations in another order in training than in evaluation")
+        raise Refused("it calls its activations in another order in training than in evaluation")
     return graphs
 
 
@@ -110,20 +198,36 @@ def _sources(traced: Graph) -> list[Any]:
     return [sources[node] for i, node in enumerate(traced.graph.nodes) if i in traced.nodes]
 
 
-def _trace(owner: nn.Module, constants: dict[str, Any], places: dict[nn.Module, Place]) -> fx.Graph:
+def _trace(owner: nn.Module, arguments: dict[str, Any], places: dict[nn.Module, Place]) -> fx.Graph:
     """The forward of ``owner``; ValueError if it does what the graph does not show."""
-    draws = random.getstate(), torch.get_rng_state().tolist()
-    before = _contents(owner)
     try:
-        graph = _Tracer(places).trace(owner, constants)
+        return _trace_once(owner, arguments, places, nullcontext)
+    except Exception as error:
+        try:
+            return _trace_once(owner, arguments, places, _Factories)
+        except Exception:
+            raise ValueError(in_words(error)) from error
+
+
+def _trace_once(
+    owner: nn.Module, arguments: dict[str, Any], places: dict[nn.Module, Place], around: Callable[..., Any]
+) -> fx.Graph:
+    constants = {k: v for k, v in arguments.items() if v is None or isinstance(v, bool | str)}
+    tracer = _Tracer(places, arguments)
+    states, before = random_states(), _contents(owner)
+    try:
+        with around(tracer):
+            graph = tracer.trace(owner, constants)
         after = _contents(owner)
     finally:
         for container, content in before:
             refill(container, content)
+        drawn = have_drawn(states)
+        set_random_states(states)
     if [_identities(content) for _, content in before] != [_identities(content) for _, content in after]:
-        raise ValueError("it makes tensors of its own or sets attributes")
-    if draws != (random.getstate(), torch.get_rng_state().tolist()):
-        raise ValueError("it draws random numbers, which the trace would fix")
+        raise Refused("it makes tensors of its own or sets attributes")
+    if drawn:
+        raise Refused("it draws random numbers, which the trace would fix")
     return graph
 
 
@@ -144,8 +248,11 @@ def install(found: Found, units: Mapping[Site, nn.Module]) -> None:
         setattr(*site.hole, unit)
         if site.index is not None:
             to_rewrite[site.call.owner].append(site)
-        if isinstance(site.hole[0], nn.TransformerEncoderLayer):
-            site.hole[0].activation_relu_or_gelu = 0  # its fused forward would compute what it used to
+        for module in site.call.stack:
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0  # its fused forward would compute what it used to
+            elif isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False  # which only fused layers take
     for owner, sites in to_rewrite.items():
         _rewrite(owner, found.graphs[owner], sites)
     left = {site.call.place for site in found.sites if site not in units}

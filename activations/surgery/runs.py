@@ -1,8 +1,9 @@
 """Run a network and leave it as it was."""
 
 import copy
-import random
-from collections.abc import Iterable, Iterator
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from activations.base import Activation
-from activations.surgery.kinds import Place, kind_of, outside, tensors_in
+from activations.surgery.kinds import OWN, Place, kind_of, outside, tensors_in
+from activations.surgery.state import Snapshot, undisturbed, write
 
 
 def run_in_mode(network: nn.Module, example: Any, training: bool) -> list[Tensor]:
@@ -19,7 +21,8 @@ def run_in_mode(network: nn.Module, example: Any, training: bool) -> list[Tensor
     args = example if isinstance(example, tuple) else (example,)
     with undisturbed(network), _slow_path():
         set_mode(network, training)
-        return [tensor.detach() for tensor in tensors_in(network(*tree_map_only(Tensor, torch.clone, args)))]
+        outputs = tensors_in(network(*tree_map_only(Tensor, torch.clone, args)))
+        return [tensor.detach().clone() for tensor in outputs]  # some may be buffers, which are put back
 
 
 def set_mode(network: nn.Module, training: bool) -> None:
@@ -31,32 +34,6 @@ def set_mode(network: nn.Module, training: bool) -> None:
 
 
 @contextmanager
-def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Put back what running a network changes: random states, training flags, parameters, buffers."""
-    flags = [(module, module.training) for module in network.modules()]
-    tables = [(table, dict(table)) for m in outside(network) for table in (m._parameters, m._buffers)]
-    values = [(x, x.detach().clone()) for x in (*network.parameters(), *network.buffers())]
-    state = random.getstate()
-    with torch.random.fork_rng({p.device.index for p in network.parameters() if p.device.type == "cuda"}):
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            for module, training in flags:
-                module.training = training
-            for table, content in tables:
-                refill(table, content)
-            _write(values)
-
-
-def _write(values: Iterable[tuple[Tensor, Tensor]]) -> None:
-    with torch.no_grad():
-        for x, value in values:
-            if not torch.equal(x, value):
-                x.copy_(value)
-
-
-@contextmanager
 def revived(network: nn.Module) -> Iterator[None]:
     """With other values in constant parameters: behind a norm whose weights are all zero nothing could be seen."""
     parameters = {p for m in outside(network) for p in m._parameters.values() if p is not None}
@@ -64,10 +41,10 @@ def revived(network: nn.Module) -> Iterator[None]:
     values = [(p, p.detach().clone()) for p in constant]
     ramps = [torch.linspace(0.25, 0.75, p.numel()).view(p.shape) / max(1, p[:1].numel()) for p in constant]
     try:
-        _write([(p, ramp.to(p)) for p, ramp in zip(constant, ramps, strict=True)])
+        write([(p, ramp.to(p)) for p, ramp in zip(constant, ramps, strict=True)])
         yield
     finally:
-        _write(values)
+        write(values)
 
 
 @contextmanager
@@ -82,6 +59,20 @@ def listening(modules: Iterable[nn.Module], sums: list[tuple[nn.Module, list[int
         for module in modules:
             stack.callback(module.register_forward_hook(note).remove)
         yield
+
+
+@contextmanager
+def counting(modules: Mapping[Any, nn.Module]) -> Iterator[Counter[Any]]:
+    """How many times each of ``modules`` runs, by its key."""
+    counts: Counter[Any] = Counter()
+
+    def note(key: Any, module: nn.Module, args: Any) -> None:
+        counts[key] += 1
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(functools.partial(note, key)).remove)
+        yield counts
 
 
 def _bits(x: Tensor) -> int:
@@ -103,36 +94,18 @@ def _slow_path() -> Iterator[None]:
 @contextmanager
 def unshared(network: nn.Module) -> Iterator[dict[nn.Module, Place]]:
     """Where every activation and gate is registered; one that is registered repeatedly has copies meanwhile."""
-    saved = structure(network)
+    saved = Snapshot(network, values=False)
     places: dict[nn.Module, Place] = {}
     for parent in outside(network):
         for name, child in parent._modules.items():
             if child is not None and kind_of(child):
                 if child in places:
-                    child = parent._modules[name] = copy.deepcopy(child)
+                    original, child = child, copy.deepcopy(child)
+                    parent._modules[name] = child
+                    if original in OWN.get():
+                        OWN.get()[child] = OWN.get()[original]
                 places[child] = parent, name
     try:
         yield places
     finally:
-        restore(saved)
-
-
-def structure(network: nn.Module) -> list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]]:
-    """What replacing can change of a network's modules."""
-    return [(m, type(m), dict(vars(m)), dict(m._modules)) for m in outside(network)]
-
-
-def restore(saved: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]]) -> None:
-    for module, cls, attributes, children in saved:
-        module.__class__ = cls
-        refill(vars(module), attributes)
-        refill(module._modules, children)
-
-
-def refill(old: Any, new: Any) -> None:
-    """Give a dict or list the items of another."""
-    old.clear()
-    if isinstance(old, dict):
-        old.update(new)
-    else:
-        old.extend(new)
+        saved.restore()

@@ -1,28 +1,32 @@
 """What is known of the places where a network calls activations."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from activations.surgery.kinds import FUNCTIONS, Place, kind_of
+from activations.surgery.kinds import FUNCTIONS, Own, Place, kind_of
+
+OUTPUT = "the network's output: only re:PATTERN replaces it"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A place where an activation or a gate is called; ``shape`` is that of its input without the batch."""
+    """A place where an activation or a gate is called."""
 
-    site: str
-    kind: str
-    shape: tuple[int, ...]
-    num_features: int | None
-    channel_dim: int | None
-    gate: bool
+    site: str  # the path of the module that stands there, or will
+    kind: str  # "module" with its class, or "call" with the function's name
+    shape: tuple[int, ...]  # of its input without the batch
+    num_features: int | None  # channels; None if they cannot be told
+    channel_dim: int | None  # the dimension that holds them
+    gate: bool  # whether it is none of the sites
     replaced: bool
     why_not: str
+    output: bool = False  # whether it limits the network's output: sites=re:PATTERN alone replaces it
+    calls: int = 1  # in one forward; with shared="unit" all of them go to one unit
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Report:
         table = [("site", "kind", "channels", "dim", "shape", "")]
         for row in self.rows:
             channels, dim = ("" if n is None else str(n) for n in (row.num_features, row.channel_dim))
-            outcome = row.why_not or ("replaced" if row.replaced else "can be replaced")
+            possible = OUTPUT if row.output and not row.replaced else "can be replaced"
+            done = "replaced" if row.replaced else possible
+            outcome = row.why_not or done + (f" ({row.calls} calls)" if row.calls > 1 else "")
             table.append((row.site, row.kind, channels, dim, "x".join(map(str, row.shape)), outcome))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
@@ -63,16 +69,17 @@ class Call:
     place: Place | None  # where its owner keeps it, if it does
     stack: tuple[nn.Module, ...]  # from the network down to the module whose forward makes the call
     run: int  # how many times that one has been entered
-    constants: dict[str, Any]  # its arguments that are None, flags or words
+    arguments: dict[str, Any]  # of that forward, by name; tensors without data
     x: Tensor  # the input, without data
-    device: torch.device
     args: tuple[Any, ...]  # of the call, without the input
     kwargs: dict[str, Any]
     channel: int | None
     gate: str  # why it is no activation, if it is none
     why_not: str
     window: tuple[nn.Module, ...]  # the stack of the convolution wider than 1 since the last activation
+    own: Own | None = None  # if it is a class of the network's own
     in_place: bool = False
+    output: bool = False  # the last operation of the network, and of a limited range
 
     @property
     def owner(self) -> nn.Module:
@@ -93,6 +100,11 @@ class Call:
         return self.name, self.channel, None if self.channel is None else self.x.shape[self.channel]
 
     @property
+    def channel_dim(self) -> int | None:
+        """-1 for channels that are last, behind other dimensions than the batch."""
+        return -1 if self.channel == self.x.ndim - 1 > 1 else self.channel
+
+    @property
     def traced(self) -> bool:
         """Whether a traced graph must show it: a gate only if it looks like an activation there."""
         if isinstance(self.function, nn.Module):
@@ -107,6 +119,7 @@ class Site:
     calls: dict[bool, Call]  # by whether the network is training
     index: int | None  # among the calls of its owner, if that one's forward must be rewritten
     why_not: str = ""
+    times: Counter[bool] = field(default_factory=Counter)  # calls in one forward, by the training flag
     path: str = field(init=False)
     hole: Place = field(init=False)
 
@@ -120,6 +133,11 @@ class Site:
         return False not in self.calls
 
     @property
+    def output(self) -> bool:
+        """Whether it is the last operation of the network, and of a limited range."""
+        return not self.call.gate and any(call.output for call in self.calls.values())
+
+    @property
     def can_be_replaced(self) -> bool:
         return not self.call.gate and not self.why_not
 
@@ -129,19 +147,32 @@ class Site:
 
     @property
     def channel_dim(self) -> int | None:
-        return -1 if self.call.channel == self.call.x.ndim - 1 > 1 else self.call.channel
+        return self.call.channel_dim
 
     @property
     def positions(self) -> int:
         """Pixels or tokens; 0 for (N, C), which has none."""
         return math.prod(self.call.x.shape[1:]) // (self.num_features or 1) if self.call.x.ndim > 2 else 0
 
-    def row(self, replaced: bool, why_not: str) -> Row:
+    def row(self, replaced: bool | None) -> Row:
+        """The site's row in a report; ``replaced`` is None if nothing was to be replaced."""
         kind = ("module " if isinstance(self.call.function, nn.Module) else "call ") + self.call.name
-        why_not = "" if replaced else self.call.gate or why_not
+        why_not = self.call.gate or self.why_not
+        if replaced is False:
+            why_not = why_not or (OUTPUT if self.output else "not selected")
         channels = self.num_features, self.channel_dim
-        shape, gate = tuple(self.call.x.shape[1:]), bool(self.call.gate)
-        return Row(self.path, kind, shape, *channels, gate, replaced, why_not)
+        shape, gate, calls = tuple(self.call.x.shape[1:]), bool(self.call.gate), max(self.times.values())
+        return Row(
+            self.path,
+            kind,
+            shape,
+            *channels,
+            gate,
+            bool(replaced),
+            "" if replaced else why_not,
+            self.output,
+            calls,
+        )
 
 
 @dataclass(eq=False)

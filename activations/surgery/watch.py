@@ -22,12 +22,16 @@ from activations.surgery.kinds import (
     GATE,
     GATE_FUNCTIONS,
     KERNELS,
+    OUTPUTS,
+    OWN,
+    RAW,
     RECURRENT,
     Place,
     kind_of,
     one_line,
     outside,
     tensors_in,
+    without_data,
 )
 from activations.surgery.runs import run_in_mode
 from activations.surgery.sites import Call, Site
@@ -44,6 +48,12 @@ PRODUCTS = re.compile("_*matmul_*|bmm")
 # those in place leave no input whose shadow could be moved
 MIXES = re.compile("__rmatmul__|baddbmm|einsum|tensordot|(t|transpose|swap(axes|dims)|(un)?squeeze)_")
 ELEMENTWISE = re.compile("_*[ri]?(add|sub|mul|div|true_?div|pow|neg|square)_*")
+# what leaves an activation the last that a network computes
+JOINS = re.compile("cat|concat|stack")
+ARRANGES = re.compile(
+    f"({ELEMENTWISE.pattern})|view|reshape|(un)?flatten|permute|transpose|(un)?squeeze|select|split|chunk|unbind|"
+    "__getitem__|contiguous|clone|float|to"
+)
 FACTORS = re.compile("tanh_?|softplus|relu6|hardtanh_?")  # of which other activations are made by hand
 
 
@@ -68,6 +78,9 @@ class Watch(TorchFunctionMode):
         self.fixed: Any = WeakTensorKeyDictionary()
         self.fixed.update(dict.fromkeys([*network.parameters(), *network.buffers()], True))
         self.origins: Any = WeakTensorKeyDictionary()  # see derive
+        self.made_by: Any = (
+            WeakTensorKeyDictionary()
+        )  # the calls that a tensor comes from without another operation
         self.tokens = itertools.count()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -80,16 +93,20 @@ class Watch(TorchFunctionMode):
             self.inside += 1
         else:
             self.runs[module] += 1
-            self.stack.append((module, _constants(module, args, kwargs)))
+            with torch._C.DisableTorchFunction():
+                self.stack.append((module, _arguments(module, args, kwargs)))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Forward hook of the same modules."""
         if module not in self.places:
             self.stack.pop()
+            if not self.stack:
+                for call in itertools.chain(*(self.made_by.get(x, ()) for x in tensors_in(out))):
+                    call.output = OUTPUTS.fullmatch(call.name.lower()) is not None or bool(call.own)
             return
         self.inside -= 1
         if not self.inside:
-            self.calls[-1].in_place = any(out is x for x in tensors_in((args, kwargs)))
+            self.finish(out, args, kwargs)
             with torch._C.DisableTorchFunction():
                 self.follow("", module, args, kwargs, out)
 
@@ -109,9 +126,14 @@ class Watch(TorchFunctionMode):
         finally:
             self.inside -= opaque
         if activation:
-            self.calls[-1].in_place = any(out is x for x in tensors_in((args, kwargs)))
+            self.finish(out, args, kwargs)
         self.follow(name, func, args, kwargs, out)
         return out
+
+    def finish(self, out: Any, args: Any, kwargs: Any) -> None:
+        """Note what came out of the call of an activation or a gate."""
+        self.calls[-1].in_place = any(out is x for x in tensors_in((args, kwargs)))
+        self.made_by.update((x, (self.calls[-1],)) for x in tensors_in(out))
 
     def attribute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place | None:
         """Where the module under way keeps ``func``, if it calls it as it would call a unit."""
@@ -136,7 +158,7 @@ class Watch(TorchFunctionMode):
     ) -> None:
         """Note a call, and what stands in the way of a unit."""
         stack = tuple(module for module, _ in self.stack)
-        owner, constants = self.stack[-1]
+        owner, arguments = self.stack[-1]
         x = next(tensors_in((args, kwargs)))
         channel = self.marks.get(x)
         if x.ndim == 2 and (
@@ -154,10 +176,12 @@ class Watch(TorchFunctionMode):
         elif not isinstance(channel, int):
             why_not = why_not or f"which dimension of {tuple(x.shape)} holds the channels cannot be told"
             channel = None
+        own = OWN.get().get(function) if isinstance(function, nn.Module) else None
+        if own and own.by_rule and channel is None and x not in self.marks:
+            gate = gate or RAW  # it may well prepare the data
         kwargs = {key: value for key, value in kwargs.items() if value is not x}
-        shape = torch.empty_like(x, device="meta")
-        call = Call(function, name, place, stack, self.runs[owner], constants, shape, x.device, args[1:], kwargs,
-                     channel, gate, why_not, self.window)  # fmt: skip
+        call = Call(function, name, place, stack, self.runs[owner], arguments, without_data(x), args[1:], kwargs,
+                     channel, gate, why_not, self.window, own=own)  # fmt: skip
         self.calls.append(call)
         if not gate:
             self.window = ()
@@ -172,6 +196,10 @@ class Watch(TorchFunctionMode):
             written = [x for x in operands if name == "__setitem__" or any(x is result for result in results)]
             for x in [*written, *(x._base for x in written if x._base is not None)]:
                 self.fixed.pop(x, None)
+        varying = [x for x in operands if x not in self.fixed]
+        if JOINS.fullmatch(name) or (ARRANGES.fullmatch(name) and len(varying) == 1):
+            calls = tuple(itertools.chain(*(self.made_by.get(x, ()) for x in varying)))
+            self.made_by.update((x, calls) for x in results)
         factor = FACTORS.fullmatch(name) and (
             not name.startswith("hardtanh") or self.calls[-1].bounds == (0, 1)
         )
@@ -299,17 +327,11 @@ def _where(shadow: Tensor) -> Any:
     return shadow if dims else None
 
 
-def _constants(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call that decide which way a forward goes: None, flags, words; lengths of lists."""
+def _arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included; tensors without their data."""
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     bound.apply_defaults()
-    constants: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        if value is None or isinstance(value, bool | str):
-            constants[name] = value
-        elif isinstance(value, list):
-            constants[name] = len(value)
-    return constants
+    return tree_map_only(Tensor, without_data, dict(bound.arguments))
 
 
 def watched(network: nn.Module, example: Any, training: bool, watch: Watch) -> list[Tensor]:
@@ -334,30 +356,59 @@ def watched(network: nn.Module, example: Any, training: bool, watch: Watch) -> l
     raise ValueError(f"the network runs in {mode}, but not while it is watched: {one_line(own)}") from own
 
 
-def make_sites(network: nn.Module, watches: dict[bool, Watch]) -> list[Site]:
-    """The sites and gates of both runs, and why they cannot be replaced as far as these tell."""
+def make_sites(network: nn.Module, watches: dict[bool, Watch], shared: str) -> list[Site]:
+    """The sites and gates of both runs, and why they cannot be replaced as far as these tell.
+
+    ``shared``: see ``replace_activations``.
+    """
     paths = {module: path for path, module in network.named_modules()}
-    counts = [Counter(call.place for call in watch.calls if call.run == 1) for watch in watches.values()]
-    repeated = {None} | {place for count in counts for place, n in count.items() if n > 1}
+    repeated: set[Place | None] = {None}
+    for watch in watches.values():
+        first_run = [call for call in watch.calls if call.run == 1]
+        counts = Counter(call.place for call in first_run)
+        for place in [place for place, n in counts.items() if n > 1]:
+            calls = [call for call in first_run if call.place == place]
+            if shared == "call" or not all(_alike(calls[0], call) for call in calls):
+                repeated.add(place)
     sites: dict[Any, Site] = {}
     for training, watch in watches.items():
         numbers: dict[Any, Iterator[int]] = defaultdict(itertools.count)
         for call in watch.calls:
-            if call.run > 1:
-                continue
-            index = next(numbers[call.owner, call.traced])
+            index = next(numbers[call.owner, call.traced, call.run])
             alone = call.place not in repeated
             key = call.place if alone else (call.owner, call.traced, index)
             site = sites.setdefault(key, Site({}, None if alone else index))
-            site.calls[training] = call
+            site.times[training] += 1
+            first = site.calls.setdefault(training, call)
             site.why_not = site.why_not or call.why_not or _hooked(call.function)
-            if call.features != site.call.features:
+            if call.features != site.call.features and first is call:
                 site.why_not = "it is not the same in training and in evaluation"
-            if (runs := watch.runs[call.owner]) > 1:
-                owner = f"{type(call.owner).__name__} {paths[call.owner]}"
-                site.why_not = f"its {owner} runs {runs} times in one forward, with the same weights"
+            if call.run > 1:
+                owner = f"{type(call.owner).__name__} {paths[call.owner]}".strip()
+                runs = watch.runs[call.owner]
+                if shared == "call":
+                    site.why_not = (
+                        f"its {owner} runs {runs} times in one forward, with the same weights "
+                        '(shared="unit" gives one unit to all of them)'
+                    )
+                elif not _alike(first, call):
+                    site.why_not = (
+                        f"its {owner} runs {runs} times in one forward, and not with the same channels"
+                    )
     _name(sites.values(), paths)
     return list(sites.values())
+
+
+def _alike(a: Call, b: Call) -> bool:
+    """Whether one unit could serve both calls."""
+    parts = [(a.function, b.function), *itertools.zip_longest(a.args, b.args)]
+    parts += [(a.kwargs.get(key), b.kwargs.get(key)) for key in {**a.kwargs, **b.kwargs}]
+    same = all(x is y or (type(x) is type(y) and not isinstance(x, Tensor) and x == y) for x, y in parts)
+    return (
+        same
+        and a.features == b.features
+        and (a.channel_dim, a.gate, a.in_place) == (b.channel_dim, b.gate, b.in_place)
+    )
 
 
 def _hooked(function: Any) -> str:

@@ -22,6 +22,8 @@ def build(
     *,
     model: Callable[..., nn.Module],
     sites: str = "all",
+    activations: str | Sequence[str] = (),
+    shared: str = "call",
     weights: str | None = None,
     **hyper: Any,
 ) -> nn.Module:
@@ -35,7 +37,8 @@ def build(
         input_shape: of one sample.
         num_outputs: classes, or numbers to regress on.
         model: called with ``input_shape``, ``num_outputs`` and ``hyper``.
-        sites: which of the sites receive the activation; see ``replace_activations``.
+        sites, activations, shared: which of the sites receive the activation, which classes of the model's own are
+            activations, whether blocks that run several times are served by one; see ``replace_activations``.
         weights: file with a state_dict to start from, as torch.save writes it, or None.
 
     Raises:
@@ -43,7 +46,7 @@ def build(
             that cannot be swapped.
     """
     takes_act_layer = "act_layer" in inspect.signature(model).parameters
-    direct = takes_act_layer and sites == "all" and weights is None
+    direct = takes_act_layer and sites == "all" and not activations and shared == "call" and weights is None
     made = {"act_layer": act_layer if direct else _relu} if takes_act_layer else {}
     try:
         network = model(**made, input_shape=input_shape, num_outputs=num_outputs, **hyper)
@@ -58,15 +61,22 @@ def build(
     if weights is not None:
         load_weights(network, Path(str(weights)).expanduser(), num_outputs)
     if not direct:
+        from activations.surgery.runs import run_in_mode
         from activations.swap import replace_activations  # with torch.fx behind it
 
         # of its own generator, as the network's weights must not depend on whether there is a swap
         example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), blaming_the_network(input_shape):
-            network.eval()(example)
-        network.train()
-        report = replace_activations(network, act_layer, sites=sites, example_input=example)
+            run_in_mode(network, example, training=False)
+        report = replace_activations(
+            network, act_layer, sites=sites, activations=activations, shared=shared, example_input=example
+        )
         log.info("activations replaced:\n%s", report)
+        if kept := [row.site for row in report.rows if row.output and not row.replaced]:
+            log.warning(
+                "the activation of the network's output stays as it was: %s (network.sites=re:PATTERN replaces it)",
+                ", ".join(kept),
+            )
     return network
 
 
