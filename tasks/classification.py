@@ -241,7 +241,11 @@ class Tally:
         """
         counts = self.counts.double()
         hits, images, taken = counts.diagonal(), counts.sum(1), counts.sum(0)
-        shares = {"acc": 100 * hits / images, "precision": 100 * hits / taken, "f1": 200 * hits / (images + taken)}
+        shares = {
+            "acc": 100 * hits / images,
+            "precision": 100 * hits / taken,
+            "f1": 200 * hits / (images + taken),
+        }
         columns = {name: share.tolist() for name, share in shares.items()}
         return {
             f"{name}/{label}": column[k]

@@ -116,10 +116,14 @@ def target_curve(
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
-    left.plot(*(part.flatten() for part in samples), ".", color=ORANGE, markersize=5, label="training samples")
+    left.plot(
+        *(part.flatten() for part in samples), ".", color=ORANGE, markersize=5, label="training samples"
+    )
     left.plot(x.flatten(), target.flatten(), color="black", linewidth=1.4, label="target, on the test's grid")
     left.set(xlabel="$x$", ylabel="$f(x)$", xlim=limits)
-    left.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, fontsize="small")
+    left.legend(
+        frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, fontsize="small"
+    )
     left.set_title(f"variance {target.var(correction=0):.3g}", loc="left")
     right.hist(target.flatten().numpy(), bins=40, orientation="horizontal", color=BLUE)
     right.set(xlabel="test points")
@@ -136,11 +140,14 @@ def target_map(target: Tensor, samples: tuple[Tensor, Tensor], extent: Sequence[
     scale = {"vmin": target.min().item(), "vmax": target.max().item(), "cmap": "viridis"}
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    image = left.imshow(target.view(size, size).T.numpy(), origin="lower", extent=tuple(extent), aspect="auto", **scale)
+    image = left.imshow(
+        target.view(size, size).T.numpy(), origin="lower", extent=tuple(extent), aspect="auto", **scale
+    )
     left.set(title=f"target, variance {target.var(correction=0):.3g}", xlabel="$x_1$", ylabel="$x_2$")
     x, y = samples
     right.scatter(x[:, 0], x[:, 1], c=y.flatten(), s=14, **scale)
     right.set(title=f"{len(x)} training samples", xlabel="$x_1$")
+    left.locator_params(nbins=5)
     figure.colorbar(image, ax=(left, right), shrink=0.9, pad=0.02)
     return figure
 
@@ -174,7 +181,7 @@ def pixels(target: Tensor, index: Mapping[str, Tensor]) -> "Figure":
     from matplotlib.figure import Figure
 
     height, width = target.shape[:2]
-    figure = Figure(figsize=(11, 0.6 + 11 / 4 * height / width), layout="constrained")
+    figure = Figure(figsize=(11, 0.4 + 11 / 4 * height / width), layout="constrained")
     for ax, (name, part) in zip(figure.subplots(1, 4), {"all": None, **index}.items(), strict=True):
         shown = target.clone()
         if part is not None:

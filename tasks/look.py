@@ -179,9 +179,7 @@ def _of_files(data: object) -> dict[str, str]:
         return {}
     left_out = {reason: names for reason, names in survey.left_out.items() if names}
     facts = {
-        "left out": "; ".join(
-            f"{len(names):,} {reason}: {some(names)}" for reason, names in left_out.items()
-        )
+        "left out": "; ".join(f"{len(names):,} {reason}: {some(names)}" for reason, names in left_out.items())
         or "nothing"
     }
     for name, what in (
@@ -201,7 +199,9 @@ def class_table(labels: Tensor, index: Mapping[str, Tensor], classes: Sequence[s
     return [["class", *SPLITS], *rows]
 
 
-def mask_table(pixels: Tensor, index: Mapping[str, Tensor], classes: Sequence[str], void: int) -> list[list[str]]:
+def mask_table(
+    pixels: Tensor, index: Mapping[str, Tensor], classes: Sequence[str], void: int
+) -> list[list[str]]:
     """For each class and split the share of the pixels, void being what is left, and the images that show it."""
     head = ["class", *(f"{split} {what}" for split in SPLITS for what in ("pixels", "images"))]
     rows = [[name] for name in (*classes, "void")]
@@ -263,14 +263,20 @@ def _class_strip(task: Any, labels: Tensor, k: int, counts: tuple[int, int]) -> 
     return torch.cat(parts)
 
 
-def scene_sheet(task: Any, colours: Mapping[str, str], palette: Tensor, shares: Sequence[float], generator: torch.Generator) -> "Figure":
+def scene_sheet(
+    task: Any,
+    colors: Mapping[str, str],
+    palette: Tensor,
+    shares: Sequence[float],
+    generator: torch.Generator,
+) -> "Figure":
     """Images of train and test with their masks drawn over them, and training images as they are augmented.
 
     Args:
         task: with ``store``, ``index`` and ``batches``.
-        colours: of the classes and of void, by name.
+        colors: of the classes and of void, by name.
         palette: (256, 3) in [0, 1], of the masks' values.
-        shares: of the training pixels, in percent, in the order of ``colours``.
+        shares: of the training pixels, in percent, in the order of ``colors``.
         generator: of the augmentation.
     """
     from matplotlib.figure import Figure
@@ -280,25 +286,28 @@ def scene_sheet(task: Any, colours: Mapping[str, str], palette: Tensor, shares: 
     for split in ("train", "test"):
         index = task.index[split]
         samples = next(iter(task.store.batches([index[_spread(len(index), SCENES)]])))
-        groups[f"{split}: images, and masks drawn over them"] = samples[:, :-1].to(torch.int16), samples[:, -1]
+        groups[f"{split}: images, and masks drawn over them"] = (
+            samples[:, :-1].to(torch.int16),
+            samples[:, -1],
+        )
     groups[_as_trained(task)] = _augmented(task, SCENES, generator)
     sizes = [2 * SCENE_WIDTH * images.shape[2] / images.shape[3] + 0.35 for images, _ in groups.values()]
-    legend = 0.3 * -(-len(colours) // 5) + 0.2
+    legend = 0.3 * -(-len(colors) // 5) + 0.2
     figure = Figure(figsize=(SCENES * SCENE_WIDTH + 0.3, sum(sizes) + legend), layout="constrained")
     axes = figure.subplots(len(groups), 1, height_ratios=sizes)
-    for ax, (title, (images, masks)) in zip(axes, groups.items(), strict=True):
+    for ax, (title, (images, masks)) in zip(list(axes), groups.items(), strict=True):
         drawn = 255 * palette[masks.long()].movedim(-1, 1)
-        # brightness is the image's and hue the class's: mixed colours would be those of other classes
+        # brightness is the image's and hue the class's: mixed colors would be those of other classes
         over = (drawn * (0.4 + 0.6 * images.float().mean(1, keepdim=True) / 255)).round().to(torch.int16)
         _show(ax, torch.cat([_filled(images, SCENES), _filled(over, SCENES)]), SCENES, 255)
         ax.set_title(title, fontsize="medium", loc="left")
     figure.legend(
         handles=[
-            Patch(color=colour, label=f"{_short(name)} {share:.1f} %")
-            for (name, colour), share in zip(colours.items(), shares, strict=True)
+            Patch(color=color, label=f"{_short(name)} {share:.1f} %")
+            for (name, color), share in zip(colors.items(), shares, strict=True)
         ],
         loc="outside lower center",
-        ncols=min(len(colours), 5),
+        ncols=min(len(colors), 5),
         title="shares of the training pixels",
     )
     return figure
@@ -370,7 +379,8 @@ def point_table(parts: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str]
         values = torch.cat(samples, dim=1).double()
         columns = (values.amin(0), values.amax(0), values.mean(0), values.std(0, correction=0))
         rows += [
-            [name, split, *(f"{value:.4g}" for value in row)]
+            # a mean that differs from 0 by rounding alone is 0
+            [name, split, *(f"{value if abs(value) > 1e-6 * max(map(abs, row)) else 0:.4g}" for value in row)]
             for name, *row in zip(names, *(column.tolist() for column in columns), strict=True)
         ]
     rows.sort(key=lambda row: list(names).index(row[0]))

@@ -71,8 +71,16 @@ def test_calibration_error_by_hand() -> None:
     tally.add(F.pad(torch.stack([sure, sure, unsure]), (0, 1), value=-100), torch.tensor([0, 0, 1]))
     tally.add(F.pad(torch.stack([sure, sure, unsure]), (0, 1), value=-100), torch.tensor([0, 1, 0]))
     assert tally.ece() == pytest.approx(100 * (4 * 0.15 + 2 * 0.02) / 6, rel=1e-6)
-    found = tally.of_classes(("cat", "dog", "T-shirt/top"))  # of them the third does not occur, nothing is taken for the second
-    assert found == {"acc/cat": 100, "precision/cat": pytest.approx(400 / 6), "f1/cat": 80, "acc/dog": 0, "f1/dog": 0}
+    found = tally.of_classes(
+        ("cat", "dog", "T-shirt/top")
+    )  # of them the third does not occur, nothing is taken for the second
+    assert found == {
+        "acc/cat": 100,
+        "precision/cat": pytest.approx(400 / 6),
+        "f1/cat": 80,
+        "acc/dog": 0,
+        "f1/dog": 0,
+    }
 
 
 def test_certainty_belongs_to_the_last_bin() -> None:
