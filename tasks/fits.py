@@ -147,6 +147,7 @@ def target_map(target: Tensor, samples: tuple[Tensor, Tensor], extent: Sequence[
     x, y = samples
     right.scatter(x[:, 0], x[:, 1], c=y.flatten(), s=14, **scale)
     right.set(title=f"{len(x)} training samples", xlabel="$x_1$")
+    left.locator_params(nbins=5)
     figure.colorbar(image, ax=(left, right), shrink=0.9, pad=0.02)
     return figure
 
@@ -180,7 +181,7 @@ def pixels(target: Tensor, index: Mapping[str, Tensor]) -> "Figure":
     from matplotlib.figure import Figure
 
     height, width = target.shape[:2]
-    figure = Figure(figsize=(11, 0.6 + 11 / 4 * height / width), layout="constrained")
+    figure = Figure(figsize=(11, 0.4 + 11 / 4 * height / width), layout="constrained")
     for ax, (name, part) in zip(figure.subplots(1, 4), {"all": None, **index}.items(), strict=True):
         shown = target.clone()
         if part is not None:

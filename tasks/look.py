@@ -265,7 +265,7 @@ def _class_strip(task: Any, labels: Tensor, k: int, counts: tuple[int, int]) -> 
 
 def scene_sheet(
     task: Any,
-    colours: Mapping[str, str],
+    colors: Mapping[str, str],
     palette: Tensor,
     shares: Sequence[float],
     generator: torch.Generator,
@@ -274,9 +274,9 @@ def scene_sheet(
 
     Args:
         task: with ``store``, ``index`` and ``batches``.
-        colours: of the classes and of void, by name.
+        colors: of the classes and of void, by name.
         palette: (256, 3) in [0, 1], of the masks' values.
-        shares: of the training pixels, in percent, in the order of ``colours``.
+        shares: of the training pixels, in percent, in the order of ``colors``.
         generator: of the augmentation.
     """
     from matplotlib.figure import Figure
@@ -292,22 +292,22 @@ def scene_sheet(
         )
     groups[_as_trained(task)] = _augmented(task, SCENES, generator)
     sizes = [2 * SCENE_WIDTH * images.shape[2] / images.shape[3] + 0.35 for images, _ in groups.values()]
-    legend = 0.3 * -(-len(colours) // 5) + 0.2
+    legend = 0.3 * -(-len(colors) // 5) + 0.2
     figure = Figure(figsize=(SCENES * SCENE_WIDTH + 0.3, sum(sizes) + legend), layout="constrained")
     axes = figure.subplots(len(groups), 1, height_ratios=sizes)
-    for ax, (title, (images, masks)) in zip(axes, groups.items(), strict=True):
+    for ax, (title, (images, masks)) in zip(list(axes), groups.items(), strict=True):
         drawn = 255 * palette[masks.long()].movedim(-1, 1)
-        # brightness is the image's and hue the class's: mixed colours would be those of other classes
+        # brightness is the image's and hue the class's: mixed colors would be those of other classes
         over = (drawn * (0.4 + 0.6 * images.float().mean(1, keepdim=True) / 255)).round().to(torch.int16)
         _show(ax, torch.cat([_filled(images, SCENES), _filled(over, SCENES)]), SCENES, 255)
         ax.set_title(title, fontsize="medium", loc="left")
     figure.legend(
         handles=[
-            Patch(color=colour, label=f"{_short(name)} {share:.1f} %")
-            for (name, colour), share in zip(colours.items(), shares, strict=True)
+            Patch(color=color, label=f"{_short(name)} {share:.1f} %")
+            for (name, color), share in zip(colors.items(), shares, strict=True)
         ],
         loc="outside lower center",
-        ncols=min(len(colours), 5),
+        ncols=min(len(colors), 5),
         title="shares of the training pixels",
     )
     return figure
@@ -379,7 +379,8 @@ def point_table(parts: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str]
         values = torch.cat(samples, dim=1).double()
         columns = (values.amin(0), values.amax(0), values.mean(0), values.std(0, correction=0))
         rows += [
-            [name, split, *(f"{value:.4g}" for value in row)]
+            # a mean that differs from 0 by rounding alone is 0
+            [name, split, *(f"{value if abs(value) > 1e-6 * max(map(abs, row)) else 0:.4g}" for value in row)]
             for name, *row in zip(names, *(column.tolist() for column in columns), strict=True)
         ]
     rows.sort(key=lambda row: list(names).index(row[0]))

@@ -89,29 +89,27 @@ class Regression(Task):
         from tasks import look
 
         epoch = list(self.data.epoch(self.recipe.batch_size, generator))
-        parts = {"train": tuple(map(torch.cat, zip(*epoch, strict=True))), **self.points}
-        fresh = not isinstance(self.data, SamplePoints)
-        if not fresh:
-            parts["train"] = self.data.train
         inputs, outputs = self.input_shape[0], self.output_shape[0]
-        sizes = {split: f"{split} {len(x):,}" for split, (x, _) in parts.items()}
-        if fresh:
-            sizes["train"] += " fresh points an epoch (numbers below are of one epoch)"
-        trained = set(map(tuple, parts["train"][0].tolist()))
-        copies = [
-            f"{split} inputs that are in train, too: {sum(tuple(x) in trained for x in parts[split][0].tolist()):,}"
-            for split in ("val", "test")
-        ]
+        parts = dict(self.points)
         facts = {
             "data": f"{inputs} input{'s' * (inputs > 1)}, {outputs} target{'s' * (outputs > 1)}, as the network gets them",
             "fingerprint": self.fingerprint,
-            "splits": ", ".join(sizes.values()),
             "steps": f"{self.steps_per_epoch:,} of {len(epoch[0][0])} samples an epoch",
-            "copies": "; ".join(copies),
         }
-        return look.Look(
-            facts, look.point_table(parts, self.data.names(inputs, outputs)), self.data.look(parts["train"])
-        )
+        if isinstance(self.data, SamplePoints):
+            parts = {"train": self.data.train, **parts}
+            trained = set(map(tuple, self.data.train[0].tolist()))
+            facts["copies"] = "; ".join(
+                f"{split} inputs that are in train, too: {sum(tuple(x) in trained for x in points.tolist()):,}"
+                for split, (points, _) in self.points.items()
+            )
+        else:
+            drawn, targets = map(torch.cat, zip(*epoch, strict=True))
+            parts = {"train": (drawn, targets), **parts}
+            facts["steps"] += ", all of them fresh; of train the numbers below are of one epoch"
+        facts["splits"] = ", ".join(f"{split} {len(x):,}" for split, (x, _) in parts.items()) + self.data.rule
+        names = self.data.names(inputs, outputs)
+        return look.Look(facts, look.point_table(parts, names), self.data.look(parts["train"]))
 
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
         """Target, fit and error of the test."""

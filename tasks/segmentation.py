@@ -207,7 +207,7 @@ class Segmentation(Task):
         with torch.inference_mode():
             output = network(input).float()
         guesses = _classes(output)
-        colours, palette = self._colours(void=bool((target == VOID).any()))
+        colours, palette = self._colors(void=bool((target == VOID).any()))
         mistakes = (guesses != target) & (target != VOID)
         faded = 0.6 + 0.4 * samples[:, :-1].float().mean(1) / 255  # (n, H, W)
         drawn = {
@@ -248,11 +248,11 @@ class Segmentation(Task):
         return look.Look(
             look.image_facts(self, samples, samples.masks, "mask"),
             look.mask_table(samples.pixels, self.index, self.classes, VOID),
-            look.scene_sheet(self, *self._colours(void=void), shares, generator),
+            look.scene_sheet(self, *self._colors(void=void), shares, generator),
         )
 
-    def _colours(self, *, void: bool) -> tuple[dict[str, str], Tensor]:
-        """Colours of the classes, and of void if it is to be named; and (256, 3), those of a mask's values."""
+    def _colors(self, *, void: bool) -> tuple[dict[str, str], Tensor]:
+        """Colors of the classes, and of void if it is to be named; and (256, 3), those of a mask's values."""
         from matplotlib.colors import to_rgb
 
         colours = dict(zip(self.classes, cycle(COLOURS), strict=False))

@@ -2,28 +2,36 @@
 
 import copy
 import math
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import config, make_cell, make_factory, make_task, train
+from conftest import TASKS, config, make_cell, make_factory, make_task, train
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
+from PIL import Image
 from scipy import ndimage
 from test_regression import overlaps
-from test_segmentation import Answer, make_segmentation, make_set, random_set
+from test_segmentation import TINY, Answer, make_segmentation, make_set, random_set
 from torch import Tensor
 from toy import Toy
 
 from results.collect import add_labels, read_records
 from results.leaderboard import leaderboard
 from runners.cell import Cell
+from runners.check import Check
 from runners.words import one_line
+from tasks.base import Recipe
+from tasks.classification import Classification
 from tasks.confusion import Confusion
 from tasks.data.files import sklearn_file
+from tasks.data.images import ImageSet
 from tasks.data.pairs import VOID
+from tasks.data.store import Memory
 from tasks.regression import Regression
 from tasks.segmentation import boundary
 
@@ -144,7 +152,7 @@ def test_the_confusion_of_masks_counts_pixels_without_void() -> None:
     for input, target in task.batches("test"):
         np.add.at(expected, (target[target != VOID], network(input).argmax(1)[target != VOID]), 1)
     task.evaluate(network, "test")
-    assert list(task.confusion.table())[0] == ["true \\ predicted", "a", "b", "c"]
+    assert next(task.confusion.table()) == ["true \\ predicted", "a", "b", "c"]
     np.testing.assert_array_equal([row[1:] for row in list(task.confusion.table())[1:]], expected)
 
 
@@ -162,7 +170,7 @@ def test_confusion_figures_are_readable(classes: int) -> None:
         assert labels[0].get_text() == names[0]
         assert min(label.get_fontsize() for label in labels) >= 5
         boxes = [label.get_window_extent() for label in labels]
-        assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
     shown = {text.get_text() for text in ax.texts}
     assert bool(shown) == (classes <= 16)
     if classes == 2:
@@ -231,10 +239,8 @@ def test_cross_validated_cells_are_seeds_of_one_another_and_say_so(tmp_path) -> 
     overrides = ("task.data.folds=3", "runner.epochs=1")
     for name in ("relu", "tanh"):
         for seed in range(3):
-            train(
-                *(tmp_path, make_factory(name), *overrides, f"seed={seed}"),
-                **{"task": "diabetes", "activation": name},
-            )
+            settings = (*overrides, f"seed={seed}")
+            train(tmp_path, make_factory(name), *settings, task="diabetes", activation=name)
     records = add_labels(read_records(tmp_path / "main"))
     assert records["task_label"].unique().tolist() == ["diabetes[data.folds=3]"]
     assert records["data_fingerprint"].nunique() == 1
@@ -263,3 +269,152 @@ def test_an_option_that_is_newer_than_cells_leaves_their_ids_alone(tmp_path) -> 
     del stored["task"]["data"]["folds"]  # as it was written then
     (cell.folder / "config.yaml").write_text(yaml.safe_dump(stored))
     assert cell.finished()["primary"] == record["primary"]
+
+
+# an early look -------------------------------------------------------------------------------------------------
+
+
+def look_at(tmp_path, capsys, *overrides: str, task: str = "digits") -> tuple[Path, list[str]]:
+    """The folder of a look, and the lines that it prints."""
+    cell = make_cell(tmp_path, *overrides, task=task)
+    folder = Check()(lambda: make_task(task, *overrides), cell)
+    return folder, capsys.readouterr().out.splitlines()
+
+
+WITHOUT_DOWNLOAD = [name for name in TASKS if "root" not in config(f"task={name}").task.data]
+
+
+@pytest.mark.parametrize("task", WITHOUT_DOWNLOAD)
+def test_every_task_can_be_looked_at(task: str, tmp_path, capsys) -> None:
+    overrides = TINY[:4] if task == "shapes" else ()
+    folder, lines = look_at(tmp_path, capsys, *overrides, task=task)
+    assert lines[-1] == str(folder / "contact_sheet.png")
+    assert Image.open(lines[-1]).width > 600
+    assert lines[:-1] == (folder / "summary.txt").read_text().splitlines()
+    text = "\n".join(lines)
+    assert make_task(task, *overrides).fingerprint in text
+    for name in ("splits", "data"):
+        assert f"\n{name} " in text
+    with pytest.raises(ValueError, match="no cells"):
+        read_records(tmp_path / "main")
+
+
+def paint(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+def test_a_look_at_a_folder_of_classes(tmp_path, capsys) -> None:
+    """Counts of classes and splits, values, and test images that are training images, one of them of another class."""
+    root = tmp_path / "data"
+    for split, count in (("train", 20), ("test", 5)):
+        for k, name in enumerate(("cat", "dog")):
+            for i in range(count + k):
+                paint(root / split / name / f"{i}.png", (10 * i, 100 * k, 200 if split == "test" else 0))
+    paint(
+        root / "test" / "cat" / "again.png", (30, 0, 0)
+    )  # a cat of train, or of val, which is carved from it
+    paint(root / "test" / "dog" / "wrong.png", (40, 0, 0))
+    paint(root / "train" / "dog" / "twice.png", (50, 100, 0))
+    overrides = [
+        *(f"task.data.root={root}", f"task.data.cache={tmp_path}/cache", "task.data.stored=10"),
+        *("task.eval_crop.size=8", "task.val_fraction=0.2", "task.recipe.batch_size=4"),
+    ]
+    folder, lines = look_at(tmp_path, capsys, *overrides, task="image_folder")
+    task = make_task("image_folder", *overrides)
+    table = {
+        line.split()[0]: line.split()[1:] for line in lines if line.startswith(("class ", "cat ", "dog "))
+    }
+    assert table["class"] == ["train", "val", "test"]
+    for k, name in enumerate(("cat", "dog")):
+        index = task.index
+        assert table[name] == [str(int((task.labels[index[s]] == k).sum())) for s in ("train", "val", "test")]
+    assert [int(n) for n in table["cat"]][2] == 6
+    assert any("42 images of 10 x 10" in line or "55 images of 10 x 10" in line for line in lines)
+    assert any("evaluated at 8 x 8" in line for line in lines)
+    said = next(line for line in lines if line.startswith("copies"))
+    files = [tuple(task.store.samples[i, :, 0, 0].tolist()) for i in range(len(task.store))]
+    trained = {files[i]: int(task.labels[i]) for i in task.index["train"].tolist()}
+    copies = [i for i in task.index["test"].tolist() if files[i] in trained]
+    other = sum(trained[files[i]] != task.labels[i] for i in copies)
+    assert f"test images that are in train, too: {len(copies)}" in said
+    assert len(copies) >= 1
+    assert (f"({other} with another class there)" in said) == bool(other)
+    values = next(line for line in lines if line.startswith("values, test"))
+    assert "0 to 200" in values
+
+
+def test_a_look_at_masks_tells_shares_and_void(tmp_path, capsys) -> None:
+    for split in ("train", "val", "test"):
+        for i in range(4):
+            paint(tmp_path / "data" / split / "images" / f"{i}.png", (60 * i, 0, 90), (20, 10))
+            mask = np.zeros((10, 20), dtype=np.uint8)
+            mask[:, :5] = 255
+            mask[i:5, 10:] = 1 if i < 2 else 0
+            (tmp_path / "data" / split / "labels").mkdir(exist_ok=True)
+            Image.fromarray(mask).save(tmp_path / "data" / split / "labels" / f"{i}.png")
+    overrides = [
+        *(f"task.data.root={tmp_path}/data", f"task.data.cache={tmp_path}/cache", "task.recipe.batch_size=2"),
+        "task.augment.crop.size=[8,8]",
+    ]
+    folder, lines = look_at(tmp_path, capsys, *overrides, task="mask_folder")
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.endswith("4") or "%" in line}
+    objects = 100 * (50 + 40) / 800
+    assert rows["object"] == [f"{objects:.2f}", "%", "2"] * 3
+    assert rows["void"] == ["25.00", "%", "4"] * 3
+    assert rows["background"] == [f"{75 - objects:.2f}", "%", "4"] * 3
+    said = next(line for line in lines if line.startswith("copies"))
+    assert "test images that are in train, too: 4" in said
+    assert "another mask" not in said
+    cached = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    again, _ = look_at(tmp_path, capsys, *overrides, task="mask_folder")
+    assert again == folder
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == cached  # nothing is read anew
+    assert any(name.startswith("look-") for name in cached)
+
+
+@pytest.mark.parametrize("classes", [2, 25, 100, 150])
+def test_sheets_of_many_classes_are_readable(classes: int) -> None:
+    samples = torch.randint(256, (10 * classes, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(classes).repeat_interleave(10)
+    names = tuple(f"class number {k}" for k in range(classes))
+    every = torch.arange(len(samples))
+    test = every % 10 == 9  # one of each class: fewer than there is room for
+    data = ImageSet(
+        Memory(samples.to(torch.uint8)),
+        labels,
+        train=every[~test],
+        test=every[test],
+        classes=names,
+        fingerprint="x",
+    )
+    recipe = Recipe(epochs=1, batch_size=20, lr=0.1)
+    task = Classification(recipe=recipe, data=data, network=Toy, val_fraction=0.2)
+    figure = task.look(torch.Generator().manual_seed(0)).figure
+    assert overlaps(figure) == []
+    shown = [label for ax in figure.axes for label in ax.get_yticklabels() if label.get_text()]
+    assert len(shown) == min(classes, 120)
+    assert shown[0].get_text() == names[0]
+    assert shown[-1].get_text() == names[-1]
+    boxes = [label.get_window_extent() for label in shown]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 : i + 40])
+    first = figure.axes[0].images[0].get_array()
+    assert np.array_equal(first[0, 0] * 255, samples[task.index["train"][0], :, 0, 0])  # as it is in the set
+
+
+def test_the_command_line_looks_trains_nothing_and_reports_nothing(tmp_path, cli) -> None:
+    done = cli("-m", "task=digits,diabetes", "runner=check", "activation=relu,tanh")
+    assert (done.returncode, done.stderr) == (0, "")
+    outputs = tmp_path / "outputs"
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(str(outputs / "main" / "check" / "diabetes"))
+    assert Path(last).is_file()
+    assert not [*outputs.rglob("config.yaml"), *outputs.rglob("record.json"), *outputs.rglob("report")]
+    assert len([*outputs.rglob("contact_sheet.png")]) == 2
+    failed = cli("-m", "task=camvid,digits", f"task.data.root={tmp_path}/none", "runner=check")
+    assert failed.returncode == 1
+    wrong = cli("task=camvid", f"task.data.root={tmp_path}/none", "runner=check")
+    assert wrong.returncode == 1
+    assert wrong.stderr.count("\n") == 1
+    assert f"task.data.root={tmp_path}/none: no such folder" in wrong.stderr
+    assert not [*outputs.rglob("record.json"), *outputs.rglob("report")]

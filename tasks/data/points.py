@@ -27,12 +27,14 @@ class Points(ABC):
         val, test: the fixed samples of these splits.
         fingerprint: of the data; see ``Task``.
         peak: the largest value that a target can have, where a signal-to-noise ratio is of interest, else None.
+        rule: what is to be said of the splits besides their sizes, or nothing.
     """
 
     val: Batch
     test: Batch
     fingerprint: str
     peak: float | None = None
+    rule: str = ""
 
     def of_seed(self, seed: int) -> "Points":
         """The same data as a run with ``seed`` is to split them: these, unless folds are asked for."""
@@ -179,6 +181,7 @@ class SamplePoints(Points):
         variables: names of inputs and targets, or none.
         fingerprint: of the data.
         peak: see ``Points``.
+        rule: see ``Points``.
         folds: makes the same set with another fold as the test, given a seed; None where there are no folds.
     """
 
@@ -193,10 +196,11 @@ class SamplePoints(Points):
         fingerprint: str,
         variables: Sequence[str] = (),
         peak: float | None = None,
+        rule: str = "",
         folds: "Callable[[int], SamplePoints] | None" = None,
     ) -> None:
         self.index, self.draw, self.fingerprint, self.peak = index, draw, fingerprint, peak
-        self.show, self.variables, self.folds = show, variables, folds
+        self.show, self.variables, self.rule, self.folds = show, variables, rule, folds
         self.train, self.val, self.test = (
             (inputs[index[split]], targets[index[split]]) for split in ("train", "val", "test")
         )

@@ -64,7 +64,7 @@ def diabetes(*, val_fraction: float, test_fraction: float, folds: int | None = N
     # each tenth of the targets in proportion: plain chance can make a set of this size a poor likeness of the whole
     tenth = table[:, -1].argsort(stable=True).argsort() * 10 // len(table)
 
-    def split(rest: Tensor, test: Tensor) -> SamplePoints:
+    def split(rest: Tensor, test: Tensor, rule: str = "") -> SamplePoints:
         train, val = _hold_out(rest, tenth, val_fraction, "val_fraction")
         mean, std = table[train].mean(0), table[train].std(0, correction=0)
         samples = ((table - mean) / std).float()
@@ -81,13 +81,15 @@ def diabetes(*, val_fraction: float, test_fraction: float, folds: int | None = N
             show=lambda: fits.columns({name: table[part] for name, part in index.items()}, DIABETES),
             fingerprint=_hash(table),
             variables=DIABETES,
+            rule=rule,
             folds=fold if folds else None,
         )
 
     def fold(seed: int) -> SamplePoints:
         parts = splits.folds(tenth, folds or 1)
-        test = parts.pop(seed % len(parts))
-        return split(torch.cat(parts).sort().values, test)
+        chosen = seed % len(parts)
+        test = parts.pop(chosen)
+        return split(torch.cat(parts).sort().values, test, f" (fold {chosen} of 0 to {len(parts)})")
 
     if folds is None:
         return split(*_hold_out(torch.arange(len(table)), tenth, test_fraction, "test_fraction"))
