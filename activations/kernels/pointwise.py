@@ -60,7 +60,7 @@ class _Pointwise(torch.autograd.Function):
         ctx: Any, name: str, reference: Reference, channel_dim: int, x: Tensor, *parameters: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, *parameters)
-        ctx.name, ctx.reference = name, reference
+        ctx.kernel, ctx.reference = name, reference  # not ctx.name, which every node of a graph has
         ctx.layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)
         p = library.row_addresses(parameters)
         y = torch.empty_like(x)
@@ -78,7 +78,7 @@ class _Pointwise(torch.autograd.Function):
         gradients = [torch.empty_like(p) for p in parameters]
         p, dp = library.row_addresses(parameters), library.row_addresses(gradients)
         threads = torch.get_num_threads()
-        _kernels(ctx.name, x.dtype)[1](
+        _kernels(ctx.kernel, x.dtype)[1](
             *ctx.layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
         )
         return None, None, None, dx, *gradients
