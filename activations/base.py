@@ -77,13 +77,13 @@ class Activation(nn.Module):
         if name in self._parameters:
             getattr(self, name).copy_(value)
         elif parametrize.is_parametrized(self, name):
-            try:
-                setattr(self, name, value.to(getattr(self, name)))
-            except NotImplementedError:
-                how = " and ".join(type(step).__name__ for step in self.parametrizations[name])  # type: ignore[index, union-attr]
-                raise ValueError(
-                    f"{type(self).__name__}.{name} cannot be set: its parametrization {how} has no right_inverse"
-                ) from None
+            for step in self.parametrizations[name]:  # type: ignore[index, union-attr]
+                if not hasattr(step, "right_inverse"):
+                    raise ValueError(
+                        f"{type(self).__name__}.{name} cannot be set: "
+                        f"its parametrization {type(step).__name__} has no right_inverse"
+                    )
+            setattr(self, name, value.to(getattr(self, name)))
         elif f"{name}_orig" in self._parameters and f"{name}_mask" in self._buffers:
             original, mask = getattr(self, f"{name}_orig"), getattr(self, f"{name}_mask")
             original.copy_(value)

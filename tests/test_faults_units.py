@@ -1,10 +1,10 @@
 """Units in the hands of torch's tools: averages, functional calls, traces, hooks, several processes, resets."""
 
 import copy
-import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,76 +75,69 @@ def test_buffers_can_be_averaged(name: str) -> None:
         assert buffer.is_floating_point() or key in counts, key
 
 
-@pytest.mark.parametrize("use_buffers", [False, True])
-def test_an_average_of_networks_is_the_unit_of_the_averaged_state(name: str, use_buffers: bool) -> None:
-    unit, late = in_statistics(name), learnt(name)
-    averaged = AveragedModel(unit, use_buffers=use_buffers).eval()
-    x = images(seed=2)
-    averaged.update_parameters(unit)
-    assert torch.equal(averaged(x), copy.deepcopy(unit).eval()(x))
-    for _ in range(2):  # two of three are learnt ones
-        averaged.update_parameters(late)
-    expected = make(name).eval()
-    expected.load_state_dict(averaged.module.state_dict())
-    assert expected.phase == averaged.module.phase == late.phase
-    assert torch.equal(averaged(x), expected(x))
-    if not use_buffers:
-        assert all(map(torch.equal, averaged.module.buffers(), late.buffers()))
-    for mean, one, two in zip(averaged.module.parameters(), unit.parameters(), late.parameters(), strict=True):
-        torch.testing.assert_close(mean, (one + 2 * two) / 3)
+def test_an_average_of_networks_is_the_unit_of_the_averaged_state(name: str) -> None:
+    unit, late, x = in_statistics(name), learnt(name), images(seed=2)
+    if not unit.state_dict():
+        pytest.skip("has no state to average")
+    for use_buffers in (False, True):
+        averaged = AveragedModel(unit, use_buffers=use_buffers).eval()
+        averaged.update_parameters(unit)
+        assert torch.equal(averaged(x), copy.deepcopy(unit).eval()(x))
+        for _ in range(2):  # two of three are learnt ones
+            averaged.update_parameters(late)
+        for mean, one, two in zip(
+            averaged.module.parameters(), unit.parameters(), late.parameters(), strict=True
+        ):
+            torch.testing.assert_close(mean, (one + 2 * two) / 3)
+        if not use_buffers:
+            assert all(map(torch.equal, averaged.module.buffers(), late.buffers()))
+        expected = make(name).eval()
+        expected.load_state_dict(averaged.module.state_dict())
+        assert expected.phase == averaged.module.phase == late.phase
+        assert torch.equal(averaged(x), expected(x))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_moving_averages_follow_the_phase(name: str, stage: Callable[[str], Activation]) -> None:
+def test_moving_averages_follow_the_phase(name: str) -> None:
     """timm's two kinds, made before anything was known, and torch's own."""
     ema = pytest.importorskip("timm.utils.model_ema")
-    unit, x = stage(name).eval(), images(seed=2)
-    kinds = [
-        ema.ModelEmaV2(make(name), decay=0.5),
-        ema.ModelEmaV3(make(name), decay=0.5),
-        ema.ModelEmaV3(make(name), decay=0.5, foreach=False),
-    ]
-    for kind in kinds:
-        for _ in range(60):  # 2^-60 of the beginning is left
-            kind.update(unit)
-        assert kind.module.phase == unit.phase
-        torch.testing.assert_close(kind.module.eval()(x), unit(x), atol=1e-4, rtol=1e-4)
-    averaged = AveragedModel(make(name), avg_fn=get_ema_avg_fn(0.5), use_buffers=True).eval()
-    for _ in range(60):
-        averaged.update_parameters(unit)
-    torch.testing.assert_close(averaged(x), unit(x), atol=1e-4, rtol=1e-4)
+    if not make(name).state_dict():
+        pytest.skip("has no state to average")
+    for stage in STAGES:
+        unit, x = stage(name).eval(), images(seed=2)
+        averaged = AveragedModel(make(name), avg_fn=get_ema_avg_fn(0.25), use_buffers=True)
+        kinds = [ema.ModelEmaV2(make(name), decay=0.25)]
+        kinds += [ema.ModelEmaV3(make(name), decay=0.25, foreach=foreach) for foreach in (True, False)]
+        for _ in range(20):  # 2^-40 of the beginning is left
+            averaged.update_parameters(unit)
+            for kind in kinds:
+                kind.update(unit)
+        for kind in (averaged, *kinds):
+            assert kind.module.phase == unit.phase
+            torch.testing.assert_close(kind.module.eval()(x), unit(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("own", STAGES)
-@pytest.mark.parametrize("foreign", STAGES)
-def test_a_functional_call_follows_the_state_that_it_is_given(
-    name: str, own: Callable[[str], Activation], foreign: Callable[[str], Activation]
-) -> None:
-    unit, other, x = own(name).eval(), foreign(name).eval(), images(seed=2)
-    before = unit(x)
-    state = dict(other.named_parameters()) | dict(other.named_buffers())
-    assert torch.equal(torch.func.functional_call(unit, state, x), other(x))
-    assert torch.equal(unit(x), before)
-    own_state = dict(unit.named_parameters()) | dict(unit.named_buffers())
-    assert torch.equal(torch.func.functional_call(unit, own_state, x), before)
+def test_a_functional_call_follows_the_state_that_it_is_given(name: str) -> None:
+    x = images(seed=2)
+    for own, foreign in product(STAGES, STAGES):
+        unit, other = own(name).eval(), foreign(name).eval()
+        before = unit(x)
+        for given, expected in ((other, other(x)), (unit, before)):
+            state = dict(given.named_parameters()) | dict(given.named_buffers())
+            assert torch.equal(torch.func.functional_call(unit, state, x), expected)
+        assert torch.equal(unit(x), before)
 
 
-@pytest.mark.parametrize("own", STAGES)
-@pytest.mark.parametrize("foreign", STAGES)
-@pytest.mark.parametrize("assign", [False, True])
-def test_a_loaded_or_copied_unit_is_the_other(
-    name: str, own: Callable[[str], Activation], foreign: Callable[[str], Activation], assign: bool
-) -> None:
-    unit, other, x = own(name), foreign(name), images(seed=2)
-    unit.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
-    both = unit, other, copy.deepcopy(other)
-    assert len({one.phase for one in both}) == 1
-    for _ in range(2):  # in training too, with what that does to statistics
-        assert torch.equal(both[0](x), both[1](x))
-        assert torch.equal(both[0].eval()(x), both[1].eval()(x))
-        for one in both:
-            one.train()
-        both = both[2], copy.deepcopy(both[2]), both[1]
+def test_a_loaded_or_copied_unit_is_the_other(name: str) -> None:
+    x = images(seed=2)
+    for own, foreign, assign in product(STAGES, STAGES, (False, True)):
+        unit, other = own(name), foreign(name)
+        copied = copy.deepcopy(other)
+        unit.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
+        assert unit.phase == copied.phase == other.phase
+        expected = other(x), copy.deepcopy(other).eval()(x)  # the first in training, which changes statistics
+        for one in (unit, copied):
+            assert torch.equal(one(x), expected[0])
+            assert torch.equal(one.eval()(x), expected[1])
 
 
 def test_the_phase_of_an_older_checkpoint_is_read() -> None:
@@ -323,7 +316,7 @@ def test_synchronised_norms_are_the_same_function(name: str) -> None:
 # ---- traces
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of sizes of parameters, which do not change
 def test_a_trace_serves_any_batch(name: str) -> None:
     unit = learnt(name).eval()
@@ -348,13 +341,11 @@ def test_a_unit_is_one_node_for_torch_fx(name: str) -> None:
     assert expected.shape == (2, 10)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_script_serves_the_adapters_and_refuses_the_rest_in_one_line(name: str) -> None:
     network = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), make(name))
     if isinstance(network[1], TorchActivation):
         scripted = torch.jit.script(network)
-        buffer = io.BytesIO()
-        torch.jit.save(scripted, buffer)
         torch.testing.assert_close(scripted(images()), network(images()))
     else:
         line = rf"^torch\.jit\.script cannot compile {type(network[1]).__name__}; [^\n]+$"
@@ -424,14 +415,12 @@ HOOKS = [
 ]
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-def test_hooks_on_parts_of_a_unit_fire(name: str, hook: str) -> None:
+def test_hooks_on_parts_of_a_unit_fire(name: str) -> None:
     unit = make(name)
-    for module in [None, *list(unit.modules())[1:]]:
+    for module, hook in product([None, *list(unit.modules())[1:]], HOOKS):
         with library.using("reference"):
             expected = calls_of(unit, hook, module)
-        assert calls_of(unit, hook, module) == expected
-        assert expected or isinstance(module, nn.ModuleDict)
+        assert calls_of(unit, hook, module) == expected != Counter()
 
 
 def test_a_forward_given_to_a_part_is_called() -> None:
@@ -499,11 +488,14 @@ def test_a_network_resets_its_units(name: str) -> None:
     before = copy.deepcopy(network)
     network.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
     assert any(True for _ in before[1].parameters()) <= (not same(network[1], before[1]))
-    reset = learnt(name).double()
-    torch.manual_seed(3)
-    reset.reset_parameters()
-    for value, expected in zip(reset.parameters(), make(name, seed=3).parameters(), strict=True):
-        torch.testing.assert_close(value.float(), expected)
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), make(name))
+    network.to_empty(device="cpu").apply(
+        lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None
+    )
+    torch.manual_seed(0)
+    network[1].reset_parameters()
+    assert same(network[1], make(name))
 
 
 def test_a_unit_that_does_not_say_how_it_starts_is_not_reset_silently() -> None:
@@ -516,22 +508,20 @@ def test_a_unit_that_does_not_say_how_it_starts_is_not_reset_silently() -> None:
         Gain(CHANNELS).reset_parameters()
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, torch.tensor])
-def test_integers_of_other_libraries_are_numbers_of_channels(name: str, dtype: Callable[[int], Any]) -> None:
-    unit, plain = make_factory(name), make(name)
-    torch.manual_seed(0)
-    made = unit(dtype(CHANNELS), channel_dim=dtype(1))
-    assert type(made.num_features) is type(made.channel_dim) is int
-    assert same(made, plain)
-    assert torch.equal(made(images()), plain(images()))
-    assert repr(made) == repr(plain)
+def test_integers_of_other_libraries_are_numbers_of_channels(name: str) -> None:
+    factory, plain = make_factory(name), make(name)
+    for dtype in (np.int64, np.uint8, torch.tensor):
+        torch.manual_seed(0)
+        made = factory(dtype(CHANNELS), channel_dim=dtype(1))
+        assert type(made.num_features) is type(made.channel_dim) is int
+        assert same(made, plain)
+        assert repr(made) == repr(plain)
 
 
-@pytest.mark.parametrize("value", [True, False, np.True_, 1.0, "1", None])
-@pytest.mark.parametrize("argument", ["num_features", "channel_dim"])
-def test_what_is_no_integer_is_refused(name: str, argument: str, value: object) -> None:
-    values = {"num_features": CHANNELS, "channel_dim": 1} | {argument: value}
-    with pytest.raises(ValueError, match=rf"^{argument}=[^\n]+$"):
-        make_factory(name)(values.pop("num_features"), **values)
+def test_what_is_no_integer_is_refused(name: str) -> None:
+    for value, argument in product((True, False, np.True_, 1.0, "1", None), ("num_features", "channel_dim")):
+        values = {"num_features": CHANNELS, "channel_dim": 1} | {argument: value}
+        with pytest.raises(ValueError, match=rf"^{argument}=[^\n]+$"):
+            make_factory(name)(values.pop("num_features"), **values)
 
 
