@@ -5,7 +5,7 @@ arXiv 2009.04759, equations 7 to 10.
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_whole
+from activations.base import Activation, bare, check_whole
 from activations.kernels import gate
 from activations.kernels.networks import Squeeze
 
@@ -21,9 +21,13 @@ class ACONC(Activation):
 
     def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        self.p1 = nn.Parameter(torch.randn(num_features))
-        self.p2 = nn.Parameter(torch.randn(num_features))
-        self.beta = nn.Parameter(torch.ones(num_features))
+        self.p1, self.p2, self.beta = (nn.Parameter(torch.empty(self.num_features)) for _ in range(3))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.assign("p1", torch.randn(self.num_features))
+        self.assign("p2", torch.randn(self.num_features))
+        self.assign("beta", torch.ones(self.num_features))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise("acon", _acon, x, self.p1, self.p2, self.beta)
@@ -61,12 +65,18 @@ class MetaACON(Activation):
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_whole(1, reduction=reduction, min_hidden=min_hidden)
-        hidden = max(num_features // reduction, min_hidden)
-        self.p1 = nn.Parameter(torch.randn(num_features))
-        self.p2 = nn.Parameter(torch.randn(num_features))
-        self.fc1 = nn.Linear(num_features, hidden)
-        self.fc2 = nn.Linear(hidden, num_features)
-        self.network = Squeeze(num_features, 1, rectified=False)
+        channels = self.num_features
+        hidden = max(channels // reduction, min_hidden)
+        self.p1, self.p2 = (nn.Parameter(torch.empty(channels)) for _ in range(2))
+        self.fc1, self.fc2 = bare(nn.Linear, channels, hidden), bare(nn.Linear, hidden, channels)
+        self.network = Squeeze(channels, 1, rectified=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.assign("p1", torch.randn(self.num_features))
+        self.assign("p2", torch.randn(self.num_features))
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
 
     def switch(self, x: Tensor) -> Tensor:
         """(N, C) beta in (0, 1)."""

@@ -31,8 +31,12 @@ class APL(Activation):
         check_whole(1, hinges=hinges)
         check_not_negative(l2=l2)
         self.l2 = l2
-        self.a = nn.Parameter(torch.zeros(hinges, num_features))
-        self.b = nn.Parameter(torch.randn(hinges, num_features))
+        self.a, self.b = (nn.Parameter(torch.empty(hinges, self.num_features)) for _ in range(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.assign("a", torch.zeros(self.a.shape))
+        self.assign("b", torch.randn(self.b.shape))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -1,10 +1,13 @@
 """The contract of an activation: what a network and a runner may expect of every unit."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from activations.kernels.gate import mean
 from activations.kernels.lookup import along
@@ -14,13 +17,17 @@ from activations.kernels.pointwise import pointwise
 class Activation(nn.Module):
     """A shape-preserving unit that stands at one site of a network.
 
-    A subclass adds its parameters in ``__init__`` and computes in ``forward``; everything below has a
-    harmless default, so a plain function needs nothing else. A unit whose behaviour depends on the
-    epoch keeps its phase, like its statistics, in **buffers**: they travel with ``state_dict``, which
-    is how a resumed run continues in the right phase.
+    A subclass adds its parameters in ``__init__``, gives them their values in ``reset_parameters`` and computes in
+    ``forward``; everything below has a harmless default, so a plain function needs nothing else. A unit whose
+    behaviour depends on the epoch keeps its phase, like its statistics, in **buffers** of a floating-point type: they
+    travel with ``state_dict``, which is how a resumed run continues in the right phase, and averages of networks
+    average them.
+
+    torch.fx takes a unit as one node, as it takes torch's own modules. torch.jit.script compiles the adapters of
+    torch.nn and refuses all others; torch.jit.trace and torch.export serve every unit.
 
     Args:
-        num_features: channels of the site, at least 1.
+        num_features: channels of the site, at least 1; anything that is an integer to Python, numpy's too.
         channel_dim: the dimension of the input that holds them; 1 for (N, C, ...), -1 for (B, T, C).
 
     Shape:
@@ -29,17 +36,68 @@ class Activation(nn.Module):
         for (C, H, W)).
 
     Raises:
-        ValueError: ``num_features`` below 1 or no whole number; input without ``num_features`` channels in dimension
-            ``channel_dim``, or not in floating point: whole numbers would cut off the unit's parameters. The adapters
-            of torch.nn's layers (``activations.torch_nn``) have no parameters and take what these layers take.
+        ValueError: ``num_features`` below 1 or no whole number, ``channel_dim`` no whole number; input without
+            ``num_features`` channels in dimension ``channel_dim``, or not in floating point: whole numbers would cut off
+            the unit's parameters. The adapters of torch.nn's layers (``activations.torch_nn``) have no parameters and take
+            what these layers take.
     """
+
+    scriptable: ClassVar[bool] = False  # whether torch.jit.script can compile ``forward``
+    __jit_unused_properties__: ClassVar[list[str]] = ["no_decay", "phase"]
 
     def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
         super().__init__()
-        if not isinstance(num_features, int) or num_features < 1:
+        channels = whole(num_features)
+        if channels is None or channels < 1:
             raise ValueError(f"num_features={num_features!r}: a whole number of at least 1 is needed")
-        self.num_features = num_features
-        self.channel_dim = channel_dim
+        dim = whole(channel_dim)
+        if dim is None:
+            raise ValueError(f"channel_dim={channel_dim!r}: a whole number is needed, such as 1 or -1")
+        self.num_features = channels
+        self.channel_dim = dim
+        # A tracer of torch.fx asks the module, not its class, whether it is one of torch.nn and so a leaf.
+        self.__module__ = "torch.nn"
+
+    def reset_parameters(self) -> None:
+        """Set parameters, statistics and phase to what the constructor gives them, in place.
+
+        What is random is drawn anew, in the constructor's order: from one random state both come to the same bits.
+
+        Raises:
+            NotImplementedError: a subclass that has parameters or buffers and no rule for them.
+        """
+        if any(True for _ in self.parameters()) or any(True for _ in self.buffers()):
+            raise NotImplementedError(f"{type(self).__name__} defines no reset_parameters()")
+
+    @torch.no_grad()
+    def assign(self, name: str, value: Tensor) -> None:
+        """Copy ``value`` into the parameter ``name``, or into what the parameter is computed from.
+
+        A parameter under ``torch.nn.utils.parametrize`` gets the value through the ``right_inverse`` of its
+        parametrization, a pruned one keeps its mask.
+
+        Raises:
+            ValueError: it is computed in a way that cannot be undone.
+        """
+        if name in self._parameters:
+            getattr(self, name).copy_(value)
+        elif parametrize.is_parametrized(self, name):
+            for step in self.parametrizations[name]:  # type: ignore[index, union-attr]
+                if not hasattr(step, "right_inverse"):
+                    raise ValueError(
+                        f"{type(self).__name__}.{name} cannot be set: "
+                        f"its parametrization {type(step).__name__} has no right_inverse"
+                    )
+            setattr(self, name, value.to(getattr(self, name)))
+        elif f"{name}_orig" in self._parameters and f"{name}_mask" in self._buffers:
+            original, mask = getattr(self, f"{name}_orig"), getattr(self, f"{name}_mask")
+            original.copy_(value)
+            setattr(self, name, original * mask)
+        else:
+            raise ValueError(
+                f"{type(self).__name__}.{name} cannot be set: it is no parameter, and neither "
+                "torch.nn.utils.parametrize nor torch.nn.utils.prune computes it"
+            )
 
     @property
     def no_decay(self) -> frozenset[str]:
@@ -120,6 +178,27 @@ class Activation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
+
+    def __prepare_scriptable__(self) -> Self:
+        """What torch.jit.script calls first."""
+        if not self.scriptable:
+            raise ValueError(
+                f"torch.jit.script cannot compile {type(self).__name__}; torch.jit.trace and torch.export can"
+            )
+        return self
+
+
+def bare(layer: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """``layer(*args, **kwargs)`` that has drawn no random numbers, for ``reset_parameters`` to fill."""
+    return nn.utils.skip_init(layer, *args, device=torch.get_default_device(), **kwargs)
+
+
+def whole(value: Any) -> int | None:
+    """``value`` as an int if it is an integer to Python, which True and False shall not be, or None."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def check_kept(x: Tensor, output: object) -> None:

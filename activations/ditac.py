@@ -120,16 +120,21 @@ class DiTAC(Activation):
 
         self.cells, self.zero_boundary = cells, zero_boundary
         self.lambda_smooth, self.lambda_var = lambda_smooth, lambda_var
-        basis = knot_basis(cells, zero_boundary)
-        theta = basis.new_zeros(basis.shape[1])
-        if init == "prior":
-            root = torch.linalg.cholesky(init_covariance(basis, init_smooth, init_var))
-            theta = root @ torch.randn(len(theta), dtype=basis.dtype, device=basis.device)
-        self.theta = nn.Parameter(theta.to(torch.get_default_device(), torch.get_default_dtype()))
+        self.init, self.init_smooth, self.init_var = init, init_smooth, init_var
+        self.theta = nn.Parameter(torch.empty(cells - 1 if zero_boundary else cells + 1))
         self.basis: Tensor
         self.precision: Tensor
         self.register_buffer("basis", None, persistent=False)
         self.register_buffer("precision", None, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        basis = knot_basis(self.cells, self.zero_boundary)
+        theta = basis.new_zeros(basis.shape[1])
+        if self.init == "prior":
+            root = torch.linalg.cholesky(init_covariance(basis, self.init_smooth, self.init_var))
+            theta = root @ torch.randn(len(theta), dtype=basis.dtype, device=basis.device)
+        self.assign("theta", theta)
         self._make_buffers()
         self.register_load_state_dict_post_hook(_follow_theta)
 

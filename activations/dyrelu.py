@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from activations.base import (
     Activation,
+    bare,
     check_bool,
     check_choice,
     check_finite,
@@ -82,19 +83,27 @@ class DyReLU(Activation):
                 raise ValueError(f"{name}={values}: a list of {pieces} numbers is needed, one per piece")
             for value in values:
                 check_finite(**{name: value})
-        self.form, self.pieces = form, pieces
-        hidden = max(num_features // reduction, min_hidden)
-        self.fc1 = nn.Linear(num_features, hidden)
-        self.fc2 = nn.Linear(hidden, 2 * pieces * (1 if form == "A" else num_features))
-        if zero_init:
-            nn.init.zeros_(self.fc2.weight)
-            nn.init.zeros_(self.fc2.bias)
+        self.form, self.pieces, self.zero_init = form, pieces, zero_init
+        channels = self.num_features
+        hidden = max(channels // reduction, min_hidden)
+        self.fc1 = bare(nn.Linear, channels, hidden)
+        self.fc2 = bare(nn.Linear, hidden, 2 * pieces * (1 if form == "A" else channels))
         if form == "C":
-            reach = num_features**-0.5  # as torch's convolution
-            self.attention = nn.Parameter(torch.empty(num_features).uniform_(-reach, reach))
+            self.attention = nn.Parameter(torch.empty(channels))
         initial = [float(value) for value in (*init_a, *init_b)]
         scale = [float(lambda_a)] * pieces + [float(lambda_b)] * pieces
-        self.network = _Residuals(1 if form == "A" else num_features, initial, scale, temperature)
+        self.network = _Residuals(1 if form == "A" else channels, initial, scale, temperature)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
+        if self.zero_init:
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.zeros_(self.fc2.bias)
+        if self.form == "C":
+            reach = self.num_features**-0.5  # as torch's convolution
+            self.assign("attention", torch.empty(self.num_features).uniform_(-reach, reach))
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""

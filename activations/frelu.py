@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, check_bool, check_finite, check_whole
+from activations.base import Activation, bare, check_bool, check_finite, check_whole
+from activations.kernels import library
 from activations.kernels import window as kernel
 
 
@@ -56,12 +57,28 @@ class FReLU(Activation):
             raise ValueError(f"kernel_size={kernel_size}: an odd number is needed")
         if dims not in (1, 2) or (light and dims == 1):
             raise ValueError(f"dims={dims}: legal values are 1, 2, in the light form 2 alone")
-        self.dims, self.light = dims, light
+        self.dims, self.light, self.gamma = dims, light, gamma
         if light:
-            self.conv1, self.norm1 = _window(num_features, (1, kernel_size), gamma, bias=False)
-            self.conv2, self.norm2 = _window(num_features, (kernel_size, 1), gamma, bias=False)
+            self.conv1, self.norm1 = _window(self.num_features, (1, kernel_size), bias=False)
+            self.conv2, self.norm2 = _window(self.num_features, (kernel_size, 1), bias=False)
         else:
-            self.conv, self.norm = _window(num_features, (kernel_size,) * dims, gamma, bias=True)
+            self.conv, self.norm = _window(self.num_features, (kernel_size,) * dims, bias=True)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for conv, norm in self._branches():
+            conv.reset_parameters()  # draws what is drawn over, as the constructor of a convolution does
+            nn.init.normal_(conv.weight, std=0.01)  # the authors'
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+            norm.reset_parameters()
+            nn.init.constant_(norm.weight, self.gamma)
+
+    def _branches(self) -> list[tuple[Any, Any]]:
+        """Each convolution with its norm."""
+        return (
+            [(self.conv1, self.norm1), (self.conv2, self.norm2)] if self.light else [(self.conv, self.norm)]
+        )
 
     def window(self, x: Tensor) -> Tensor:
         """T(x) for channels in dimension 1."""
@@ -90,9 +107,7 @@ class FReLU(Activation):
         """The output by the CPU kernel, or None where the modules are to compute it."""
         if type(self) not in (FReLU, DwConvReLU) or self.dims != 2:
             return None
-        pairs = (
-            [(self.conv1, self.norm1), (self.conv2, self.norm2)] if self.light else [(self.conv, self.norm)]
-        )
+        pairs = self._branches()
         train = bool(pairs[0][1].training)
         if not all(_plain(conv, norm, self.light, train) for conv, norm in pairs):
             return None
@@ -115,33 +130,42 @@ class DwConvReLU(FReLU):
         return window.relu()
 
 
-def _window(channels: int, kernel_size: tuple[int, ...], gamma: float, bias: bool) -> tuple[Any, Any]:
+def _window(channels: int, kernel_size: tuple[int, ...], bias: bool) -> tuple[Any, Any]:
     cls, norm = (nn.Conv2d, BatchNorm2d) if len(kernel_size) == 2 else (nn.Conv1d, BatchNorm1d)
     padding = tuple(k // 2 for k in kernel_size)
-    window = cls(channels, channels, kernel_size, padding=padding, groups=channels, bias=bias)  # type: ignore[arg-type]
-    nn.init.normal_(window.weight, std=0.01)  # the authors'
-    if window.bias is not None:
-        nn.init.zeros_(window.bias)
-    bn = norm(channels)
-    nn.init.constant_(bn.weight, gamma)
-    return window, bn
+    window = bare(cls, channels, channels, kernel_size, padding=padding, groups=channels, bias=bias)
+    return window, norm(channels)
 
 
 class _SkipsBadBatches(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose running statistics one batch with a NaN does not spoil for ever."""
+    """Batch norm whose running statistics one batch with a NaN does not spoil for ever.
+
+    Exponential means leave out the channels that are not finite. Cumulative ones (``momentum=None``, as
+    ``torch.optim.swa_utils.update_bn`` sets it) leave out the whole batch and do not count it: they stay the plain
+    mean of all batches that entered, for which there is one count for all channels.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if not self.training:
+        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        idle = not (self.training and self.track_running_stats) or (self.momentum is None and count is None)
+        if idle or mean is None or var is None:
             return super().forward(x)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        new = self.running_mean.clone(), self.running_var.clone()
-        y = F.batch_norm(x, *new, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
+        # with a share of 1, new statistics are the batch's own
+        share = 1.0 if self.momentum is None else self.momentum
+        new = [mean.clone(), var.clone()]
+        y = F.batch_norm(x, *new, self.weight, self.bias, True, share, self.eps)
         with torch.no_grad():
-            for running, updated in zip((self.running_mean, self.running_var), new, strict=True):
-                running.copy_(torch.where(updated.isfinite(), updated, running))
+            good = [value.isfinite() for value in new]
+            if self.momentum is None:
+                entire = (good[0] & good[1]).all()
+                good = [entire, entire]
+                count += entire
+                share = count.to(mean.dtype).clamp_min(1).reciprocal()
+                new = [torch.lerp(old, value, share) for old, value in zip((mean, var), new, strict=True)]
+            elif count is not None:
+                count += 1
+            for old, value, ok in zip((mean, var), new, good, strict=True):
+                old.copy_(torch.where(ok, value, old))
         return y
 
 
@@ -164,15 +188,12 @@ def _plain(conv: nn.Module, norm: nn.Module, light: bool, train: bool) -> bool:
         and (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
         and (conv.bias is None) == light
         and all(value is not None for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
-        and not (_hooked(conv) or _hooked(norm) or nn.modules.module._has_any_global_hook())
+        and (not train or _is_exponential(norm))
+        and library.bypassable(conv, norm)
     )
 
 
-def _hooked(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks)
+def _is_exponential(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether a batch in training enters running means with a fixed share."""
+    tracks = norm.track_running_stats and norm.num_batches_tracked is not None
+    return tracks and norm.momentum is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation, check_bool, check_choice, check_positive
-from activations.kernels import gate
+from activations.kernels import gate, library
 from activations.kernels.networks import NormGate
 from activations.torch_nn import ReLU
 
@@ -59,14 +59,22 @@ class GCT(Activation):
             raise ValueError("after_relu=True: legal with mode=l1 and position=after")
         self.mode, self.after_relu, self.eps, self.position = mode, after_relu, eps, position
         self.base = nn.Identity() if base is None else _make_base(base, num_features, channel_dim)
-        self.alpha = nn.Parameter(torch.ones(num_features))
-        self.gamma = nn.Parameter(torch.zeros(num_features))
-        self.beta = nn.Parameter(torch.zeros(num_features))
+        self.alpha, self.gamma, self.beta = (nn.Parameter(torch.empty(self.num_features)) for _ in range(3))
+        self._reset_gate()
+
+    def reset_parameters(self) -> None:
+        if isinstance(self.base, Activation):
+            self.base.reset_parameters()
+        self._reset_gate()
+
+    def _reset_gate(self) -> None:
+        self.assign("alpha", torch.ones(self.num_features))
+        self.assign("gamma", torch.zeros(self.num_features))
+        self.assign("beta", torch.zeros(self.num_features))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        # the kernels know ReLU, but would not call hooks on it
-        with_relu = type(self.base) is ReLU and not (self.base._forward_hooks or self.base._forward_pre_hooks)
+        with_relu = type(self.base) is ReLU and library.bypassable(self.base, self.base.function)
         if self.position == "before":
             return self._gated(gate.relu_scale, x) if with_relu else self.base(self._gated(gate.scale, x))
         return self._gated(gate.scale_relu, x) if with_relu else self._gated(gate.scale, self.base(x))

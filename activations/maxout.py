@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, check_choice, check_whole
+from activations.base import Activation, bare, check_choice, check_whole
 
 GROUPINGS = ("consecutive", "split")
 
@@ -46,8 +46,14 @@ class Maxout(Activation):
         check_whole(2, pieces=pieces)
         check_choice(GROUPINGS, grouping=grouping)
         self.pieces, self.grouping = pieces, grouping
-        linear = nn.Linear(num_features, pieces * num_features)
+        linear = bare(nn.Linear, self.num_features, pieces * self.num_features)
         self.weight, self.bias = linear.weight, linear.bias
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        linear = nn.Linear(self.num_features, self.pieces * self.num_features)
+        self.assign("weight", linear.weight)
+        self.assign("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim > 4:

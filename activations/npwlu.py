@@ -54,13 +54,21 @@ class NPWLU(Activation):
         check_whole(1, intervals=intervals)
         check_bool(per_channel=per_channel)
         check_positive(reach=reach)
-        units = num_features if per_channel else 1
-        knots = torch.linspace(-reach, reach, intervals + 1)
+        self.reach = float(reach)
+        units = self.num_features if per_channel else 1
+        self.left, self.height = (nn.Parameter(torch.empty(units)) for _ in range(2))
+        self.log_widths = nn.Parameter(torch.empty(units, intervals))
+        self.slopes = nn.Parameter(torch.empty(units, intervals + 2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        units, intervals = self.log_widths.shape
+        knots = torch.linspace(-self.reach, self.reach, intervals + 1)
         slopes = torch.cat([torch.zeros(1), knots.relu().diff() / knots.diff(), torch.ones(1)])
-        self.left = nn.Parameter(torch.full((units,), -float(reach)))
-        self.height = nn.Parameter(torch.zeros(units))
-        self.log_widths = nn.Parameter(torch.full((units, intervals), math.log(2 * reach / intervals)))
-        self.slopes = nn.Parameter(slopes.repeat(units, 1))
+        self.assign("left", torch.full((units,), -self.reach))
+        self.assign("height", torch.zeros(units))
+        self.assign("log_widths", torch.full((units, intervals), math.log(2 * self.reach / intervals)))
+        self.assign("slopes", slopes.repeat(units, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -30,12 +30,17 @@ class PAU(Activation):
     def __init__(self, num_features: int, *, channel_dim: int = 1, slope: float = 0.01) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_finite(slope=slope)
+        self.slope = slope
+        self.numerator, self.denominator = nn.Parameter(torch.empty(6)), nn.Parameter(torch.empty(4))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         # leaky ReLU is (1 + slope) / 2 x + (1 - slope) / 2 |x|
         (c0, c2, c4), (q2, q4) = ABSOLUTE, DENOMINATOR
-        odd, even = (1 + slope) / 2, (1 - slope) / 2
+        odd, even = (1 + self.slope) / 2, (1 - self.slope) / 2
         numerator = [even * c0, odd, even * c2, odd * q2, even * c4, odd * q4]
-        self.numerator = nn.Parameter(torch.tensor(numerator))
-        self.denominator = nn.Parameter(torch.tensor([0.0, q2, 0.0, q4]))
+        self.assign("numerator", torch.tensor(numerator))
+        self.assign("denominator", torch.tensor([0.0, q2, 0.0, q4]))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

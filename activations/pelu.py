@@ -27,9 +27,13 @@ class PELU(Activation):
         check_bool(shared=shared)
         check_positive(minimum=minimum)
         self.minimum = minimum
-        units = 1 if shared else num_features
-        self.a = nn.Parameter(torch.ones(units))
-        self.b = nn.Parameter(torch.ones(units))
+        units = 1 if shared else self.num_features
+        self.a, self.b = (nn.Parameter(torch.empty(units)) for _ in range(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.assign("a", torch.ones(self.a.shape))
+        self.assign("b", torch.ones(self.b.shape))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise("pelu", _pelu, x, self._positive(self.a), self._positive(self.b))

@@ -28,7 +28,12 @@ class PReLU(Activation):
         super().__init__(num_features, channel_dim=channel_dim)
         check_finite(init=init)
         check_bool(shared=shared)
-        self.weight = nn.Parameter(torch.full((1 if shared else num_features,), float(init)))
+        self.init = float(init)
+        self.weight = nn.Parameter(torch.empty(1 if shared else self.num_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.assign("weight", torch.full(self.weight.shape, self.init))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from activations.base import (
     Activation,
@@ -18,9 +18,11 @@ from activations.base import (
     check_whole,
     upcast,
 )
+from activations.kernels import library
 from activations.kernels.lookup import piecewise_linear
 
 INITIAL = 3.0  # half the interval before anything is known: that of 3 sigma for inputs from a norm
+HALF = 0.5  # the phase of an average is that of the greater part
 MIN_WIDTH = 1e-6  # relative to max(1, |B_L|); the boundaries are trained and might cross
 
 
@@ -36,6 +38,17 @@ class PWLU(Activation):
     K_L = 0, K_R = 1, Y_i = ReLU(B_i), and trains everything. The first lasts ``statistics_epochs`` epochs, in a short
     run a quarter of the epochs, and leaves one for the second: min(statistics_epochs, ceil(epochs / 4), epochs - 1).
     A unit that is never told of epochs (``start_epoch``) is in the second phase from the beginning, on [-3, 3].
+
+    The phase is the buffer ``collecting``, 1 or 0, and nothing else, so that it is right in whatever holds the state:
+    copies, averages, ``torch.func.functional_call``. An average of networks between the phases is in the one that has
+    more than half of the weight. On the CPU every forward reads the buffer. Where reading would make a GPU wait or
+    break a graph (other devices, torch.compile, export, tracing, torch.func transforms), both functions are computed
+    and ``torch.where`` takes one. Whether a forward in training **collects** follows there from what the module itself
+    was last told, by ``start_epoch``, ``load_state_dict`` or ``reset_parameters``: an average that is not told does not.
+
+    With torch.distributed initialised, statistics are those of the batches of all processes together, and every
+    process must run the unit equally often in the first phase. The curve is then part of the graph in that phase
+    as well, as DistributedDataParallel asks: its gradient is 0 instead of None, and an optimiser makes a state for it.
 
     Args:
         segments: N, at least 1; the paper's choice is 16, and 8 to 16 serve best.
@@ -81,19 +94,26 @@ class PWLU(Activation):
         self.segments, self.per_channel = segments, per_channel
         self.statistics, self.momentum = statistics, momentum
         self.statistics_epochs = 0 if fix_init is not None else statistics_epochs
-        units = num_features if per_channel else 1
+        self.reach = INITIAL if fix_init is None else float(fix_init)
+        units = self.num_features if per_channel else 1
         self.curve = nn.Parameter(torch.empty(units, segments + 5))
         self.mean: Tensor
         self.std: Tensor
         self.batches: Tensor
         self.collecting: Tensor
-        self.register_buffer("mean", torch.zeros(units))
-        self.register_buffer("std", torch.ones(units))
-        self.register_buffer("batches", torch.zeros(units))  # seen by the statistics
-        self.register_buffer("collecting", torch.tensor(False))  # the first phase
-        self.is_collecting = False  # the same for Python, which may not look into a tensor while compiling
+        self.register_buffer("mean", torch.empty(units))
+        self.register_buffer("std", torch.empty(units))
+        self.register_buffer("batches", torch.empty(units))  # seen by the statistics
+        # 1 in the first phase; a floating-point number, which averages of networks can average
+        self.register_buffer("collecting", torch.empty(()))
         self.register_load_state_dict_post_hook(_follow_phase)
-        reach = torch.full((units,), INITIAL if fix_init is None else float(fix_init))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for buffer, value in ((self.mean, 0), (self.std, 1), (self.batches, 0)):
+            buffer.fill_(value)
+        self._set_phase(collecting=False)
+        reach = torch.full((len(self.mean),), self.reach)
         self.align(-reach, reach)
 
     @property
@@ -118,28 +138,45 @@ class PWLU(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        if self.is_collecting and self.training:
+        collecting = self._read_phase()
+        collects = self.training and (self.told_to_collect if collecting is None else collecting)
+        if collects:
             self._collect(x.detach())
-        return self._function(x, self.channel_dim)
+        return self._function(x, self.channel_dim, collecting, rests=collects)
 
-    def _function(self, x: Tensor, channel_dim: int) -> Tensor:
-        if self.is_collecting:
+    def _read_phase(self) -> bool | None:
+        """Whether this is the first phase; None where only a tensor may say so."""
+        return self.collecting.item() > HALF if library.readable(self.collecting) else None
+
+    def _function(
+        self, x: Tensor, channel_dim: int, collecting: bool | None, *, rests: bool = False
+    ) -> Tensor:
+        """The function of the phase. A curve that ``rests`` gets no gradient, or 0 where there are several processes."""
+        if collecting is False:
+            return self._learnt(x, self.curve, channel_dim)
+        attached = rests and _several_processes()
+        if collecting and not attached:
             return x.relu()
+        curve = self.curve.detach() if rests and not attached else self.curve
+        return torch.where(self.collecting > HALF, x.relu(), self._learnt(x, curve, channel_dim))
+
+    def _learnt(self, x: Tensor, curve: Tensor, channel_dim: int) -> Tensor:
+        """The function of the second phase."""
         wide = upcast(x)  # positions in a table need it
-        curve = self.curve.to(wide.dtype)
+        curve = curve.to(wide.dtype)
         return piecewise_linear(wide, curve, channel_dim=channel_dim, narrowest=MIN_WIDTH).to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         first = min(self.statistics_epochs, -(-epochs // 4), epochs - 1)
         if epoch == 0 and first > 0:
             self._set_phase(collecting=True)
-        elif epoch >= first and self.is_collecting:
-            self._set_phase(collecting=False)
+        elif epoch >= first and self.collecting > HALF:
             self.realign()
+            self._set_phase(collecting=False)
 
     @property
     def phase(self) -> str:
-        return "statistics" if self.is_collecting else "learning" if self.statistics_epochs else ""
+        return "statistics" if self.collecting > HALF else "learning" if self.statistics_epochs else ""
 
     def realign(self) -> None:
         """Put the interval where the inputs were, mean -+ 3 std, and start there as ReLU; units that saw none stay."""
@@ -151,32 +188,36 @@ class PWLU(Activation):
             torch.where(seen, self.mean + reach, self.right.detach()),
         )
 
-    @torch.no_grad()
     def align(self, left: Tensor, right: Tensor) -> None:
         """Set the interval, and ReLU on it, in place: the optimiser holds the parameters already.
 
         ReLU at the knots and in the tails, that is: where 0 is no knot, one segment cuts its corner.
+
+        Raises:
+            ValueError: ``curve`` is computed from other parameters in a way that cannot be undone; see ``assign``.
         """
+        left, right = left[:, None], right[:, None]
         share = torch.linspace(0, 1, self.segments + 1, dtype=left.dtype, device=left.device)
-        self.left.copy_(left)
-        self.right.copy_(right)
-        self.heights.copy_(torch.lerp(left[:, None], right[:, None], share).relu())
-        self.slope_left.zero_()
-        self.slope_right.fill_(1)
+        heights = torch.lerp(left, right, share).relu()
+        slopes = torch.zeros_like(left), torch.ones_like(left)
+        self.assign("curve", torch.cat([left, right, heights, *slopes], 1))
 
     def _set_phase(self, *, collecting: bool) -> None:
         self.collecting.fill_(collecting)
-        self.is_collecting = collecting
+        self.told_to_collect = collecting
 
     @torch.no_grad()
     def _collect(self, x: Tensor) -> None:
         dims = list(range(x.ndim))
         if self.per_channel:
             dims.remove(self.channel_dim % x.ndim)
-        if x.numel() <= (len(self.mean) if self.per_channel else 1):
+        if _several_processes():
+            std, mean = _std_mean_of_all(upcast(x), dims, len(self.mean))
+        elif x.numel() > len(self.mean):
+            std, mean = torch.std_mean(upcast(x), dims)
+        else:
             return  # a standard deviation needs two values
-        std, mean = torch.std_mean(upcast(x), dims)
-        good = (mean + std).isfinite()
+        good = (mean + std).isfinite() & (self.collecting > HALF)
         self.batches += good
         new = torch.full_like(self.mean, 1 - self.momentum)  # the share of this batch
         if self.statistics == "debiased":
@@ -189,7 +230,7 @@ class PWLU(Activation):
         return frozenset(dict(self.named_parameters()))
 
     def curves(self, x: Tensor) -> Tensor:
-        return self._function(x[:, None].expand(-1, len(self.curve)), 1).T
+        return self._function(x[:, None].expand(-1, len(self.curve)), 1, self._read_phase()).T
 
     def flops(self, shape: Sequence[int]) -> int:
         """Five an element: its place in the table, and one straight piece."""
@@ -207,5 +248,25 @@ def _min_width(at: Tensor) -> Tensor:
     return MIN_WIDTH * at.detach().abs().clamp_min(1)
 
 
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _std_mean_of_all(x: Tensor, dims: Sequence[int], units: int) -> tuple[Tensor, Tensor]:
+    """(units,) each, in float64: unbiased std and mean of what all processes hold; not finite for fewer than two values."""
+    count = x.numel() // units
+    moments = torch.zeros(3, units, dtype=torch.float64, device=x.device)  # sums of 1, x, x^2
+    if count:
+        var, mean = (value.double() for value in torch.var_mean(x, dims, correction=0))
+        moments[0] = count
+        moments[1] = count * mean
+        moments[2] = count * (var + mean.square())
+    distributed.all_reduce(moments)
+    total, mean = moments[0], moments[1] / moments[0]
+    var = (moments[2] - total * mean.square()) / (total - 1)
+    return var.clamp_min(0).sqrt(), mean
+
+
 def _follow_phase(unit: PWLU, keys: Any) -> None:
-    unit.is_collecting = bool(unit.collecting)
+    if not unit.collecting.is_meta:
+        unit.told_to_collect = bool(unit.collecting > HALF)

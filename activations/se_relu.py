@@ -5,7 +5,7 @@ The block after a ReLU, the order of MobileNetV3 (arXiv 1905.02244): what DyReLU
 
 from torch import Tensor, nn
 
-from activations.base import Activation, check_whole
+from activations.base import Activation, bare, check_whole
 from activations.kernels import gate
 from activations.kernels.networks import Squeeze
 
@@ -31,10 +31,15 @@ class SEReLU(Activation):
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_whole(1, reduction=reduction, min_hidden=min_hidden)
-        hidden = max(num_features // reduction, min_hidden)
-        self.fc1 = nn.Linear(num_features, hidden)
-        self.fc2 = nn.Linear(hidden, num_features)
-        self.network = Squeeze(num_features, 1)
+        channels = self.num_features
+        hidden = max(channels // reduction, min_hidden)
+        self.fc1, self.fc2 = bare(nn.Linear, channels, hidden), bare(nn.Linear, hidden, channels)
+        self.network = Squeeze(channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
 
     def gate(self, r: Tensor) -> Tensor:
         """(N, C) in (0, 1), from the rectified input."""

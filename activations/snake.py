@@ -39,9 +39,15 @@ class Snake(Activation):
             raise ValueError("a=0: the frequency must not be 0")
         if per_channel and not trainable:
             raise ValueError("per_channel=True: an a per channel must be trainable (trainable=True)")
+        self.init = float(a)
         self.a: nn.Parameter | float = a
         if trainable:
-            self.a = nn.Parameter(torch.full((num_features if per_channel else 1,), float(a)))
+            self.a = nn.Parameter(torch.empty(self.num_features if per_channel else 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if isinstance(self.a, Tensor):
+            self.assign("a", torch.full(self.a.shape, self.init))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)  # half precision would lose the phase

@@ -31,10 +31,15 @@ class SReLU(Activation):
         check_finite(t_right=t_right, a_left=a_left)
         if t_right <= 0:
             raise ValueError(f"t_right={t_right}: a number above 0 is needed, where the left piece ends")
-        self.t_left = nn.Parameter(torch.zeros(num_features))
-        self.a_left = nn.Parameter(torch.full((num_features,), float(a_left)))
-        self.t_right = nn.Parameter(torch.full((num_features,), float(t_right)))
-        self.a_right = nn.Parameter(torch.ones(num_features))
+        self.initial = {"t_left": 0.0, "a_left": float(a_left), "t_right": float(t_right), "a_right": 1.0}
+        self.t_left, self.a_left, self.t_right, self.a_right = (
+            nn.Parameter(torch.empty(self.num_features)) for _ in self.initial
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for name, value in self.initial.items():
+            self.assign(name, torch.full((self.num_features,), value))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise("srelu", _srelu, x, self.t_left, self.a_left, self.t_right, self.a_right)

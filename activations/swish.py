@@ -43,9 +43,15 @@ class Swish(Activation):
         check_bool(trainable=trainable, per_channel=per_channel)
         if per_channel and not trainable:
             raise ValueError("per_channel=True: a beta per channel must be trainable (trainable=True)")
+        self.init = float(beta)
         self.beta: nn.Parameter | float = beta
         if trainable:
-            self.beta = nn.Parameter(torch.full((num_features if per_channel else 1,), float(beta)))
+            self.beta = nn.Parameter(torch.empty(self.num_features if per_channel else 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if isinstance(self.beta, Tensor):
+            self.assign("beta", torch.full(self.beta.shape, self.init))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -23,6 +23,7 @@ class TorchActivation(Activation):
         TypeError: an argument that the layer does not take.
     """
 
+    scriptable = True
     layer: ClassVar[type[nn.Module]]
     positive: ClassVar[tuple[str, ...]] = ()  # arguments that divide
 

@@ -289,11 +289,13 @@ def test_compiles_without_graph_breaks(unit: Activation) -> None:
         torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
 
 
-def test_exports(unit: Activation) -> None:
+def test_exports_for_any_batch(unit: Activation) -> None:
     unit.eval()
-    x = away_from_zero(IMAGES)
-    exported = torch.export.export(unit, (x,))
-    torch.testing.assert_close(exported.module()(x), unit(x))
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(unit, (away_from_zero(IMAGES),), dynamic_shapes=({0: batch},))
+    for samples in (IMAGES[0], 5):
+        x = away_from_zero((samples, *IMAGES[1:]))
+        torch.testing.assert_close(exported.module()(x), unit(x))
 
 
 # torch's own batching rule of prelu

@@ -32,13 +32,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 MODES = ("auto", "reference")
 FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 PLAIN = (Tensor, torch.nn.Parameter)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _variant() -> str | None:
@@ -128,6 +130,36 @@ def fusable(x: Tensor, *parameters: Tensor) -> bool:
         x.layout is not torch.strided
         or torch.is_autocast_enabled("cpu")
         or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def bypassable(*modules: nn.Module) -> bool:
+    """Whether a kernel may compute what these modules do without calling them.
+
+    Not if anybody waits for the call, by a hook on one of them or on all modules, or has given one a forward of its own.
+    """
+    if _has_any_global_hook():
+        return False
+    for module in modules:
+        own = module.__dict__
+        if "forward" in own or any(own[hooks] for hooks in _HOOKS):
+            return False
+    return True
+
+
+def readable(value: Tensor) -> bool:
+    """Whether Python may look into a tensor at no cost.
+
+    It may not where a device would make it wait, nor where a graph is made or values are stand-ins: torch.compile,
+    export, tracing, torch.func transforms, dispatch modes.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or type(value) is not Tensor
+        or not value.is_cpu
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None

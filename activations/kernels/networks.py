@@ -11,16 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from activations.kernels import library
 from activations.kernels.gate import Network, Passed
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 _threshold_backward = torch.ops.aten.threshold_backward.default
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 # multiplications in the two layers up to which our kernel, in one thread, is done before torch's operations are called
 SMALL = 2**20
@@ -77,7 +73,7 @@ class Squeeze(Network):
         saved: Sequence[Tensor],
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         values, more = self.others(found)
-        first = first.reshape(len(first), *self.shape)
+        first = first.reshape(first.shape[0], *self.shape)  # len() would fix the number of samples in a trace
         return [first, *[c.view(1, -1, 1) for c in coefficients], *values], [*saved, *more]
 
     def _run(
@@ -123,7 +119,7 @@ class Squeeze(Network):
     def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
         fc1, fc2, *coefficients = parameters
         first, second = _of_plain(fc1), _of_plain(fc2)
-        if first is None or second is None or _has_any_global_hook():
+        if first is None or second is None or not library.bypassable(fc1, fc2):
             return None
         return [*first, *second, *coefficients]
 
@@ -153,9 +149,8 @@ def _of_layer(d: Tensor, x: Tensor, needed: Sequence[bool]) -> list[Tensor | Non
 
 
 def _of_plain(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias, if calling it is its linear function of them and nothing else."""
-    own = layer.__dict__
-    if type(layer) is not nn.Linear or "forward" in own or any(own[hooks] for hooks in _HOOKS):
+    """Weight and bias of a linear layer that has both; subclasses may compute anything."""
+    if type(layer) is not nn.Linear:
         return None
     weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
     return None if weight is None or bias is None else (weight, bias)

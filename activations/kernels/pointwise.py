@@ -85,7 +85,8 @@ class _Pointwise(torch.autograd.Function):
         ctx: Any, name: str, reference: Reference, channel_dim: int, x: Tensor, *parameters: Tensor
     ) -> Tensor:
         library.keep(ctx, x, *parameters)
-        ctx.name, ctx.reference, ctx.channel_dim = name, reference, channel_dim
+        # not ctx.name, which every node of a graph has
+        ctx.kernel, ctx.reference, ctx.channel_dim = name, reference, channel_dim
         layout, p = _layout(x, parameters, channel_dim), library.row_addresses(parameters)
         y = torch.empty_like(x)
         threads = torch.get_num_threads()
@@ -103,7 +104,7 @@ class _Pointwise(torch.autograd.Function):
         layout = _layout(x, parameters, ctx.channel_dim)
         p, dp = library.row_addresses(parameters), library.row_addresses(gradients)
         threads = torch.get_num_threads()
-        _kernels(ctx.name, x.dtype)[1](
+        _kernels(ctx.kernel, x.dtype)[1](
             *layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
         )
         return None, None, None, dx, *gradients
