@@ -169,11 +169,13 @@ class _Residuals(Squeeze):
         d_found, d_tensors = super().backward(passed)
         if len(passed.found) > 1 and passed.needed[0]:
             shares, factor = passed.saved[-1], passed.found[1].shape[1] / 3
-            d = torch.where(shares * factor <= 1, passed.gradients[1], 0)
+            d = torch.where(shares * factor >= 1, 0, passed.gradients[1])
             d_found.append(_softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
         return d_found, d_tensors
 
     def shares(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """softmax_positions(z / temperature), and pi of it."""
         shares = upcast(z).div(self.temperature).softmax(1)
-        return shares, (shares * (shares.shape[1] / 3)).clamp_max(1).to(z.dtype)
+        pi = shares * (shares.shape[1] / 3)
+        # the gradient of clamp_max at the bound itself is not the same in all versions of torch
+        return shares, torch.where(pi >= 1, 1, pi).to(z.dtype)

@@ -33,6 +33,7 @@ from activations.dyrelu import DyReLU
 from activations.frelu import FReLU
 from activations.gct import GCT
 from activations.maxout import maxout
+from activations.npwlu import NPWLU
 from activations.pau import PAU
 from activations.pelu import PELU
 from activations.prelu import PReLU
@@ -53,7 +54,7 @@ TORCH_NN = torch_nn.TorchActivation.__subclasses__()
 # units whose parameters have the names of the files', and whose constructors take hyper-parameters by meta's names
 PLAIN: dict[str, type[Activation]] = {
     cls.__name__.lower(): cls
-    for cls in (ACONC, APL, PAU, PELU, PReLU, SReLU, Sine, Snake, Swish, TanhExp, *TORCH_NN)
+    for cls in (ACONC, APL, NPWLU, PAU, PELU, PReLU, SReLU, Sine, Snake, Swish, TanhExp, *TORCH_NN)
 } | {"silu": Swish}
 
 

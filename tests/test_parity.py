@@ -1,6 +1,7 @@
 """Values and gradients against reference vectors, and the command that compares them."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import PROCESS
 
+from activations.kernels import library
+
 DATA = Path(__file__).parent / "data"
 FILES = sorted(DATA.glob("*.npz"))
 
@@ -18,6 +21,25 @@ FILES = sorted(DATA.glob("*.npz"))
 def test_agrees_with_reference_vectors(path: Path) -> None:
     good, line = check_parity.check_file(path)
     assert good, line
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("kinks_*.npz")), ids=lambda path: path.stem)
+def test_kinks_are_in_the_reference_where_they_are_in_the_kernels(path: Path) -> None:
+    with library.using("reference"):
+        good, line = check_parity.check_file(path)
+    assert good, line
+
+
+def test_the_vectors_at_kinks_are_what_their_formulas_give() -> None:
+    made = runpy.run_path(str(DATA / "make_kinks.py"))["all_vectors"]()
+    assert {f"{name}.npz" for name in made} == {path.name for path in DATA.glob("kinks_*.npz")}
+    for name, arrays in made.items():
+        stored = np.load(DATA / f"{name}.npz")
+        assert {*stored} == {*arrays}
+        for key in arrays.keys() - {"meta"}:
+            np.testing.assert_allclose(
+                stored[key], arrays[key], rtol=1e-12, atol=1e-12, err_msg=f"{name} {key}"
+            )
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "strided_last", "transposed01"])
