@@ -59,9 +59,7 @@ class GCT(Activation):
             raise ValueError("after_relu=True: legal with mode=l1 and position=after")
         self.mode, self.after_relu, self.eps, self.position = mode, after_relu, eps, position
         self.base = nn.Identity() if base is None else _make_base(base, num_features, channel_dim)
-        self.alpha, self.gamma, self.beta = (
-            nn.Parameter(torch.empty(self.num_features)) for _ in range(3)
-        )
+        self.alpha, self.gamma, self.beta = (nn.Parameter(torch.empty(self.num_features)) for _ in range(3))
         self._reset_gate()
 
     def reset_parameters(self) -> None:

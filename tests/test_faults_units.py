@@ -238,7 +238,9 @@ def test_pwlu_says_so_where_its_curve_cannot_be_set() -> None:
     unit = make("pwlu")
     parametrize.register_parametrization(unit, "curve", Thrice())
     unit.start_epoch(0, 100)
-    with pytest.raises(ValueError, match=r"^\S*PWLU\.curve cannot be set: its parametrization Thrice has no \S+$"):
+    with pytest.raises(
+        ValueError, match=r"^\S*PWLU\.curve cannot be set: its parametrization Thrice has no \S+$"
+    ):
         unit.start_epoch(50, 100)
     assert unit.phase == "statistics"
     unit = make("pwlu")
@@ -523,5 +525,3 @@ def test_what_is_no_integer_is_refused(name: str) -> None:
         values = {"num_features": CHANNELS, "channel_dim": 1} | {argument: value}
         with pytest.raises(ValueError, match=rf"^{argument}=[^\n]+$"):
             make_factory(name)(values.pop("num_features"), **values)
-
-
