@@ -82,7 +82,7 @@ class Activation(nn.Module):
         if name in self._parameters:
             getattr(self, name).copy_(value)
         elif parametrize.is_parametrized(self, name):
-            for step in self.parametrizations[name]:  # type: ignore[index, union-attr]
+            for step in self.parametrizations[name]:  # type: ignore[index]
                 if not hasattr(step, "right_inverse"):
                     raise ValueError(
                         f"{type(self).__name__}.{name} cannot be set: "

@@ -146,26 +146,27 @@ class _SkipsBadBatches(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
         idle = not (self.training and self.track_running_stats) or (self.momentum is None and count is None)
-        if idle or mean is None or var is None:
+        if idle or running_mean is None or running_var is None:
             return super().forward(x)
         # with a share of 1, new statistics are the batch's own
         share = 1.0 if self.momentum is None else self.momentum
-        new = [mean.clone(), var.clone()]
-        y = F.batch_norm(x, *new, self.weight, self.bias, True, share, self.eps)
+        mean, var = running_mean.clone(), running_var.clone()
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, share, self.eps)
         with torch.no_grad():
-            good = [value.isfinite() for value in new]
+            good = mean.isfinite(), var.isfinite()
             if self.momentum is None:
+                assert count is not None
                 entire = (good[0] & good[1]).all()
-                good = [entire, entire]
+                good = entire, entire
                 count += entire
-                share = count.to(mean.dtype).clamp_min(1).reciprocal()
-                new = [torch.lerp(old, value, share) for old, value in zip((mean, var), new, strict=True)]
+                part = count.to(mean.dtype).clamp_min(1).reciprocal()
+                mean, var = torch.lerp(running_mean, mean, part), torch.lerp(running_var, var, part)
             elif count is not None:
                 count += 1
-            for old, value, ok in zip((mean, var), new, good, strict=True):
-                old.copy_(torch.where(ok, value, old))
+            running_mean.copy_(torch.where(good[0], mean, running_mean))
+            running_var.copy_(torch.where(good[1], var, running_var))
         return y
 
 

@@ -43,12 +43,12 @@ class PWLU(Activation):
     copies, averages, ``torch.func.functional_call``. An average of networks between the phases is in the one that has
     more than half of the weight. On the CPU every forward reads the buffer. Where reading would make a GPU wait or
     break a graph (other devices, torch.compile, export, tracing, torch.func transforms), both functions are computed
-    and ``torch.where`` takes one. Whether a forward in training **collects** follows there from what the module itself
+    and ``torch.where`` takes one. Whether a training step **collects** follows there from what the module itself
     was last told, by ``start_epoch``, ``load_state_dict`` or ``reset_parameters``: an average that is not told does not.
 
-    With torch.distributed initialised, statistics are those of the batches of all processes together, and every
+    With torch.distributed initialized, statistics are those of the batches of all processes together, and every
     process must run the unit equally often in the first phase. The curve is then part of the graph in that phase
-    as well, as DistributedDataParallel asks: its gradient is 0 instead of None, and an optimiser makes a state for it.
+    as well, as DistributedDataParallel asks: its gradient is 0 instead of None, and an optimizer makes a state for it.
 
     Args:
         segments: N, at least 1; the paper's choice is 16, and 8 to 16 serve best.
@@ -189,7 +189,7 @@ class PWLU(Activation):
         )
 
     def align(self, left: Tensor, right: Tensor) -> None:
-        """Set the interval, and ReLU on it, in place: the optimiser holds the parameters already.
+        """Set the interval, and ReLU on it, in place: the optimizer holds the parameters already.
 
         ReLU at the knots and in the tails, that is: where 0 is no knot, one segment cuts its corner.
 
@@ -252,7 +252,7 @@ def _several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _std_mean_of_all(x: Tensor, dims: Sequence[int], units: int) -> tuple[Tensor, Tensor]:
+def _std_mean_of_all(x: Tensor, dims: list[int], units: int) -> tuple[Tensor, Tensor]:
     """(units,) each, in float64: unbiased std and mean of what all processes hold; not finite for fewer than two values."""
     count = x.numel() // units
     moments = torch.zeros(3, units, dtype=torch.float64, device=x.device)  # sums of 1, x, x^2
