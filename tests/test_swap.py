@@ -569,10 +569,6 @@ def counted(self: Any, x: Tensor) -> Tensor:
     return F.relu(x)
 
 
-def constant(self: Any, x: Tensor) -> Tensor:
-    return F.relu(x * torch.tensor(2.0))
-
-
 def mode_dependent(self: Any, x: Tensor) -> Tensor:
     return F.relu(x) if self.training else F.relu(F.gelu(x))
 
@@ -590,11 +586,10 @@ OBSTACLES = {
     no_grad: "relu_ cannot be replaced: Conv.forward cannot be rewritten: it switches gradients or autocast on or off",
     in_place_view: "relu_ cannot be replaced: what its in-place call changes is used elsewhere",
     in_place_module: "relu cannot be replaced: what its in-place call changes is used elsewhere",
-    data_dependent: "relu_ cannot be replaced: Conv.forward cannot be rewritten: symbolically traced variables cannot",
+    data_dependent: "relu_ cannot be replaced: Conv.forward cannot be rewritten: it decides by the values of a tensor",
     drawn: "Conv.forward cannot be rewritten: it draws random numbers, which the trace would fix",
     counted: "Conv.forward cannot be rewritten: it makes tensors of its own or sets attributes",
     cached: "Conv.forward cannot be rewritten: it makes tensors of its own or sets attributes",
-    constant: "Conv.forward cannot be rewritten: it makes tensors of its own or sets attributes",
     mode_dependent: "Conv.forward cannot be rewritten: it calls other activations in training than in evaluation",
     heads: "relu cannot be replaced: which dimension of (2, 2, 2, 6, 6) holds the channels cannot be told",
 }

@@ -102,7 +102,9 @@ class Watch(TorchFunctionMode):
             self.stack.pop()
             if not self.stack:
                 for call in itertools.chain(*(self.made_by.get(x, ()) for x in tensors_in(out))):
-                    call.output = OUTPUTS.fullmatch(call.name.lower()) is not None or bool(call.own)
+                    relu6 = call.bounds == (0, 6)
+                    limits = OUTPUTS.fullmatch(call.name.lower()) is not None and not relu6
+                    call.output = limits or call.own is not None
             return
         self.inside -= 1
         if not self.inside:
