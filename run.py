@@ -31,7 +31,7 @@ logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does it log 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> None:
     """Run one cell; what goes wrong is said in one line, and in a grid stops no other cell."""
-    hydra_cfg = HydraConfig.get()
+    hydra_cfg = cast(DictConfig, HydraConfig.get())
     grid = hydra_cfg.mode == RunMode.MULTIRUN
     if grid:
         end_with_parent()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -95,7 +95,7 @@ def _target(name: str, hydra: DictConfig) -> str | None:
             continue
         folder = Path(source.path) if source.schema == "file" else files(source.path)
         if (file := folder / f"{name}.yaml").is_file():
-            config = OmegaConf.create(file.read_text(encoding="utf-8"))
+            config: Mapping[Any, Any] = cast(DictConfig, OmegaConf.create(file.read_text(encoding="utf-8")))
             break
     else:
         return None

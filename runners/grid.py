@@ -120,19 +120,20 @@ def composable(argv: list[str]) -> list[str]:
     """
     if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
         return argv
-    setting = re.compile(rf"(\+{{0,2}}(?:{'|'.join(COMPONENTS)})\.[^=]*)=(.+)")
-    found = [setting.fullmatch(argument) for argument in argv]
-    return [
-        f"{match[1]}=choice({match[2]})" if match and not _sweeps(argument) else argument
-        for argument, match in zip(argv, found, strict=True)
-    ]
+    return [_as_sweep(argument) for argument in argv]
 
 
-def _sweeps(argument: str) -> bool:
+def _as_sweep(argument: str) -> str:
+    """A setting of a component as a sweep over its value, unless Hydra would make another value of that."""
+    setting = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(COMPONENTS)})\.[^=]*)=(.+)", argument)
+    if setting is None:
+        return argument
+    sweep = f"{setting[1]}=choice({setting[2]})"
     try:
-        return _parsed([argument])[0].is_sweep_override()
-    except HydraException:  # no override, or one that cannot be read, which Hydra will say
-        return True
+        same = _cells(_parsed([argument])) == _cells(_parsed([sweep]))
+    except HydraException:  # null and strings in quotes are no values of a sweep
+        same = False
+    return sweep if same else argument
 
 
 def is_grid(hydra: DictConfig) -> str | None:
@@ -156,7 +157,7 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
     """
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
     overrides = _parsed([*(f"{k}={v}" for k, v in params.items()), *master.hydra.overrides.task], loader)
-    cells = BasicSweeper.split_arguments(overrides, None)[0]
+    cells = _cells(overrides)
     if not cells:
         empty = [
             o.input_line for o in overrides if o.is_sweep_override() and not [*o.sweep_string_iterator()]
@@ -200,15 +201,16 @@ def _one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple
     task = list(master.hydra.overrides.task)
     for override in _parsed(task, loader):
         if override.is_sweep_override() and _key(override) == "experiment":
+            line = override.input_line
             names = [f"experiment={name}" for name in override.sweep_string_iterator()]
             return [
-                tuple([name if a == override.input_line else a for a in line] for line in (task, sys.argv))
+                ([name if a == line else a for a in task], [name if a == line else a for a in sys.argv])
                 for name in names
             ]
     return []
 
 
-def _add_search_path(loader: ConfigLoader, master: DictConfig) -> None:
+def _add_search_path(loader: Any, master: DictConfig) -> None:
     """Let ``glob`` see the folders of hydra.searchpath, of which Hydra thinks only when it composes a cell."""
     path = loader.get_search_path()
     for source in master.hydra.runtime.config_sources:
@@ -221,6 +223,11 @@ def _add_search_path(loader: ConfigLoader, master: DictConfig) -> None:
 
 def _parsed(overrides: Any, loader: ConfigLoader | None = None) -> list[Override]:
     return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
+def _cells(overrides: list[Override]) -> list[list[str]]:
+    """The overrides of every cell, as Hydra's sweeper makes them."""
+    return BasicSweeper.split_arguments(overrides, None)[0]
 
 
 def _key(override: Override) -> str:
