@@ -106,8 +106,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         # what is compared with others at other sites says where it stands, though it is at one kind only
         varying = [c for c in columns if (settings if c == SITES else known)[c].nunique() > 1]
         for index, row in group.iterrows():
-            telling = [c for c in columns if c in varying or (c == FOLDS and row[c] != ABSENT)]
-            telling = telling if index in known.index else []
+            told = varying if index in known.index else []
+            telling = [c for c in columns if c in told or (c == FOLDS and row[c] != ABSENT)]
             given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]
             labels[index] = f"{value}[{' '.join(given)}]" if given else str(value)
     return pd.Series(labels, dtype=object)

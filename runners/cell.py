@@ -83,9 +83,8 @@ class Cell:
             if name not in NOT_DETERMINING
         }
         told = {name: value for name, value in self.facts.items() if name not in ADDED or value is not None}
-        self.id = hashlib.sha256(json.dumps([activation, task, told], sort_keys=True).encode()).hexdigest()[
-            :10
-        ]
+        text = json.dumps([activation, task, told], sort_keys=True)
+        self.id = hashlib.sha256(text.encode()).hexdigest()[:10]
         self.study_folder = Path(config["outputs"]) / self.study
         self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
         self._record: dict[str, Any] = {}
