@@ -231,7 +231,7 @@ def class_sheet(task: Any, labels: Tensor, high: int, generator: torch.Generator
     left = len(task.classes) - len(chosen)
     parts = (tall + 0.35 + 0.25 * bool(left), augmented + 0.45)
     figure = Figure(figsize=(page, sum(parts)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=parts)
+    above, below = figure.subfigures(2, 1, height_ratios=parts, squeeze=False).flatten()
     for ax, block in zip(above.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
         strips = [_class_strip(task, labels, k, counts) for k in block]
         strips += [torch.full_like(strips[0], -1)] * (rows - len(strips))
