@@ -159,11 +159,10 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
     overrides = _parsed([*(f"{k}={v}" for k, v in params.items()), *master.hydra.overrides.task], loader)
     cells = _cells(overrides)
     if not cells:
-        empty = [
-            o.input_line for o in overrides if o.is_sweep_override() and not [*o.sweep_string_iterator()]
-        ]
+        swept = [override for override in overrides if override.is_sweep_override()]
+        empty = [str(override.input_line) for override in swept if not [*override.sweep_string_iterator()]]
         raise ValueError(f"{', '.join(empty)}: there is nothing of this kind to sweep over")
-    swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+    swept_keys = {o.get_key_element() for o in overrides if o.is_sweep_override()}
     studies: dict[Path, None] = {}
     wrong: list[tuple[str, str]] = []
     for choices, cell in _distinct(cells):
@@ -173,7 +172,7 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
             if trains(cfg.runner):
                 studies[study_folder(cast(dict[str, Any], cfg))] = None
         except Exception as error:
-            varied = " ".join(choice for choice in choices if choice.partition("=")[0] in swept)
+            varied = " ".join(choice for choice in choices if choice.partition("=")[0] in swept_keys)
             wrong.append((varied, one_line(error)))
     if wrong:
         (first, message), *others = wrong
