@@ -127,7 +127,7 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
     cells = _cells(overrides)
     if not cells:
         empty = [
-            o.input_line for o in overrides if o.is_sweep_override() and not [*o.sweep_string_iterator()]
+            str(o.input_line) for o in overrides if o.is_sweep_override() and not [*o.sweep_string_iterator()]
         ]
         raise ValueError(f"{', '.join(empty)}: there is nothing of this kind to sweep over")
     swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
