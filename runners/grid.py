@@ -64,10 +64,8 @@ class ReportAfterGrid(Callback):
         except Exception as error:
             raise SystemExit(f"actbench: {one_line(error)}") from error
         ReportAfterGrid.studies |= studies
-        if config.hydra.sweep.dir == "." and studies:
-            config.hydra.sweep.dir = str(
-                next(iter(studies))
-            )  # where Hydra notes the command in multirun.yaml
+        if config.hydra.sweep.dir == "." and studies:  # here Hydra notes the command, in multirun.yaml
+            config.hydra.sweep.dir = str(next(iter(studies)))
 
     @staticmethod
     def report() -> bool:
@@ -214,9 +212,8 @@ def _add_search_path(loader: Any, master: DictConfig) -> None:
     path = loader.get_search_path()
     for source in master.hydra.runtime.config_sources:
         if source.provider.startswith("hydra.searchpath"):
-            path.prepend(
-                source.provider, f"{source.schema}://{source.path}", SearchPathQuery(provider="schema")
-            )
+            place = f"{source.schema}://{source.path}"
+            path.prepend(source.provider, place, SearchPathQuery(provider="schema"))
     loader.repository.initialize_sources(path)
 
 

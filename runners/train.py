@@ -55,7 +55,7 @@ class Train:
     Args:
         epochs: instead of the recipe's, at least 1; None for the recipe's.
         epochs_scale: factor on the recipe's epochs, above 0; at least one epoch is trained.
-        limit_batches: at most so many batches per pass, or None.
+        limit_batches: at most so many batches per pass, or None; see ``Task.spread``.
         activation_only_epochs: for so many epochs at the beginning only the activations' parameters are
             trained ("freeze, then thaw"). Norms keep updating their running statistics meanwhile.
         device: auto (cuda, then cpu), or a torch device.
