@@ -146,7 +146,9 @@ class PWLU(Activation):
 
     def _read_phase(self) -> bool | None:
         """Whether this is the first phase; None where only a tensor may say so."""
-        return self.collecting.item() > HALF if library.readable(self.collecting) else None
+        phase = self._buffers["collecting"]  # an attribute of a module takes a microsecond to find
+        assert phase is not None
+        return phase.item() > HALF if library.readable(phase) else None
 
     def _function(
         self, x: Tensor, channel_dim: int, collecting: bool | None, *, rests: bool = False
@@ -163,8 +165,10 @@ class PWLU(Activation):
     def _learnt(self, x: Tensor, curve: Tensor, channel_dim: int) -> Tensor:
         """The function of the second phase."""
         wide = upcast(x)  # positions in a table need it
-        curve = curve.to(wide.dtype)
-        return piecewise_linear(wide, curve, channel_dim=channel_dim, narrowest=MIN_WIDTH).to(x.dtype)
+        # a cast to what it is would take as long as reading the phase
+        curve = curve if curve.dtype is wide.dtype else curve.to(wide.dtype)
+        y = piecewise_linear(wide, curve, channel_dim=channel_dim, narrowest=MIN_WIDTH)
+        return y if y.dtype is x.dtype else y.to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         first = min(self.statistics_epochs, -(-epochs // 4), epochs - 1)
