@@ -527,8 +527,9 @@ def test_the_output_s_activation_is_replaced_by_its_name_alone(case: str) -> Non
 def test_a_relu_at_the_end_and_a_tanh_that_is_used_again_are_no_outputs() -> None:
     for last in (nn.ReLU(), Ending(lambda x: nn.ReLU6()(x))):
         assert not any(row.output for row in find_sites(nn.Sequential(conv(3), conv(), last), IMAGES).rows)
-    network = nn.Sequential(conv(3), Ending(lambda x: x + torch.tanh(x)))
-    assert not any(row.output for row in find_sites(network, IMAGES).rows)
+    for function in (lambda x: x + torch.tanh(x), lambda x: torch.tanh(x).add_(x)):
+        network = nn.Sequential(conv(3), Ending(function))
+        assert not any(row.output for row in find_sites(network, IMAGES).rows)
     only = nn.Sequential(conv(3), nn.Tanh())
     message = "the network calls no activation but that of its output, 1: name it with sites=re:PATTERN"
     with pytest.raises(ValueError, match=message):

@@ -80,7 +80,7 @@ class Watch(TorchFunctionMode):
         self.origins: Any = WeakTensorKeyDictionary()  # see derive
         self.made_by: Any = (
             WeakTensorKeyDictionary()
-        )  # the calls that a tensor comes from without another operation
+        )  # calls whose results a tensor holds, at most rearranged
         self.tokens = itertools.count()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,9 +108,9 @@ class Watch(TorchFunctionMode):
             return
         self.inside -= 1
         if not self.inside:
-            self.finish(out, args, kwargs)
             with torch._C.DisableTorchFunction():
                 self.follow("", module, args, kwargs, out)
+            self.finish(out, args, kwargs)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -127,9 +127,9 @@ class Watch(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             self.inside -= opaque
+        self.follow(name, func, args, kwargs, out)
         if activation:
             self.finish(out, args, kwargs)
-        self.follow(name, func, args, kwargs, out)
         return out
 
     def finish(self, out: Any, args: Any, kwargs: Any) -> None:
@@ -199,9 +199,9 @@ class Watch(TorchFunctionMode):
             for x in [*written, *(x._base for x in written if x._base is not None)]:
                 self.fixed.pop(x, None)
         varying = [x for x in operands if x not in self.fixed]
-        if JOINS.fullmatch(name) or (ARRANGES.fullmatch(name) and len(varying) == 1):
-            calls = tuple(itertools.chain(*(self.made_by.get(x, ()) for x in varying)))
-            self.made_by.update((x, calls) for x in results)
+        rearranged = JOINS.fullmatch(name) or (ARRANGES.fullmatch(name) and len(varying) == 1)
+        calls = tuple(itertools.chain(*(self.made_by.get(x, ()) for x in varying))) if rearranged else ()
+        self.made_by.update((x, calls) for x in results)
         factor = FACTORS.fullmatch(name) and (
             not name.startswith("hardtanh") or self.calls[-1].bounds == (0, 1)
         )
