@@ -140,18 +140,20 @@ class Activation(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` is what the contract says; first in every ``forward``, before either path."""
-        dim, shape = self.channel_dim, x.shape
-        if not x.is_floating_point():
-            raise ValueError(f"input of dtype {x.dtype}: floating point is needed")
-        if not -len(shape) <= dim < len(shape):
+        dim = self.channel_dim
+        try:
+            channels = x.shape[dim]
+        except IndexError:
             raise ValueError(
-                f"input of shape {tuple(shape)}: no dimension {dim} (channel_dim) for num_features={self.num_features}"
-            )
-        if shape[dim] != self.num_features:
+                f"input of shape {tuple(x.shape)}: no dimension {dim} (channel_dim) for num_features={self.num_features}"
+            ) from None
+        if channels != self.num_features:
             raise ValueError(
-                f"input of shape {tuple(shape)}: {shape[dim]} channels in dimension {dim} (channel_dim), but "
+                f"input of shape {tuple(x.shape)}: {channels} channels in dimension {dim} (channel_dim), but "
                 f"num_features={self.num_features}"
             )
+        if not x.dtype.is_floating_point:
+            raise ValueError(f"input of dtype {x.dtype}: floating point is needed")
 
     def along_channels(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``parameter`` (num_features,) or (1,), in x's dtype, shaped to broadcast along x's channels."""

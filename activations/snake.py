@@ -66,7 +66,7 @@ class Snake(Activation):
 
 
 # Taylor coefficients of sin(sqrt u) / sqrt u; within |z| below the limit the next term is under 1e-17
-SINC = (1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800)
+SINC = (1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800, -1 / 1307674368000)
 SINC_LIMIT = 0.5
 
 

@@ -28,6 +28,13 @@ from activations.prelu import PReLU
 from activations.snake import Snake
 from activations.torch_nn import TorchActivation
 
+# the units that are an adapter of a layer of torch.nn, and all others
+ADAPTERS = [
+    name
+    for name in ACTIVATIONS
+    if "\n_target_: activations.torch_nn." in (ROOT / "conf" / "activation" / f"{name}.yaml").read_text()
+]
+OURS = [name for name in ACTIVATIONS if name not in ADAPTERS]
 CHANNELS = 6
 IMAGES = (4, CHANNELS, 6, 5)
 DTYPES = (torch.float32, torch.float64)
@@ -117,11 +124,13 @@ WRONG_DTYPES = [torch.int64, torch.uint8, torch.bool, torch.complex64]
 
 
 @pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("any_name", [*OURS, *VARIANTS])
 def test_refuses_what_is_no_input_of_its_site(any_name: str, mode: str) -> None:
-    """More channels, fewer, one; channels in another dimension; none at all; other than floating point."""
+    """More channels, fewer, one; channels in another dimension; none at all; other than floating point.
+
+    The adapters take what the layers of torch.nn take, which look at elements alone.
+    """
     unit = make(any_name)
-    if isinstance(unit, TorchActivation):
-        pytest.skip("takes what the layer of torch.nn takes, which looks at elements alone")
     with library.using(mode):
         for shape in WRONG_SHAPES:
             with pytest.raises(ValueError, match=re.escape(str(shape))) as raised:
@@ -139,10 +148,10 @@ def test_refuses_what_is_no_input_of_its_site(any_name: str, mode: str) -> None:
             last(torch.zeros(IMAGES))
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_are_exact_on_whole_numbers_or_torch_refuses_them(name: str) -> None:
     unit = make(name)
-    if not isinstance(unit, TorchActivation):
-        pytest.skip("refuses them")
+    assert isinstance(unit, TorchActivation)
     x = torch.arange(-12, 12).view(2, 4, 3)  # any number of channels, too
     try:
         y = unit(x)
@@ -400,6 +409,10 @@ def test_saved_tensors_may_come_back_in_another_layout(any_name: str, dtype: tor
         assert_same(found, expected, 1e-4 if dtype == torch.float32 else 1e-11)
 
 
+@pytest.mark.skipif(
+    not library.described().startswith("fused"), reason="torch's own operations take the tensors"
+)
+@pytest.mark.parametrize("name", [name for name in OURS if name not in ("maxout", "swish")])
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -413,24 +426,8 @@ def test_saved_tensors_of_another_kind_are_said(name: str, spoil: Callable[[Tens
     unit, x = make(name), draw().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, spoil):
         y = unit(x)
-    if not (library.available() and own_node(y)):
-        pytest.skip("has no fused form: torch's own operations take the tensors")
     with pytest.raises(ValueError, match="a saved-tensor hook gave back"):
         y.sum().backward()
-
-
-def own_node(y: Tensor) -> bool:
-    """Whether a kernel's node is in the graph of ``y``."""
-    nodes = [y.grad_fn]
-    for node in nodes:
-        nodes += [child for child, _ in node.next_functions if child is not None]
-    names = {type(node).__name__ for node in nodes}
-    return any(name.lstrip("_") in OWN for name in names)
-
-
-OWN = {
-    f"{name}Backward" for name in ("Pointwise", "PiecewiseLinear", "Gated", "Window", "DiTACTable", "Warped")
-}
 
 
 # ---- limits

@@ -189,7 +189,7 @@ def alike(g: Tensor, x: Tensor) -> Tensor:
 def keep(ctx: Any, x: Tensor, *others: Tensor) -> None:
     """Save tensors for backward, which takes them from ``kept``."""
     ctx.save_for_backward(x, *others)
-    ctx.kept = [(tensor.shape, tensor.dtype) for tensor in (x, *others)]
+    ctx.kept = [x.nbytes, *[tensor.nbytes for tensor in others]]
 
 
 def kept(ctx: Any) -> list[Tensor]:
@@ -199,23 +199,17 @@ def kept(ctx: Any) -> list[Tensor]:
     is remembered.
 
     Raises:
-        ValueError: a hook gives back another shape, dtype, device or kind of tensor.
+        ValueError: a hook gives back another size, device or kind of tensor.
     """
-    x, *others = ctx.saved_tensors
-    tensors = [dense(x), *[tensor.contiguous() for tensor in others]]
-    for tensor, (shape, dtype) in zip(tensors, ctx.kept, strict=True):
-        if (
-            tensor.dtype is not dtype
-            or tensor.shape != shape
-            or not tensor.is_cpu
-            or type(tensor) not in PLAIN
-            or tensor.is_neg()
-        ):
+    tensors = ctx.saved_tensors
+    for tensor, size in zip(tensors, ctx.kept, strict=True):
+        if tensor.nbytes != size or not tensor.is_cpu or type(tensor) not in PLAIN:
             raise ValueError(
                 f"a saved-tensor hook gave back {type(tensor).__name__} {tuple(tensor.shape)} {tensor.dtype} on "
-                f"{tensor.device} for {tuple(shape)} {dtype} on cpu"
+                f"{tensor.device} for one of {size} bytes on cpu"
             )
-    return tensors
+    x, *others = tensors
+    return [dense(x), *[tensor.contiguous() for tensor in others]]
 
 
 def layout(x: Tensor, units: int, channel_dim: int) -> tuple[int, int, int]:
