@@ -8,21 +8,20 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from results.terminal import print_anything
-from runners.cell import Busy, Cell, CellFailed
-from runners.composed import check_components, check_composed, own_class
+from runners.cell import Busy, CellFailed
+from runners.compose import CONF, Parts
 from runners.grid import ReportAfterGrid, SeveralGrids, composable, end_with_parent, is_grid, trains
 from runners.words import one_line
 
-CONF = Path(__file__).resolve().parent / "conf"  # absolute, as python -m actbench imports this file
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing paragraphs
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does it log them
@@ -48,37 +47,19 @@ def run(cfg: DictConfig) -> None:
 
 
 def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
-    """Compose activation, task and runner of a cell and run it, unless it is finished; or look at its data."""
+    """Run a composed cell, unless it is finished; or look at its data."""
     if not grid and (said := is_grid(hydra_cfg)):
         raise ValueError(said)
-    names = check_composed(cfg, hydra_cfg)
-    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    activation = names["activation"]
-    activation = own_class(cfg.activation._target_, activation, hydra_cfg) or activation
-    # networks of other libraries are one choice and a name
-    network = ":".join(map(str, filter(None, (names["network"], config["network"].get("name")))))
-    cell = Cell(config, activation=activation, task=names["task"], network=network, grid=grid)
+    parts = Parts(cfg, hydra_cfg)
+    cell = parts.cell(grid=grid)
     if record := cell.finished():
         print(cell.line(record, note=" (finished before)"))
         return
-
-    from hydra.utils import instantiate  # with torch behind it, which skipping a cell should not import
-
-    def task() -> Any:
-        return instantiate(cfg.task, network=instantiate(cfg.network))
-
-    def train() -> dict[str, Any]:
-        from runners.factory import checked
-
-        check_components(config)
-        runner, act_layer = instantiate(cfg.runner), checked(instantiate(cfg.activation), activation)
-        return runner(act_layer, task(), cell)
-
     if not trains(cfg.runner):
-        instantiate(cfg.runner)(task, cell)
+        parts.runner()(parts.task, cell)
         return
     try:
-        record = cell.attempt(train)
+        record = cell.attempt(partial(parts.train, cell))
     except Busy as busy:
         print(busy)
         return

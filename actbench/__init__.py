@@ -1,4 +1,12 @@
-"""Compare activation functions across tasks.
+"""Compare activation functions across tasks, from Python: everything below is imported from here.
+
+``make_activation``, ``make_act_layer``, ``make_task``: what the names of conf/ stand for, to use in code of one's own.
+``fit``, ``load_study``, ``leaderboard``: train a cell, read a study, compare its activations.
+``replace_activations``, ``find_sites``: put activations into any network.
+``activation_names``, ``task_names``, ``network_names``: what there is.
+``Activation``, ``ActLayer``, ``Task``, ``Recipe``: to derive from, and for annotations.
+
+Importing this is cheap; torch is imported when something is made.
 
 The code lies in the top-level packages ``activations``, ``tasks``, ``runners`` and ``results``, which a checkout has at its
 root. A wheel carries them, with ``conf`` and ``scripts``, inside this package, so that installing puts the one name
@@ -7,10 +15,65 @@ root. A wheel carries them, with ``conf`` and ``scripts``, inside this package, 
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent
 if not (ROOT / "activations").is_dir():  # a checkout has the packages beside this one
     ROOT = ROOT.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+if TYPE_CHECKING:
+    from actbench.api import (
+        activation_names,
+        fit,
+        leaderboard,
+        load_study,
+        make_act_layer,
+        make_activation,
+        make_task,
+        network_names,
+        task_names,
+    )
+    from activations.base import Activation
+    from activations.swap import find_sites, replace_activations
+    from tasks.base import ActLayer, Recipe, Task
+
+__all__ = [
+    "ActLayer",
+    "Activation",
+    "Recipe",
+    "Task",
+    "activation_names",
+    "find_sites",
+    "fit",
+    "leaderboard",
+    "load_study",
+    "make_act_layer",
+    "make_activation",
+    "make_task",
+    "network_names",
+    "replace_activations",
+    "task_names",
+]
+_ELSEWHERE = {
+    "ActLayer": "tasks.base",
+    "Activation": "activations.base",
+    "Recipe": "tasks.base",
+    "Task": "tasks.base",
+    "find_sites": "activations.swap",
+    "replace_activations": "activations.swap",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_ELSEWHERE.get(name, "actbench.api")), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

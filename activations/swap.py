@@ -95,6 +95,14 @@ def replace_activations(
         ValueError: a network that cannot be run, a site that cannot be replaced, a unit that cannot stand at its site,
             ``sites`` that are no selection or select nothing, ``activations`` that the network does not have.
             ``network``, the random states and all else are then as before.
+
+    Example:
+        >>> import torch
+        >>> from actbench import make_act_layer, replace_activations
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
+        >>> report = replace_activations(network, make_act_layer("prelu"), example_input=torch.randn(1, 3, 8, 8))
+        >>> report.replaced, type(network[1]).__name__, network[1].num_features
+        (1, 'PReLU', 8)
     """
     with _examined(network, example_input, activations, shared) as found:
         chosen = select([site for site in found.sites if not site.call.gate], sites)
@@ -127,6 +135,15 @@ def find_sites(
 
     Raises:
         ValueError: a network that cannot be run, ``activations`` that it does not have.
+
+    Example:
+        >>> import torch
+        >>> from actbench import find_sites
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
+        >>> print(find_sites(network, torch.randn(1, 3, 8, 8)))
+        site  kind         channels  dim  shape
+        1     module ReLU  8         1    8x6x6  can be replaced
+        1 of 1 sites can be replaced, 0 gates
     """
     with _examined(network, example_input, activations, shared) as found:
         while not _prove(

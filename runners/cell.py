@@ -35,7 +35,17 @@ from results.files import (
     write_text,
 )
 from results.schema import read_record
-from runners.code import ACTIVATIONS, HARNESS, SCHEME, code_hash, file_of, targets_of
+from runners.code import (
+    ACTIVATIONS,
+    CONTRACT,
+    HARNESS,
+    SCHEME,
+    code_hash,
+    compiled_hash,
+    file_of,
+    is_importable,
+    targets_of,
+)
 from runners.words import one_line
 
 FINISHED = ("ok", "diverged")
@@ -54,15 +64,26 @@ class Cell:
         config: the resolved configuration as plain dicts.
         activation, task, network: names for folders and tables.
         grid: whether this is one of many, so that a failure must not stop the others.
+        caller: the Python call that asks for the cell, for its record; warnings then go to the caller's logging. None if
+            it is the command line.
+        source: the activation's class or function, if it was given and not looked up by its ``_target_``.
 
     Raises:
         ValueError: a seed, study, folder or force that cannot be.
     """
 
     def __init__(
-        self, config: dict[str, Any], *, activation: str, task: str, network: str, grid: bool = False
+        self,
+        config: dict[str, Any],
+        *,
+        activation: str,
+        task: str,
+        network: str,
+        grid: bool = False,
+        caller: str | None = None,
+        source: Callable[..., Any] | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.caller, self.source = config, caller, source
         self.activation, self.task, self.network, self.grid = activation, task, network, grid
         self.seed, self.force = config["seed"], config["force"]
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -83,7 +104,11 @@ class Cell:
     @property
     def activation_code(self) -> str | None:
         """Hash of the activation's code as it is now; None if it cannot be found."""
-        return code_hash(targets_of(self.config["activation"]), ACTIVATIONS)
+        if self.source is not None and not is_importable(self.source):
+            return compiled_hash(self.source)
+        targets = targets_of(self.config["activation"])
+        # every activation is of the contract, whichever way its file imports that
+        return code_hash((*targets, CONTRACT), ACTIVATIONS) if targets else None
 
     @property
     def harness_code(self) -> str | None:
@@ -104,7 +129,7 @@ class Cell:
             return None
         before, now = record.get("activation_code"), self.activation_code
         if before and now and before.startswith(SCHEME) and before != now:
-            path = file_of(self.config["activation"]["_target_"])
+            path = file_of(self.config["activation"]["_target_"]) or "in no file"
             raise ValueError(
                 f"{self}: the activation's code ({path}, or what it imports) has changed since this cell was trained "
                 f"in {self.folder}; force=true trains it again"
@@ -179,7 +204,7 @@ class Cell:
                 "cell": self.id,
                 "study": self.study_folder.name,
                 "started": _now(),
-                "command": shlex.join(["python", *sys.argv]),
+                "command": self.caller or shlex.join(["python", *sys.argv]),
             }
         self._record |= {"status": status, "reason": None, "written": _now()} | facts
         write_json(self.folder / RECORD, self._record | self.facts)
@@ -243,18 +268,22 @@ class Cell:
 
     @contextmanager
     def _logging(self) -> Iterator[None]:
+        """Everything goes to log.txt; warnings go to the terminal, or with all else that the caller wants to the caller."""
+        level, propagate = log.level, log.propagate
         handler = _LogFile(self.folder / LOG, delay=True, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        others = _Terminal() if self.caller is None else _Caller(log.getEffectiveLevel())
         log.addHandler(handler)
-        terminal = _Terminal()
-        log.addHandler(terminal)
+        log.addHandler(others)
         log.setLevel(logging.DEBUG)
         log.propagate = False
         try:
             yield
         finally:
             log.removeHandler(handler)
-            log.removeHandler(terminal)
+            log.removeHandler(others)
+            log.setLevel(level)
+            log.propagate = propagate
             with suppress(OSError):
                 handler.close()
 
@@ -287,7 +316,15 @@ class _Terminal(logging.StreamHandler):
         return first
 
 
-class Busy(Exception):
+class _Caller(logging.Handler):
+    """What the logger would have handed on, had its level stayed as it was."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if log.parent is not None:
+            log.parent.handle(record)
+
+
+class Busy(RuntimeError):
     """Another process is training the same cell."""
 
 

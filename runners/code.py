@@ -10,16 +10,22 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 # the kind of hash: hashes of two kinds cannot be compared
 SCHEME = "2:"
 ACTIVATIONS = ("activations",)
 HARNESS = ("runners", "tasks", "activations")
+CONTRACT = "activations.base.Activation"
 # published libraries: they are told by their version, and too large to be read
 LIBRARIES = ("torch", "torchvision", "timm")
 # the sources of what this module loads count with it
 COMPILED = "activations.kernels.library"
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
+# attributes of a class that are not its code
+OF_CLASSES = ("__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__")
 
 _STATEMENT = re.compile(r"^[ \t]*((?:from|import)[ \t]+(?:\\\n|[^(\\\n])*(?:\([^)]*\))?)", re.MULTILINE)
 _LINE_ENDS = re.compile(r"[ \t]*(?:#|\n|\Z)")
@@ -88,6 +94,70 @@ def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None
     return SCHEME + digest.hexdigest()[:16] if modules else None
 
 
+def is_importable(thing: Any) -> bool:
+    """Whether the module that a class or function says it is from has a file, and this very object in it."""
+    found: Any = sys.modules.get(thing.__module__)
+    for name in thing.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is thing and file_of(f"{thing.__module__}.{thing.__qualname__}") is not None
+
+
+def compiled_hash(thing: Any) -> str:
+    """Hash of a class or function that is in no file, as what is typed into a notebook: of what Python made of it.
+
+    With it count the classes, functions and plain values of its own module that it names. Of what it imports the contract
+    alone counts. Versions of Python differ in it.
+    """
+    digest = hashlib.sha256(str(code_hash((CONTRACT,), ACTIVATIONS)).encode())
+    seen: dict[int, Any] = {}  # what is looked at only once, kept so that no other gets its id
+    waiting = [thing]
+    while waiting:
+        value = waiting.pop()
+        digest.update(f"{type(value).__name__}\n".encode())
+        if isinstance(value, PLAIN):
+            digest.update(f"{value!r}\n".encode())
+        elif isinstance(value, frozenset):  # a constant, whose order is another in every process
+            waiting += sorted(value, key=repr)
+        elif id(value) not in seen:
+            seen[id(value)] = value
+            waiting += _parts(value, thing.__module__)
+    return SCHEME + digest.hexdigest()[:16]
+
+
+def _parts(value: Any, module: str) -> list[Any]:
+    """What the behaviour of ``value`` hangs on, if it is a container or of ``module``."""
+    if isinstance(value, tuple | list):
+        return [*value]
+    if isinstance(value, dict):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, staticmethod | classmethod):
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset]
+    if getattr(value, "__module__", None) != module:
+        return []
+    if isinstance(value, type):
+        own = {name: member for name, member in vars(value).items() if name not in OF_CLASSES}
+        return [*value.__bases__, dict(sorted(own.items()))]
+    if not isinstance(value, FunctionType):
+        return []
+    parts: list[Any] = [value.__defaults__, value.__kwdefaults__]
+    parts += [cell.cell_contents for cell in value.__closure__ or ()]
+    for code in _codes(value.__code__):
+        parts += [code.co_code, code.co_names, code.co_varnames]
+        parts += [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+        parts += [value.__globals__[name] for name in code.co_names if name in value.__globals__]
+    return parts
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code and that of all functions defined in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
 def _module_of(target: str) -> str | None:
     """The longest beginning of a dotted path that is a module with a file."""
     parts = target.split(".")
@@ -97,6 +167,9 @@ def _module_of(target: str) -> str | None:
 
 def _find(module: str) -> tuple[Path | None, list[str] | None]:
     """Source file of a module, and where the modules in it are if it is a package."""
+    if module == "__main__":  # a script; what sys.path has of that name is another
+        path = getattr(sys.modules["__main__"], "__file__", None)
+        return (Path(path) if path and path.endswith(".py") else None), None
     parent = module.rpartition(".")[0]
     places = _find(parent)[1] if parent else None
     if parent and places is None:

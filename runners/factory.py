@@ -12,11 +12,10 @@ from activations.base import Activation, check_kept
 from activations.surgery.state import undisturbed
 from runners.composed import GIVEN
 from runners.optim import activation_modules
-from tasks.base import ActLayer
 from tasks.networks.build import blaming_the_network
 
 
-def checked(act_layer: partial[Activation], name: str) -> ActLayer:
+def checked(act_layer: partial[Activation], name: str) -> partial[Activation]:
     """The factory without Hydra's wrapping, after it has made one activation that is thrown away.
 
     Errors in hyper-parameters would otherwise surface inside the task and blame it.

@@ -41,13 +41,11 @@ from typing import Any
 import torch
 from bench_loop import ROOT, cifar_task
 from bench_tables import MAIN, PATHS, Parser, Row, chart, shown, tables
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from activations.kernels import library
 from results.files import write_csv
-from runners.factory import checked
+from runners.compose import choose, component_names
 from runners.optim import make_optimizer, sites
 from runners.record import provenance
 from runners.train import build_network
@@ -142,20 +140,19 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def act_layers(patterns: Sequence[str], among: Sequence[str] = ()) -> dict[str, ActLayer]:
     """The factories of the zoo and of torch whose names match, or of those in ``among``, relu in any case."""
-    zoo = sorted(path.stem for path in (ROOT / "conf" / "activation").glob("*.yaml"))
+    zoo = component_names("activation")
     legal = among or [*zoo, *TORCH]
     chosen = [name for name in legal if match(name, patterns) or (among and name == "relu")]
     if not chosen:
         raise ValueError(f"--units {','.join(patterns)}: none fits; there are {', '.join(legal)}")
     found: dict[str, ActLayer] = {}
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for name in chosen:
-            if name in TORCH:
-                cls: Any = TORCH[name]
-                found[name] = cls if cls is nn.PReLU else lambda channels, cls=cls: cls()
-            else:
-                config = compose("config", overrides=[f"activation={name}"])
-                found[name] = checked(instantiate(config.activation), name)
+    for name in chosen:
+        if name in TORCH:
+            cls = TORCH[name]
+            act_layer: Any = cls if cls is nn.PReLU else lambda channels, cls=cls: cls()
+            found[name] = act_layer
+        else:
+            found[name] = choose(activation=name).act_layer()
     return found
 
 

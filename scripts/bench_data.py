@@ -21,12 +21,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from bench_loop import ROOT, BareLoop, ratio
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from bench_loop import BareLoop, ratio
 from torch.utils.data import DataLoader, Dataset
 
 from runners import seeding
+from runners.compose import choose
 from tasks.data.files import ReadImages
 from tasks.data.folders import IMAGENETTE
 from tasks.data.store import Stream, decode
@@ -229,10 +228,7 @@ def compare(name: str, task: Any, usual: Dataset, batches: int, limit: str) -> s
 
 def make_task(name: str, folder: Path, cache: Path) -> Any:
     """A task as run.py builds it."""
-    overrides = [f"task={name}", f"task.data.root={folder}", f"task.data.cache={cache}"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides)
-    return instantiate(cfg.task, network=instantiate(cfg.network))
+    return choose(task=name, overrides=[f"task.data.root={folder}", f"task.data.cache={cache}"]).task()
 
 
 class Peak:

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import torch
 from _here import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from results.escape import figure_text
 from results.figures import COLORS, STYLE, save
+from runners.compose import choose, component_names
 from runners.words import one_line
 
 POINTS = (-4.0, 4.0, 2001)  # first, last, number; sine with omega = 30 has 38 periods
@@ -45,7 +44,7 @@ def main() -> None:
     x = torch.linspace(*POINTS)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
-        found = {path.stem: response(path.stem, x) for path in (ROOT / "conf" / "activation").glob("*.yaml")}
+        found = {name: response(name, x) for name in component_names("activation")}
         with rc_context(STYLE):
             print(save(sheet(x, found), arguments.out, "activations"))
     except Exception as error:  # whatever an activation raises, its user reads it in one line
@@ -54,10 +53,9 @@ def main() -> None:
 
 def response(name: str, x: Tensor) -> Response | None:
     """The activation ``name`` of one channel at the points ``x``; None if it is no scalar function."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[f"activation={name}"])
+    act_layer = choose(activation=name).act_layer()
     torch.manual_seed(0)
-    unit = instantiate(config.activation)(num_features=1)
+    unit = act_layer(1)
     x = x.clone().requires_grad_()
     curves = unit.curves(x)
     if curves is None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from tasks.confusion import Confusion
     from tasks.look import Look
 
-ActLayer = Callable[..., nn.Module]  # num_features -> a fresh activation; called once for every site
 Batch = tuple[Tensor, Tensor]  # input, target
+
+
+class ActLayer(Protocol):
+    """Makes a fresh activation; a network calls it once for every site."""
+
+    def __call__(self, num_features: int, /, *, channel_dim: int = 1) -> nn.Module:
+        """The activation of a site with ``num_features`` channels in dimension ``channel_dim``."""
+
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")

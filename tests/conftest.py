@@ -10,27 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from activations.base import Activation
 from runners.cell import Cell
+from runners.compose import component_names, compose
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers and the processes that they start share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
-ACTIVATIONS = sorted(path.stem for path in (ROOT / "conf" / "activation").glob("*.yaml"))
-TASKS = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
+ACTIVATIONS, TASKS = component_names("activation"), component_names("task")
 
 
 @cache
 def config(*overrides: str) -> DictConfig:
     """The composed configuration for a command line."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+    return compose(*overrides)[0]
 
 
 def make_factory(name: str, *overrides: str) -> partial:

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, config, make_factory
+from conftest import config, make_factory
 from hydra.utils import instantiate
 from torch import nn
 
 from activations.base import Activation
+from runners.compose import component_names
 from runners.optim import sites
 from tasks.networks.build import load_weights
 
-NETWORKS = sorted(path.stem for path in (ROOT / "conf" / "network").glob("*.yaml"))
+NETWORKS = component_names("network")
 
 
 def make_network(
