@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: the activations, and the speed table of the kernels.
+"""Write the generated parts of docs/: the activations, their API reference, and the speed table of the kernels.
 
 python scripts/make_docs.py            # write them
 python scripts/make_docs.py --check    # exit with status 1 if one of them is out of date
@@ -20,9 +20,10 @@ from omegaconf import OmegaConf
 
 from activations.base import Activation
 
-ACTIVATIONS, KERNELS = ROOT / "docs" / "activations.md", ROOT / "docs" / "kernels.md"
+ACTIVATIONS, API, KERNELS = (ROOT / "docs" / f"{page}.md" for page in ("activations", "api", "kernels"))
 SPEED = ROOT / "results" / "speed" / "activations.csv"
-SPEED_ROWS = ("prelu", "swish", "pwlu", "ditac", "dyrelu_b", "gct", "frelu", "pau")  # of the table in the docs
+# of the table in the docs
+SPEED_ROWS = ("prelu", "swish", "pwlu", "ditac", "dyrelu_b", "gct", "frelu", "pau")
 CHANNELS = 64  # of the sites whose parameters are counted
 OF_HYDRA = ("_target_", "_partial_")
 TORCH_NN = "activations.torch_nn"
@@ -49,35 +50,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="only report what is out of date")
     check = parser.parse_args().check
-    stale = [path for path, text in generated().items() if path.read_text(encoding="utf-8") != text]
-    for path in stale:
+    stale = {path: text for path, text in generated().items() if path.read_text(encoding="utf-8") != text}
+    for path, text in stale.items():
         if not check:
-            path.write_text(generated()[path], encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
         print(f"{path.relative_to(ROOT)}: {'out of date' if check else 'written'}")
     sys.exit(check and bool(stale))
 
 
 def generated() -> dict[Path, str]:
     """Return the whole text of every page with generated parts."""
-    return {ACTIVATIONS: activations(), KERNELS: with_speed(KERNELS.read_text(encoding="utf-8"))}
-
-
-def activations() -> str:
-    """Return the page of the activations."""
     configs = dict(read_configs())
     units = {name: make_unit(config) for name, config in configs.items()}
+    modules = sorted({type(unit).__module__ for unit in units.values()})
+    return {
+        ACTIVATIONS: activations(configs, units),
+        API: filled(API, "activations", "\n\n".join(f"::: {module}" for module in modules)),
+        KERNELS: filled(KERNELS, "speed", speed()),
+    }
+
+
+def filled(path: Path, part: str, text: str) -> str:
+    """Return a page with ``text`` between ``<!-- part ... -->`` and ``<!-- /part -->``."""
+    page = path.read_text(encoding="utf-8")
+    head, _, rest = page.partition(f"<!-- {part}: ")
+    about, _, rest = rest.partition(" -->\n")
+    _, end, tail = rest.partition(f"<!-- /{part} -->")
+    assert end, f"{path.name}: must have <!-- {part}: ... --> and <!-- /{part} -->"
+    return f"{head}<!-- {part}: {about} -->\n\n{text}\n\n{end}{tail}"
+
+
+def activations(configs: Mapping[str, Mapping[str, Any]], units: Mapping[str, Activation]) -> str:
+    """Return the page of the activations."""
     table = [["name", "what it is", "class", "parameters", "training rules", "hyper-parameters"]]
-    table += [
-        [
-            f"`{name}`",
-            head_of(name),
-            f"[{type(unit).__name__}](#{type(unit).__name__.lower()})",
-            f"{sum(p.numel() for p in unit.parameters()):,}",
-            "; ".join(rules_of(unit)),
-            " ".join(f"`{key}={shown(value)}`" for key, value in configs[name].items() if key not in OF_HYDRA),
-        ]
-        for name, unit in units.items()
-    ]
+    for name, unit in units.items():
+        cls = type(unit).__name__
+        hyper = {key: value for key, value in configs[name].items() if key not in OF_HYDRA}
+        table.append(
+            [
+                f"`{name}`",
+                head_of(name),
+                f"[{cls}](#{cls.lower()})",
+                f"{sum(p.numel() for p in unit.parameters()):,}",
+                "; ".join(rules_of(unit)),
+                " ".join(f"`{key}={shown(value)}`" for key, value in hyper.items()),
+            ]
+        )
     classes = {type(unit).__name__: type(unit) for unit in units.values()}
     sections = [section(classes[name]) for name in sorted(classes, key=str.lower)]
     return "\n".join([HEAD, markdown(table), "", "## Classes", "", "\n\n".join(sections), ""])
@@ -134,22 +152,22 @@ def section(cls: type[Activation]) -> str:
     return f"### {cls.__name__}\n\n{path}\n\n{text.strip()}".replace("``", "`")
 
 
-def with_speed(page: str) -> str:
-    """Return ``page`` with the speed table written again."""
+def speed() -> str:
+    """Return the speed table of some activations, and where it was measured."""
     with SPEED.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["threads"] == "1" and row["layout"] == "contiguous"]
+        found = list(csv.DictReader(file))
+    rows = [row for row in found if row["threads"] == "1" and row["layout"] == "contiguous"]
     at_main = {(row["unit"], row["path"]): row for row in rows if row["size"] == "32x64x32x32"}
-    steps = {row["unit"]: row for row in rows if row["kind"] == "step"}
+    steps = {row["unit"]: row["step"] for row in rows if row["kind"] == "step"}
     table = [["activation", "fused", "quartiles", "reference", "peak memory", "training step"]]
     for name in SPEED_ROWS:
         fused, reference = at_main[name, "fused"], at_main[name, "reference"]
-        step = steps.get(name, {}).get("step", "")
         quartiles = f"{fused['fwd_bwd_low']} to {fused['fwd_bwd_high']}"
-        table.append([f"`{name}`", fused["fwd_bwd"], quartiles, reference["fwd_bwd"], fused["peak"], step])
+        numbers = [fused["fwd_bwd"], quartiles, reference["fwd_bwd"], fused["peak"], steps.get(name, "")]
+        table.append([f"`{name}`", *numbers])
     one = rows[0]
     about = f"Measured on {one['cores']} cores of an {one['cpu']} with torch {one['torch']}, {one['date']}."
-    pattern = r"(<!-- speed[^\n]*-->\n).*(<!-- /speed -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}\n{markdown(table)}\n\n{about}\n\n{found[2]}", page, flags=re.DOTALL)
+    return f"{markdown(table)}\n\n{about}"
 
 
 def markdown(table: list[list[str]]) -> str:

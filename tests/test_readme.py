@@ -7,22 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import actbench
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+import actbench
+
+README = ROOT / "README.md"
 TREE = ("activations", "conf", "results", "runners", "tasks")
 
 
-def section(title: str) -> str:
+def section(title: str, page: Path = README) -> str:
     """The text below a title."""
-    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return page.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
-def blocks(title: str, language: str) -> list[str]:
+def blocks(title: str, language: str, page: Path = README) -> list[str]:
     """The code blocks of a section."""
-    return re.findall(rf"```{language}\n(.*?)```", section(title), flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", section(title, page), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -55,24 +56,20 @@ def test_an_activation_is_added_in_two_files(checkout: Path) -> None:
     trained = run(checkout, "run.py", "activation=cubic", "task=digits", "runner=smoke")
     assert trained.returncode == 0, trained.stderr
     assert re.match(r"cubic digits seed=0 top1=[\d.]+ outputs/main/digits/cubic/0-", trained.stdout)
-    contract = run(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_activations.py", "-k", "cubic")
+    contract = run(checkout, "-m", "pytest", "-q", "tests/test_activations.py", "-k", "cubic")
     assert contract.returncode == 0, contract.stdout
     assert re.search(r"\b[12]\d passed", contract.stdout), contract.stdout
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_python_of_the_readme_runs(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+CODE = [*blocks("From Python", "python"), *blocks("From Python", "python", ROOT / "docs" / "networks.md")]
+
+
+@pytest.mark.parametrize("code", CODE, ids=["fit", "swap", "networks.md"])
+def test_python_of_the_documentation_runs(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    code = blocks("From Python", "python")[number]
     if "fit" in code and not hasattr(actbench, "fit"):
         pytest.skip("actbench.fit is not there yet")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "example", "exec"), {})
     assert capsys.readouterr().out.strip()
-
-
-def test_the_python_of_the_networks_page_is_that_of_the_readme() -> None:
-    page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
-    assert "replace_activations(network, PWLU, sites=\"all\", example_input=torch.randn(2, 3, 64, 64))" in page
-    assert "replace_activations(network, PWLU, sites=\"all\", example_input=torch.randn(2, 3, 64, 64))" in README
