@@ -55,17 +55,7 @@ from tasks.base import ActLayer
 SIZES = (MAIN, (128, 16, 32, 32), (8, 256, 64, 64), (98, 50))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 TORCH = {f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.GELU, nn.PReLU, nn.Mish, nn.LeakyReLU)}
-# of fwd+bwd at MAIN, by the first pattern that fits; what torch.nn has too has none
-LIMITS = {
-    **dict.fromkeys(("pwlu", "pwlu_channel", "ditac*", "prelu*", "swish*"), 1.75),
-    **dict.fromkeys(("dyrelu_a", "dyrelu_b", "dyrelu", "gct*"), 2.0),
-    "dyrelu_c": 3.0,
-    "frelu": 6.0,
-    "frelu_light": 8.0,
-    "*": 3.0,
-}
 STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu_b", "gct", "frelu")
-STEP_LIMITS = {"pwlu": 1.15, "ditac": 1.15}
 BATCH = 128  # of a step
 
 LEAST = 5  # rounds
@@ -87,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows: list[Row] = []
         for more in (units(given, factories), steps(given, stepping)):
             for found in more:
-                rows += found
+                rows += [row | machine() for row in found]
                 # so far, for bench_tables.py, should the rest fail
                 write_csv(given.output / "results.csv", rows)
         for table in tables(rows):
@@ -159,13 +149,6 @@ def act_layers(patterns: Sequence[str], among: Sequence[str] = ()) -> dict[str, 
 def match(name: str, patterns: Sequence[str]) -> bool:
     """Whether any of the patterns fits ``name``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def limit_of(name: str, act_layer: Any) -> float | None:
-    """The most that a unit may cost at MAIN, or None."""
-    if name in TORCH or act_layer.func.__module__ == "activations.torch_nn":
-        return None
-    return next(limit for pattern, limit in LIMITS.items() if fnmatchcase(name, pattern))
 
 
 class Timed:
@@ -279,7 +262,7 @@ def measured(
         torch.manual_seed(0)
         for path in ("torch",) if name in TORCH else given.paths:
             mode = PATHS.get(path, "auto")
-            row: Row = {"kind": "unit", "unit": name, "path": path, "limit": limit_of(name, act_layer)}
+            row: Row = {"kind": "unit", "unit": name, "path": path}
             try:
                 unit = act_layer(size[1])
                 timed = {key: Timed(call, mode) for key, call in calls(unit, x, g).items()}
@@ -350,7 +333,7 @@ def steps(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator
             base = {"step": Timed(training_step(factories["relu"], layout))}
             candidates = []
             for name in factories.keys() - {"relu"}:
-                row: Row = {"kind": "step", "unit": name, "path": "fused", "limit": STEP_LIMITS.get(name)}
+                row: Row = {"kind": "step", "unit": name, "path": "fused"}
                 row |= {"size": f"{BATCH}x3x32x32", "layout": layout, "threads": threads}
                 candidates.append(
                     Candidate(row, {"step": Timed(training_step(factories[name], layout))}, base)
@@ -378,11 +361,17 @@ def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
     return step
 
 
+def machine() -> Row:
+    """Return the columns that say where a row was measured."""
+    with library.using("auto"):
+        kernels = library.described()
+    facts = provenance()
+    return {"cpu": facts["cpu"], "cores": os.cpu_count(), "torch": facts["torch"], "kernels": kernels}
+
+
 def head(threads: Sequence[int]) -> str:
     """What the numbers were measured on."""
-    with library.using("auto"):
-        fused = library.described()
-    lines = [f"torch {torch.__version__}, {provenance()['cpu']}, {os.cpu_count()} cores, {fused}"]
+    lines = ["torch {torch}, {cpu}, {cores} cores, {kernels}".format(**machine())]
     large = torch.zeros(64 * 2**20)  # 256 MB
     room = torch.zeros_like(large)
     for number in threads:

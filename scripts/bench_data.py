@@ -97,7 +97,7 @@ def first_decode(folder: Path, cache: Path) -> Iterator[str]:
     yield (
         f"first decode of {len(paths):,} images: {len(paths) / seconds:,.0f} images/s, "
         f"cores at work {worked / seconds:.2f} of {CORES}, "
-        f"peak memory {peak.growth / size:.3f} of the result's size (at most 1.1)"
+        f"peak memory {peak.growth / size:.3f} of the result's size"
     )
 
 
@@ -127,7 +127,7 @@ def cifar10(folder: Path, cache: Path) -> Iterator[str]:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             return usual(Image.fromarray(images[index])), int(labels[index])
 
-    yield compare("CIFAR-10", task, Usual(), 60, "at least 10")
+    yield compare("CIFAR-10", task, Usual(), 60)
 
 
 def imagenette(folder: Path, cache: Path) -> Iterator[str]:
@@ -143,9 +143,7 @@ def imagenette(folder: Path, cache: Path) -> Iterator[str]:
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    yield compare(
-        "Imagenette at 128", task, datasets.ImageFolder(str(folder / "train"), usual), 30, "at least 5"
-    )
+    yield compare("Imagenette at 128", task, datasets.ImageFolder(str(folder / "train"), usual), 30)
 
 
 def camvid(folder: Path, cache: Path) -> Iterator[str]:
@@ -177,7 +175,7 @@ def camvid(folder: Path, cache: Path) -> Iterator[str]:
             image, mask = (Image.open(paths[index]) for paths in files)
             return usual(image.convert("RGB"), tv_tensors.Mask(mask))
 
-    yield compare("CamVid", task, Usual(), 60, "at least 5")
+    yield compare("CamVid", task, Usual(), 60)
 
 
 def waiting(folder: Path, cache: Path) -> Iterator[str]:
@@ -188,10 +186,10 @@ def waiting(folder: Path, cache: Path) -> Iterator[str]:
         loop.epoch()
         shares.append(100 * loop.waited[-1] / loop.seconds[-1])
     low, middle, high = statistics.quantiles(shares, n=4)
-    yield f"waiting for data, ResNet-20 on CIFAR-10: {middle:.2f} % of a step [{low:.2f}, {high:.2f}] (at most 3)"
+    yield f"waiting for data, ResNet-20 on CIFAR-10: {middle:.2f} % of a step [{low:.2f}, {high:.2f}]"
 
 
-def compare(name: str, task: Any, usual: Dataset, batches: int, limit: str) -> str:
+def compare(name: str, task: Any, usual: Dataset, batches: int) -> str:
     """One row: images per second of the task's batches and of a DataLoader of ``usual``, in turns."""
     loader = DataLoader(
         usual,
@@ -223,7 +221,7 @@ def compare(name: str, task: Any, usual: Dataset, batches: int, limit: str) -> s
         theirs.append(seconds_per_image(lambda number: iter(loader)))
         ours.append(seconds_per_image(lambda number: task.batches("train", seeding.generator(number))))
     rates = " and ".join(f"{1 / statistics.median(times):,.0f}" for times in (ours, theirs))
-    return ratio(f"{name}, images/s: ours / torchvision ({rates})", theirs, ours, limit)
+    return ratio(f"{name}, images/s: ours / torchvision ({rates})", theirs, ours)
 
 
 def make_task(name: str, folder: Path, cache: Path) -> Any:

@@ -15,7 +15,7 @@ from _here import ROOT
 
 from runners.words import one_line
 
-MAIN = (32, 64, 32, 32)  # where the limits hold
+MAIN = (32, 64, 32, 32)  # the size with a table of its own
 PATHS = {"fused": "auto", "reference": "reference"}  # the modes of the kernels
 
 Row = dict[str, Any]
@@ -78,12 +78,12 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         title = "fwd+bwd, fused, ratio to nn.ReLU (cl: channels_last, t: threads)"
         yield markdown(title, ["unit", *columns], body)
     body = [
-        [row["unit"], row["layout"], str(row["threads"]), spread(row, "step"), verdict(row, "step")]
+        [row["unit"], row["layout"], str(row["threads"]), spread(row, "step")]
         for row in done
         if row["kind"] == "step"
     ]
     if body:
-        columns = ["unit", "layout", "threads", "step", "limit"]
+        columns = ["unit", "layout", "threads", "step"]
         yield markdown("training step of ResNet-20, ratio to relu's", columns, body)
     if failed:
         yield "\n".join(f"{unit} at {size}: {note}" for (unit, size), note in failed.items())
@@ -95,13 +95,13 @@ def table_of_main(rows: Sequence[Row], threads: int) -> str:
     for unit in dict.fromkeys(row["unit"] for row in rows):
         paths = {row["path"]: row for row in rows if row["unit"] == unit}
         ours = paths.get("fused") or paths.get("torch")
-        cells = [""] * 6
+        cells = [""] * 5
         if ours:
             numbers = [f"{ours[name]:.2f}" for name in ("copies", "peak", "saved")]
-            cells = [f"{ours['fwd']:.2f}", spread(ours, "fwd_bwd"), *numbers, verdict(ours, "fwd_bwd")]
+            cells = [f"{ours['fwd']:.2f}", spread(ours, "fwd_bwd"), *numbers]
         cells.insert(2, spread(paths["reference"], "fwd_bwd") if "reference" in paths else "")
         body.append([unit, *cells])
-    columns = ["unit", "forward", "fwd+bwd", "fwd+bwd, reference", "copies", "peak", "saved", "limit"]
+    columns = ["unit", "forward", "fwd+bwd", "fwd+bwd, reference", "copies", "peak", "saved"]
     return markdown(f"{MAIN}, contiguous, threads: {threads}, ratio to nn.ReLU", columns, body)
 
 
@@ -114,13 +114,6 @@ def markdown(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) 
 def spread(row: Row, name: str) -> str:
     """1.21 [1.19, 1.25]."""
     return f"{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
-
-
-def verdict(row: Row, name: str) -> str:
-    """The limit, and whether it is missed."""
-    if row["limit"] is None:
-        return ""
-    return f"{row['limit']:g}{' **missed**' if row[name] > row['limit'] else ''}"
 
 
 def chart(rows: Sequence[Row], folder: Path) -> Path:
@@ -148,9 +141,6 @@ def chart(rows: Sequence[Row], folder: Path) -> Path:
                 value, y = row["fwd_bwd"], names.index(name) + offset
                 ax.barh(y, value - 1, 0.38, left=1, color=color, label=path)  # from ReLU, which is 1
                 ax.plot([row["fwd_bwd_low"], row["fwd_bwd_high"]], [y, y], lw=0.7, color="black")
-        for y, name in enumerate(names):
-            if best[name]["limit"] and one["size"] == shown(MAIN):
-                ax.plot(best[name]["limit"], y, "|", ms=9, mew=1.6, color=COLORS[1], label="limit", ls="")
         ax.axvline(1, lw=0.8, color="black")
         ax.set_xscale("log")
         low, high = ax.get_xlim()
