@@ -109,8 +109,8 @@ class Comparisons:
     Seeds shift all activations alike, so differences are taken over common seeds. What is left of a score after
     the least-squares fit score = activation + seed estimates a variance for **each activation**; a difference has the
     standard error sqrt((v_i + v_j) / n), and Welch's degrees of freedom. With two activations this is the paired
-    t test. Borrowing the other activations for the seeds' effect gives up to twice its degrees of freedom,
-    and no activation's spread enters the verdict on another pair, as it would in Dunnett's and Tukey's tests. Families are
+    t test. Borrowing the other activations for the seeds' effect gives up to twice its degrees of freedom. Unlike a
+    pooled error (Dunnett, Tukey), quiet activations do not make the differences of a wild one significant. Families are
     adjusted by Bonferroni's inequality, so that verdicts and intervals agree. ``scripts/simulate_verdicts.py``
     measures the error rates.
 
