@@ -11,7 +11,7 @@ from activations.kernels.networks import Squeeze
 
 
 class ACONC(Activation):
-    r"""y = (p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x, all three learnt per channel.
+    r"""y = (p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x, all three learned per channel.
 
     beta switches between the mean of p1 x and p2 x (beta = 0) and their maximum (beta -> infinity).
 

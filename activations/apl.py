@@ -10,7 +10,7 @@ from activations.kernels.pointwise import pointwise
 
 
 class APL(Activation):
-    r"""y = max(0, x) + sum_s a_s max(0, -x + b_s), s = 1..S, learnt per channel.
+    r"""y = max(0, x) + sum_s a_s max(0, -x + b_s), s = 1..S, learned per channel.
 
     Args:
         hinges: S, at least 1; the paper's is 5 on CIFAR-10 and 2 on CIFAR-100.

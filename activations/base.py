@@ -19,7 +19,7 @@ class Activation(nn.Module):
 
     A subclass adds its parameters in ``__init__``, gives them their values in ``reset_parameters`` and computes in
     ``forward``; everything below has a harmless default, so a plain function needs nothing else. A unit whose
-    behaviour depends on the epoch keeps its phase, like its statistics, in **buffers** of a floating-point type: they
+    behavior depends on the epoch keeps its phase, like its statistics, in **buffers** of a floating-point type: they
     travel with ``state_dict``, which is how a resumed run continues in the right phase, and averages of networks
     average them.
 
@@ -103,7 +103,7 @@ class Activation(nn.Module):
     def no_decay(self) -> frozenset[str]:
         """Names (as in ``named_parameters``) of the parameters that weight decay must leave alone.
 
-        Biases and the parameters of normalisation layers are left alone in any case.
+        Biases and the parameters of normalization layers are left alone in any case.
         """
         return frozenset()
 
@@ -114,7 +114,7 @@ class Activation(nn.Module):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called once before the first step of each epoch; ``epoch`` counts from 0 to ``epochs - 1``.
 
-        Parameters are changed **in place** here: the optimiser already holds them. Those that a phase does not
+        Parameters are changed **in place** here: the optimizer already holds them. Those that a phase does not
         train may be given ``requires_grad_(False)``; the runner leaves that alone, and a checkpoint remembers it.
         """
 

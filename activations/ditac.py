@@ -2,7 +2,7 @@
 arXiv 2407.07564, section 4.
 
 Differs from the authors' code where that departs from the mathematics or cannot be trusted: the data gradient of theta
-is not multiplied by its dimension, the regulariser is part of the loss and its gradient that of the stated form,
+is not multiplied by its dimension, the regularizer is part of the loss and its gradient that of the stated form,
 the table holds y, is interpolated and made anew in every forward (it cannot be stale), and intervals need not contain 0.
 """
 
@@ -33,7 +33,7 @@ FORMS = ("gelu", "ge", "leaky", "inf")
 
 
 class DiTAC(Activation):
-    r"""Activations from a learnt diffeomorphism T of the line, the flow of a CPAB velocity field on [a, b].
+    r"""Activations from a learned diffeomorphism T of the line, the flow of a CPAB velocity field on [a, b].
 
         gelu:   z Phi(x),  z = T(x) on [a, b], x outside;  Phi the normal cdf (the paper's DiTAC)
         ge:     GELU(x) for x < a;  T(x) on [a, b];  x above b.  a = 0 in the paper (GE-DiTAC); jumps at any other
@@ -60,12 +60,12 @@ class DiTAC(Activation):
         negative_slope: of the leaky form outside [a, b].
         init: ``prior``: theta ~ N(0, Sigma) with the authors' covariance, exp(-|d| / (2 init_smooth^2)) init_var^2
             between cell centres on [0, 1], for slopes and intercepts alike; ``identity``: theta = 0.
-        lambda_reg: weight >= 0 of the regulariser theta^T P theta, once per site. P is the precision of theta under
+        lambda_reg: weight >= 0 of the regularizer theta^T P theta, once per site. P is the precision of theta under
             the authors' second prior, exp(-2 |d| / lambda_smooth) (2 cells lambda_var)^2 over 2 cells points on
             [-1, 1] that stand for s_0, c_0, s_1, ...
         lambda_smooth, lambda_var, init_smooth, init_var: above 0.
 
-    Parameter ``theta`` (d,), any real values, not decayed (the regulariser takes that place). It means the same
+    Parameter ``theta`` (d,), any real values, not decayed (the regularizer takes that place). It means the same
     wherever a checkpoint goes, as the basis comes from no library's null space; so ``basis`` (cells + 1, d), knot
     velocities on [0, 1] by theta, and ``precision`` (d, d), P, are buffers outside the state_dict.
 
@@ -285,7 +285,7 @@ class DiTAC(Activation):
 
 
 def prior_precision(basis: Tensor, smooth: float, var: float) -> Tensor:
-    """(d, d) P of the regulariser."""
+    """(d, d) P of the regularizer."""
     pairs = cell_pairs(basis)
     points = torch.linspace(-1, 1, len(pairs), dtype=basis.dtype, device=basis.device)
     covariance = _exponential(points, smooth / 2) * (var * len(pairs)) ** 2

@@ -16,7 +16,7 @@ from activations.kernels import window as kernel
 
 
 class FReLU(Activation):
-    r"""y = max(x, T(x)) with a learnt window T per channel.
+    r"""y = max(x, T(x)) with a learned window T per channel.
 
         T = BN(depthwise convolution), with bias as in the authors' code (BN makes it idle in training)
         light:  T = BN1(depthwise 1 x k, no bias) + BN2(depthwise k x 1, no bias)

@@ -22,7 +22,7 @@ def maxout(x: Tensor, pieces: int, grouping: str) -> Tensor:
 
 
 class Maxout(Activation):
-    r"""y_c = max_k (W x + b)_{c,k}: the maximum over K learnt linear maps of all channels, at every position.
+    r"""y_c = max_k (W x + b)_{c,k}: the maximum over K learned linear maps of all channels, at every position.
 
     Taken alone, a maximum over groups divides the width by K, and the next layer would have to know; a site here
     keeps its shape. So the unit brings its own linear maps, C to K C channels (a 1 x 1 convolution), which is the
@@ -33,7 +33,7 @@ class Maxout(Activation):
         grouping: which of the K C channels compete, ``consecutive`` (K c, ..., K c + K - 1) or ``split`` (c, c + C, ...).
             Of a trained network's weights it matters; to a new unit it is a permutation.
 
-    Parameters ``weight`` (K C, C), ``bias`` (K C,): torch's default initialisation; the weight is decayed.
+    Parameters ``weight`` (K C, C), ``bias`` (K C,): torch's default initialization; the weight is decayed.
 
     Raises:
         ValueError: a value outside its range.

@@ -2,7 +2,7 @@
 doi 10.1109/ICPR56361.2022.9956345.
 
 The journal version of PWLU (TPAMI 2023, doi 10.1109/TPAMI.2023.3286109) has a non-uniform form as well. Known to us
-from the abstracts alone: intervals of unequal, learnt width, and a cumulative definition, by which the
+from the abstracts alone: intervals of unequal, learned width, and a cumulative definition, by which the
 parameters of all intervals hang together and no realignment is needed. The form below is ours and has these
 properties; it may differ from the authors' in detail, so do not cite scores of it as theirs.
 """
@@ -20,13 +20,13 @@ from activations.kernels.pointwise import pointwise
 
 
 class NPWLU(Activation):
-    r"""A continuous piecewise-linear function with N intervals of learnt width, summed up from the left.
+    r"""A continuous piecewise-linear function with N intervals of learned width, summed up from the left.
 
         B_0 = left,  B_i = B_{i-1} + exp(log_widths_i)
         Y_0 = height,  Y_i = Y_{i-1} + slopes_i (B_i - B_{i-1})
         y = Y_i + slope (x - B_i) on the piece of x; slopes_0 left of B_0, slopes_{N+1} right of B_N
 
-    A change of one slope or width shifts all that is to the right of it, the learnt tail included.
+    A change of one slope or width shifts all that is to the right of it, the learned tail included.
 
     Args:
         intervals: N, at least 1; the abstract's is 4.

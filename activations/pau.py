@@ -12,7 +12,7 @@ DENOMINATOR = (3.98803079, 0.30257435)
 
 
 class PAU(Activation):
-    r"""y = (p_0 + p_1 x + ... + p_5 x^5) / (1 + |q_1 x + ... + q_4 x^4|), one learnt function per site.
+    r"""y = (p_0 + p_1 x + ... + p_5 x^5) / (1 + |q_1 x + ... + q_4 x^4|), one learned function per site.
 
     Starts near leaky ReLU on [-3, 3] (within 0.034), as the paper does; the coefficients are a fit of our own. Computed
     in float32 at least, as x^5 overflows half precision; float32 itself ends at |x| of about 5e7.

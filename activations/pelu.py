@@ -7,7 +7,7 @@ from activations.base import Activation, check_bool, check_positive
 
 
 class PELU(Activation):
-    r"""y = (a / b) x for x >= 0, a (exp(x / b) - 1) below, with learnt a, b > 0.
+    r"""y = (a / b) x for x >= 0, a (exp(x / b) - 1) below, with learned a, b > 0.
 
     Args:
         shared: one pair for the site (the paper's) instead of one per channel.

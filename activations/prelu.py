@@ -9,7 +9,7 @@ from activations.kernels.pointwise import pointwise
 
 
 class PReLU(Activation):
-    r"""y = max(0, x) + a min(0, x) with a learnt slope a, which is also the slope at 0, as in torch.
+    r"""y = max(0, x) + a min(0, x) with a learned slope a, which is also the slope at 0, as in torch.
 
     Args:
         shared: one slope for all channels (the paper's channel-shared variant) instead of one per channel.

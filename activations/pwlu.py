@@ -27,7 +27,7 @@ MIN_WIDTH = 1e-6  # relative to max(1, |B_L|); the boundaries are trained and mi
 
 
 class PWLU(Activation):
-    r"""A continuous piecewise-linear function with N equal segments on [B_L, B_R] and two straight tails, all learnt.
+    r"""A continuous piecewise-linear function with N equal segments on [B_L, B_R] and two straight tails, all learned.
 
         x <  B_L:        (x - B_L) K_L + Y_0
         B_L <= x < B_R:  (x - B_i) (Y_{i+1} - Y_i) / d + Y_i,  d = (B_R - B_L) / N,  i = floor((x - B_L) / d)

@@ -19,7 +19,7 @@ class SEReLU(Activation):
         reduction: fc1 has max(num_features // reduction, min_hidden) units; the paper's is 16.
         min_hidden: at least 1.
 
-    Parameters: those of ``fc1`` (C -> hidden) and ``fc2`` (hidden -> C), torch's default initialisation. Biases are
+    Parameters: those of ``fc1`` (C -> hidden) and ``fc2`` (hidden -> C), torch's default initialization. Biases are
     not decayed.
 
     Raises:

@@ -11,7 +11,7 @@ class Sine(Activation):
     """y = sin(omega x).
 
     Args:
-        omega: above 0; the paper's is 30, together with an initialisation of the weights that belongs to it. Networks
+        omega: above 0; the paper's is 30, together with an initialization of the weights that belongs to it. Networks
             here are initialised alike for all activations, so that this unit stands without it.
 
     Raises:

@@ -9,13 +9,13 @@ from activations.base import Activation, check_bool, check_finite, upcast
 
 
 class Snake(Activation):
-    r"""y = x + sin^2(a x) / a, and its limit x where a learnt a comes to be 0; dy/da is x^2 there.
+    r"""y = x + sin^2(a x) / a, and its limit x where a learned a comes to be 0; dy/da is x^2 there.
 
     Args:
         a: the frequency, or its initial value; not 0. The paper uses 1 (its default) and larger values, 5 to 50, where
             the period is known to be short.
         trainable: learn a by gradient descent.
-        per_channel: one learnt a per channel instead of one per site.
+        per_channel: one learned a per channel instead of one per site.
 
     Parameter ``a`` (trainable form only): (1,) or (num_features,). Not decayed (ours: a = 0 is the identity).
 

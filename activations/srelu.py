@@ -9,7 +9,7 @@ from activations.base import Activation, check_finite
 
 
 class SReLU(Activation):
-    r"""y = t_r + a_r (x - t_r) for x >= t_r;  x between;  t_l + a_l (x - t_l) for x <= t_l; learnt per channel.
+    r"""y = t_r + a_r (x - t_r) for x >= t_r;  x between;  t_l + a_l (x - t_l) for x <= t_l; learned per channel.
 
     Starts as leaky ReLU. The paper sets t_r to the k-th largest input after some epochs without training it; here it
     starts at a value that suits inputs from a norm, and is trained from the beginning.

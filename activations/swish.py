@@ -20,7 +20,7 @@ class Swish(Activation):
     Args:
         beta: the value of beta, or its initial value where it is trained; the paper's is 1. Any finite number.
         trainable: learn beta by gradient descent.
-        per_channel: one learnt beta per channel instead of one per site.
+        per_channel: one learned beta per channel instead of one per site.
 
     ``beta`` (trainable form only): (1,) or (num_features,), any real value. Kept from weight decay, as
     beta = 0 is not a simpler Swish but the linear function x / 2. The paper is silent on this; ours.
