@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.cell import Cell
-from runners.composed import FACTORIES, OF_HYDRA, check_components, check_composed, own_class
+from runners.composed import FACTORIES, OF_HYDRA, check_component, check_composed, own_class
 from runners.words import no_such_name, one_line
 
 if TYPE_CHECKING:
@@ -113,7 +113,6 @@ class Parts:
         Raises:
             ValueError: a name in a component that nothing reads, or a value that it does not accept.
         """
-        check_components(self.config)
         runner, act_layer = self.runner(), self.act_layer()
         return runner(act_layer, self.task(), cell)
 
@@ -129,6 +128,7 @@ class Parts:
     def _made(self, component: str, **given: Any) -> Any:
         from hydra.utils import instantiate
 
+        check_component(component, self.config[component])
         if component not in self.own:
             return instantiate(self.cfg[component], **given)
         settings = {name: value for name, value in self.config[component].items() if name not in OF_HYDRA}

@@ -29,7 +29,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
 def check_composed(cfg: DictConfig, hydra: DictConfig) -> dict[str, str]:
     """The names of the chosen components, of a configuration that has all it needs and nothing beside it.
 
-    Looks at the top level only, which needs no import of torch; ``check_components`` looks at the rest.
+    Looks at the top level only, which needs no import of torch; ``check_component`` looks at the rest.
 
     Args:
         cfg: the composed configuration. A key that nothing else reads may serve as a variable, ``${key}``.
@@ -109,18 +109,18 @@ def _target(name: str, hydra: DictConfig) -> str | None:
     return None
 
 
-def check_components(config: Mapping[str, Any]) -> None:
-    """Check every component, and those in it, against what their classes and functions take.
+def check_component(component: str, config: Any) -> None:
+    """Check what a component is made of against what its classes and functions take.
 
     Raises:
         ValueError: a name that nothing reads, or one that is missing.
     """
-    for component, given in GIVEN.items():
-        if component == "activation":  # runners.factory checks it; what it is made of is checked here
-            for name, value in config[component].items():
-                _check(value, f"{component}.{name}", given)
-        else:
-            _check(config[component], component, given)
+    given = GIVEN[component]
+    if component == "activation":  # runners.factory checks it; what it is made of is checked here
+        for name, value in config.items():
+            _check(value, f"{component}.{name}", given)
+    else:
+        _check(config, component, given)
 
 
 def _check(tree: Any, place: str, given: Collection[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from results.collect import read_records
 from results.report import write_report
-from runners.composed import check_components
+from runners.composed import GIVEN, check_component
 from runners.factory import checked
 from runners.grid import composable
 
@@ -138,12 +138,18 @@ def test_one_line(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("overrides", UNREAD)
 def test_names_that_no_component_reads(overrides: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(UNREAD[overrides])}"):
-        check_components(OmegaConf.to_container(config(*overrides), resolve=True))
+        check_all(*overrides)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_read_in_full(name: str) -> None:
-    check_components(OmegaConf.to_container(config(f"task={name}"), resolve=True))
+    check_all(f"task={name}")
+
+
+def check_all(*overrides: str) -> None:
+    composed = OmegaConf.to_container(config(*overrides), resolve=True)
+    for component in GIVEN:
+        check_component(component, composed[component])
 
 
 def test_the_network_decides_what_a_site_is() -> None:
