@@ -56,7 +56,7 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
         print(cell.line(record, note=" (finished before)"))
         return
     if not trains(cfg.runner):
-        parts.look(cell)
+        parts.runner()(parts.task, cell)
         return
     try:
         record = cell.attempt(partial(parts.train, cell))

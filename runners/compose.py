@@ -116,15 +116,6 @@ class Parts:
         runner, act_layer = self.runner(), self.act_layer()
         return runner(act_layer, self.task(), cell)
 
-    def look(self, cell: Cell) -> None:
-        """Hand ``cell`` to a runner that trains nothing (``runner=check``).
-
-        Raises:
-            ValueError: as ``train``.
-        """
-        check_components(self.config)
-        self.runner()(self.task, cell)
-
     def _made(self, component: str, **given: Any) -> Any:
         from hydra.utils import instantiate
 
