@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=1000, help="simulated studies of each kind (1000)")
     parser.add_argument("--activations", type=_whole_numbers, default=[5, 10, 48], help="5,10,48")
     parser.add_argument("--seeds", type=_whole_numbers, default=[3, 5, 10], help="3,5,10")
-    parser.add_argument("--noise", default=",".join(NOISES), help=", ".join(NOISES))
+    parser.add_argument("--noise", default=",".join(NOISES), help=", ".join(NOISES).replace("%", "%%"))
     arguments = parser.parse_args()
     noises = arguments.noise.split(",")
     for noise in noises:

@@ -13,6 +13,7 @@ import make_docs
 import numpy as np
 import pandas as pd
 import pytest
+import simulate_verdicts
 import yaml
 from conftest import ROOT, config, make_factory, train
 from omegaconf import OmegaConf
@@ -98,6 +99,14 @@ def test_all_tasks_networks_and_runners_are_documented() -> None:
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         names = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
         assert {name for name in names if not re.search(rf"(`|`{group}=){name}(`| )", text)} == set()
+
+
+def test_the_simulation_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["simulate_verdicts.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        simulate_verdicts.main()
+    assert stopped.value.code == 0
+    assert "near 99 %" in capsys.readouterr().out
 
 
 def test_functions_and_tests_of_the_protocol_exist() -> None:
