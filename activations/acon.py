@@ -25,9 +25,9 @@ class ACONC(Activation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self.assign("p1", torch.randn(self.num_features))
-        self.assign("p2", torch.randn(self.num_features))
-        self.assign("beta", torch.ones(self.num_features))
+        self.assign("p1", torch.randn(self.num_features, device=self.p1.device))
+        self.assign("p2", torch.randn(self.num_features, device=self.p2.device))
+        self.assign("beta", 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise("acon", _acon, x, self.p1, self.p2, self.beta)
@@ -73,8 +73,8 @@ class MetaACON(Activation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self.assign("p1", torch.randn(self.num_features))
-        self.assign("p2", torch.randn(self.num_features))
+        self.assign("p1", torch.randn(self.num_features, device=self.p1.device))
+        self.assign("p2", torch.randn(self.num_features, device=self.p2.device))
         self.fc1.reset_parameters()
         self.fc2.reset_parameters()
 

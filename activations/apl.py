@@ -35,8 +35,8 @@ class APL(Activation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self.assign("a", torch.zeros(self.a.shape))
-        self.assign("b", torch.randn(self.b.shape))
+        self.assign("a", 0.0)
+        self.assign("b", torch.randn(self.b.shape, device=self.b.device))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -70,8 +70,8 @@ class Activation(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} defines no reset_parameters()")
 
     @torch.no_grad()
-    def assign(self, name: str, value: Tensor) -> None:
-        """Copy ``value`` into the parameter ``name``, or into what the parameter is computed from.
+    def assign(self, name: str, value: Tensor | float) -> None:
+        """Copy ``value``, a number for all elements, into the parameter ``name``, or into what it is computed from.
 
         A parameter under ``torch.nn.utils.parametrize`` gets the value through the ``right_inverse`` of its
         parametrization, a pruned one keeps its mask.
@@ -79,6 +79,8 @@ class Activation(nn.Module):
         Raises:
             ValueError: it is computed in a way that cannot be undone.
         """
+        if not isinstance(value, Tensor):
+            value = torch.full_like(getattr(self, name), value)
         if name in self._parameters:
             getattr(self, name).copy_(value)
         elif parametrize.is_parametrized(self, name):

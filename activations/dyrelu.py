@@ -103,7 +103,8 @@ class DyReLU(Activation):
             nn.init.zeros_(self.fc2.bias)
         if self.form == "C":
             reach = self.num_features**-0.5  # as torch's convolution
-            self.assign("attention", torch.empty(self.num_features).uniform_(-reach, reach))
+            drawn = torch.empty(self.num_features, device=self.attention.device).uniform_(-reach, reach)
+            self.assign("attention", drawn)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""

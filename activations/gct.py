@@ -68,9 +68,9 @@ class GCT(Activation):
         self._reset_gate()
 
     def _reset_gate(self) -> None:
-        self.assign("alpha", torch.ones(self.num_features))
-        self.assign("gamma", torch.zeros(self.num_features))
-        self.assign("beta", torch.zeros(self.num_features))
+        self.assign("alpha", 1.0)
+        self.assign("gamma", 0.0)
+        self.assign("beta", 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -63,11 +63,12 @@ class NPWLU(Activation):
 
     def reset_parameters(self) -> None:
         units, intervals = self.log_widths.shape
-        knots = torch.linspace(-self.reach, self.reach, intervals + 1)
-        slopes = torch.cat([torch.zeros(1), knots.relu().diff() / knots.diff(), torch.ones(1)])
-        self.assign("left", torch.full((units,), -self.reach))
-        self.assign("height", torch.zeros(units))
-        self.assign("log_widths", torch.full((units, intervals), math.log(2 * self.reach / intervals)))
+        knots = torch.linspace(-self.reach, self.reach, intervals + 1, device=self.slopes.device)
+        inner = knots.relu().diff() / knots.diff()
+        slopes = torch.cat([torch.zeros_like(knots[:1]), inner, torch.ones_like(knots[:1])])
+        self.assign("left", -self.reach)
+        self.assign("height", 0.0)
+        self.assign("log_widths", math.log(2 * self.reach / intervals))
         self.assign("slopes", slopes.repeat(units, 1))
 
     def forward(self, x: Tensor) -> Tensor:

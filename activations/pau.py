@@ -39,8 +39,8 @@ class PAU(Activation):
         (c0, c2, c4), (q2, q4) = ABSOLUTE, DENOMINATOR
         odd, even = (1 + self.slope) / 2, (1 - self.slope) / 2
         numerator = [even * c0, odd, even * c2, odd * q2, even * c4, odd * q4]
-        self.assign("numerator", torch.tensor(numerator))
-        self.assign("denominator", torch.tensor([0.0, q2, 0.0, q4]))
+        self.assign("numerator", torch.tensor(numerator, device=self.numerator.device))
+        self.assign("denominator", torch.tensor([0.0, q2, 0.0, q4], device=self.denominator.device))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

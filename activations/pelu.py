@@ -32,8 +32,8 @@ class PELU(Activation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self.assign("a", torch.ones(self.a.shape))
-        self.assign("b", torch.ones(self.b.shape))
+        self.assign("a", 1.0)
+        self.assign("b", 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise("pelu", _pelu, x, self._positive(self.a), self._positive(self.b))

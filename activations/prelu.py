@@ -33,7 +33,7 @@ class PReLU(Activation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self.assign("weight", torch.full(self.weight.shape, self.init))
+        self.assign("weight", self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -113,7 +113,7 @@ class PWLU(Activation):
         for buffer, value in ((self.mean, 0), (self.std, 1), (self.batches, 0)):
             buffer.fill_(value)
         self._set_phase(collecting=False)
-        reach = torch.full((len(self.mean),), self.reach)
+        reach = torch.full_like(self.mean, self.reach)
         self.align(-reach, reach)
 
     @property

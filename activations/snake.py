@@ -47,7 +47,7 @@ class Snake(Activation):
 
     def reset_parameters(self) -> None:
         if isinstance(self.a, Tensor):
-            self.assign("a", torch.full(self.a.shape, self.init))
+            self.assign("a", self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)  # half precision would lose the phase

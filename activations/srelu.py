@@ -39,7 +39,7 @@ class SReLU(Activation):
 
     def reset_parameters(self) -> None:
         for name, value in self.initial.items():
-            self.assign(name, torch.full((self.num_features,), value))
+            self.assign(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise("srelu", _srelu, x, self.t_left, self.a_left, self.t_right, self.a_right)

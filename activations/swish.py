@@ -51,7 +51,7 @@ class Swish(Activation):
 
     def reset_parameters(self) -> None:
         if isinstance(self.beta, Tensor):
-            self.assign("beta", torch.full(self.beta.shape, self.init))
+            self.assign("beta", self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
