@@ -32,7 +32,7 @@ _LINE_ENDS = re.compile(r"[ \t]*(?:#|\n|\Z)")
 # strings are matched so that what looks like a comment in them is none
 _COMMENT_OR_STRING = {
     ".py": re.compile(
-        r"""#[^\n]*|(?P<quotes>\"{3}|'{3})(?:\\[\s\S]|(?!(?P=quotes))[\s\S])*(?P=quotes)"""
+        r"""#[^\n]*|(?:\b[rRuU])?(?P<quotes>\"{3}|'{3})(?:\\[\s\S]|(?!(?P=quotes))[\s\S])*(?P=quotes)"""
         r"""|"(?:\\[\s\S]|[^"\\\n])*"|'(?:\\[\s\S]|[^'\\\n])*'"""
     ),
     "": re.compile(r"""//[^\n]*|/\*[\s\S]*?\*/|"(?:\\[\s\S]|[^"\\\n])*"|'(?:\\[\s\S]|[^'\\\n])*'"""),  # C++
@@ -206,7 +206,8 @@ def _without_words(found: re.Match[str]) -> str:
         return ""
     text, (start, end) = found.string, found.span()
     before = text[text.rfind("\n", 0, start) + 1 : start]
-    docstring = found[0].startswith(('"""', "'''")) and not before.strip() and _LINE_ENDS.match(text, end)
+    is_long = found.groupdict().get("quotes") is not None
+    docstring = is_long and not before.strip() and _LINE_ENDS.match(text, end)
     return "" if docstring else found[0]
 
 

@@ -6,6 +6,7 @@ Times of one machine mean nothing elsewhere, so every row is a ratio whose two s
 within one run: the median over the rounds, in brackets the quartiles.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -43,9 +44,11 @@ def main() -> None:
         "start": start_up,
         "report": report,
     }
-    chosen = sys.argv[1:] or list(parts)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(parts)}; all of them if none is named")
+    chosen = parser.parse_args().parts or list(parts)
     if unknown := set(chosen) - parts.keys():
-        sys.exit(f"actbench: {', '.join(sorted(unknown))}: legal are {', '.join(parts)}")
+        parser.error(f"{', '.join(sorted(unknown))}: must be one of {', '.join(parts)}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in chosen:
         for row in parts[name]():

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from _here import ROOT
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from activations.base import Activation
+from runners.compose import component_names, compose
 
 ACTIVATIONS, API, KERNELS = (ROOT / "docs" / f"{page}.md" for page in ("activations", "api", "kernels"))
 SPEED = ROOT / "results" / "speed" / "activations.csv"
@@ -103,10 +103,9 @@ def activations(configs: Mapping[str, Mapping[str, Any]], units: Mapping[str, Ac
 
 def read_configs() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every activation's name and composed configuration."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for path in sorted((ROOT / "conf" / "activation").glob("*.yaml")):
-            config = compose("config", overrides=[f"activation={path.stem}"]).activation
-            yield path.stem, OmegaConf.to_container(config, resolve=True)  # type: ignore[misc]
+    for name in component_names("activation"):
+        config = compose(f"activation={name}")[0].activation
+        yield name, OmegaConf.to_container(config, resolve=True)  # type: ignore[misc]
 
 
 def make_unit(config: Mapping[str, Any]) -> Activation:

@@ -514,6 +514,7 @@ def test_strings_are_code_and_words_are_not(tmp_path: Path, monkeypatch: pytest.
     texts = {
         "as it is": 'A = "# no comment"\nB = """\nx\n"""\n\n\ndef f():\n    """Doc."""\n    return 1\n',
         "other words": 'A = "# no comment"  # one\nB = """\nx\n"""\ndef f():\n    """Other."""\n    return 1\n',
+        "a raw docstring": 'A = "# no comment"\nB = """\nx\n"""\n\n\ndef f():\n    r"""Doc."""\n    return 1\n',
         "other string": 'A = "# comment"\nB = """\nx\n"""\n\n\ndef f():\n    """Doc."""\n    return 1\n',
         "other text": 'A = "# no comment"\nB = """\n# x\n"""\n\n\ndef f():\n    """Doc."""\n    return 1\n',
         "other code": 'A = "# no comment"\nB = """\nx\n"""\n\n\ndef f():\n    """Doc."""\n    return 2\n',
@@ -522,7 +523,7 @@ def test_strings_are_code_and_words_are_not(tmp_path: Path, monkeypatch: pytest.
     for name, text in texts.items():
         path.write_text(text)
         hashes[name] = fresh_hash("alone.f")
-    assert hashes["as it is"] == hashes.pop("other words")
+    assert hashes["as it is"] == hashes.pop("other words") == hashes.pop("a raw docstring")
     assert len(set(hashes.values())) == len(hashes)
 
 

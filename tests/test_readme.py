@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import actbench
-
 README = ROOT / "README.md"
 TREE = ("activations", "conf", "results", "runners", "tasks")
 
@@ -68,8 +66,6 @@ CODE = [*blocks("From Python", "python"), *blocks("From Python", "python", ROOT 
 def test_python_of_the_documentation_runs(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    if "fit" in code and not hasattr(actbench, "fit"):
-        pytest.skip("actbench.fit is not there yet")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {})
     assert capsys.readouterr().out.strip()
