@@ -121,7 +121,8 @@ class DiTAC(Activation):
         self.cells, self.zero_boundary = cells, zero_boundary
         self.lambda_smooth, self.lambda_var = lambda_smooth, lambda_var
         basis = knot_basis(cells, zero_boundary)
-        theta = basis.new_zeros(basis.shape[1])
+        self.coordinates = basis.shape[1:]  # theta's shape, on which the kernel relies
+        theta = basis.new_zeros(self.coordinates)
         if init == "prior":
             root = torch.linalg.cholesky(init_covariance(basis, init_smooth, init_var))
             theta = root @ torch.randn(len(theta), dtype=basis.dtype, device=basis.device)
@@ -154,7 +155,7 @@ class DiTAC(Activation):
         wide = upcast(x)
         # a cast to what it is would take 2 us of 30
         theta = self.theta if self.theta.dtype is wide.dtype else self.theta.to(wide.dtype)
-        if self._by_table and library.fusable(wide, theta) and theta.shape == self.basis.shape[1:]:
+        if self._by_table and library.fusable(wide, theta) and theta.shape == self.coordinates:
             y: Tensor = DiTACTable.apply(self._respond, self._frame(wide.dtype), library.dense(wide), theta)
         else:
             y = self._respond(wide, theta)
