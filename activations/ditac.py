@@ -122,6 +122,7 @@ class DiTAC(Activation):
         self.lambda_smooth, self.lambda_var = lambda_smooth, lambda_var
         self.init, self.init_smooth, self.init_var = init, init_smooth, init_var
         self.theta = nn.Parameter(torch.empty(cells - 1 if zero_boundary else cells + 1))
+        self.coordinates = self.theta.shape  # on which the kernel relies
         self.basis: Tensor
         self.precision: Tensor
         self.register_buffer("basis", None, persistent=False)
@@ -159,7 +160,7 @@ class DiTAC(Activation):
         wide = upcast(x)
         # a cast to what it is would take 2 us of 30
         theta = self.theta if self.theta.dtype is wide.dtype else self.theta.to(wide.dtype)
-        if self._by_table and library.fusable(wide, theta) and theta.shape == self.basis.shape[1:]:
+        if self._by_table and library.fusable(wide, theta) and theta.shape == self.coordinates:
             y: Tensor = DiTACTable.apply(self._respond, self._frame(wide.dtype), library.dense(wide), theta)
         else:
             y = self._respond(wide, theta)

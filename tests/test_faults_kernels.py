@@ -308,9 +308,8 @@ def test_pwlu_at_its_right_end(segments: int) -> None:
 # ---- devices
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_default_device_does_not_matter(any_name: str, dtype: torch.dtype) -> None:
-    unit, x = make(any_name, dtype), draw(dtype=dtype)
+def test_the_default_device_does_not_matter(any_name: str) -> None:
+    unit, x = make(any_name), draw()
     expected = run(copy.deepcopy(unit), x)
     penalty = penalty_of(unit)
     torch.set_default_device("meta")
@@ -319,7 +318,7 @@ def test_the_default_device_does_not_matter(any_name: str, dtype: torch.dtype) -
             one = copy.deepcopy(unit)
             with library.using(mode):
                 found = run(one, x)
-                again = one.double().to(dtype)  # which makes constants anew
+                again = one.double().float()  # which makes constants anew
                 assert all(tensor.is_cpu for tensor in again.state_dict().values())
                 assert abs(penalty_of(again) - penalty) < 1e-4
             assert_same(found, expected, 5e-3 if "ditac" in any_name else 1e-4)
@@ -327,9 +326,9 @@ def test_the_default_device_does_not_matter(any_name: str, dtype: torch.dtype) -
         torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_made_without_memory_and_loaded(any_name: str, dtype: torch.dtype) -> None:
-    """On the meta device, then by assignment or into fresh memory; also of a pickle and a copy of that."""
+def test_made_without_memory_and_loaded(any_name: str) -> None:
+    """On the meta device in float32, then float64 by assignment or into fresh memory; of a pickle and a copy of that, too."""
+    dtype = torch.float64
     unit, x = make(any_name, dtype), draw(dtype=dtype)
     for parameter in unit.parameters():
         nn.init.uniform_(parameter, 0.1, 0.9)
@@ -523,7 +522,7 @@ def test_the_variant_for_older_processors_passes_as_well() -> None:
         "no:cacheprovider",
         str(Path(__file__)),
     ]
-    select = "at_kinks or at_zero or at_its or near_zero or layout"
+    select = "at_kinks or at_zero or at_its or near_zero"
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
     done = subprocess.run([*command, "-k", select], **PROCESS | {"env": environment})
     assert done.returncode == 0, done.stdout[-3000:]

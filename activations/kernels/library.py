@@ -189,10 +189,12 @@ def alike(g: Tensor, x: Tensor) -> Tensor:
 def keep(ctx: Any, x: Tensor, *others: Tensor) -> None:
     """Save tensors for backward, which takes them from ``kept``."""
     ctx.save_for_backward(x, *others)
-    ctx.kept = [x.nbytes, *[tensor.nbytes for tensor in others]]
+    # without hooks the same tensors come back, and nothing need be known about them
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        ctx.sizes = [tensor.nbytes for tensor in (x, *others)]
 
 
-def kept(ctx: Any) -> list[Tensor]:
+def kept(ctx: Any) -> Sequence[Tensor]:
     """The tensors of ``keep``: x dense, the others contiguous.
 
     A saved-tensor hook may give them back in another layout than the one that was saved, so nothing about the layout
@@ -201,8 +203,11 @@ def kept(ctx: Any) -> list[Tensor]:
     Raises:
         ValueError: a hook gives back another size, device or kind of tensor.
     """
-    tensors = ctx.saved_tensors
-    for tensor, size in zip(tensors, ctx.kept, strict=True):
+    tensors: Sequence[Tensor] = ctx.saved_tensors
+    sizes = getattr(ctx, "sizes", None)
+    if sizes is None:
+        return tensors
+    for tensor, size in zip(tensors, sizes, strict=True):
         if tensor.nbytes != size or not tensor.is_cpu or type(tensor) not in PLAIN:
             raise ValueError(
                 f"a saved-tensor hook gave back {type(tensor).__name__} {tuple(tensor.shape)} {tensor.dtype} on "

@@ -3,7 +3,7 @@
 The formulas stand in the files of the activations, which give them as reference; their kernels are in csrc/pointwise.cpp.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -87,7 +87,8 @@ class _Pointwise(torch.autograd.Function):
         library.keep(ctx, x, *parameters)
         # not ctx.name, which every node of a graph has
         ctx.kernel, ctx.reference, ctx.channel_dim = name, reference, channel_dim
-        layout, p = _layout(x, parameters, channel_dim), library.row_addresses(parameters)
+        layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)
+        p = library.row_addresses(parameters)
         y = torch.empty_like(x)
         threads = torch.get_num_threads()
         _kernels(name, x.dtype)[0](*layout, threads, x.data_ptr(), y.data_ptr(), p, len(p))
@@ -101,14 +102,10 @@ class _Pointwise(torch.autograd.Function):
             return None, None, None, *library.through_reference(ctx.reference, (x, *parameters), needed, g)
         g, dx = library.alike(g, x), torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
-        layout = _layout(x, parameters, ctx.channel_dim)
+        layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, ctx.channel_dim)
         p, dp = library.row_addresses(parameters), library.row_addresses(gradients)
         threads = torch.get_num_threads()
         _kernels(ctx.kernel, x.dtype)[1](
             *layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
         )
         return None, None, None, dx, *gradients
-
-
-def _layout(x: Tensor, parameters: Sequence[Tensor], channel_dim: int) -> tuple[int, int, int]:
-    return library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)
