@@ -127,6 +127,7 @@ class DiTAC(Activation):
         self.precision: Tensor
         self.register_buffer("basis", None, persistent=False)
         self.register_buffer("precision", None, persistent=False)
+        self.register_load_state_dict_post_hook(_follow_theta)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -137,7 +138,6 @@ class DiTAC(Activation):
             theta = root @ torch.randn(len(theta), dtype=basis.dtype, device=basis.device)
         self.assign("theta", theta)
         self._make_buffers()
-        self.register_load_state_dict_post_hook(_follow_theta)
 
     def _make_buffers(self) -> None:
         """Made of hyper-parameters alone, in theta's dtype and on its device."""
