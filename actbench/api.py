@@ -25,7 +25,7 @@ BASELINE = "relu"
 def activation_names() -> list[str]:
     """The activations that have a name, sorted.
 
-    Example:
+    Examples:
         >>> from actbench import activation_names
         >>> activation_names()[:3]
         ['acon_c', 'apl', 'celu']
@@ -36,7 +36,7 @@ def activation_names() -> list[str]:
 def task_names() -> list[str]:
     """The tasks that have a name, sorted; some need data that must be downloaded.
 
-    Example:
+    Examples:
         >>> from actbench import task_names
         >>> "digits" in task_names()
         True
@@ -47,7 +47,7 @@ def task_names() -> list[str]:
 def network_names() -> list[str]:
     """The networks that have a name, sorted; ``timm`` and ``torchvision`` stand for all networks of these libraries.
 
-    Example:
+    Examples:
         >>> from actbench import network_names
         >>> "resnet20" in network_names()
         True
@@ -71,7 +71,7 @@ def make_act_layer(
     Raises:
         ValueError: no such activation or hyper-parameter, or a value outside its range.
 
-    Example:
+    Examples:
         >>> from actbench import make_act_layer
         >>> act_layer = make_act_layer("prelu", init=0.1)
         >>> act_layer(64) is act_layer(64)
@@ -94,7 +94,7 @@ def make_activation(
     Raises:
         ValueError: no such activation or hyper-parameter, or a value outside its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from actbench import make_activation
         >>> pwlu = make_activation("pwlu", 64, segments=8)
@@ -125,7 +125,7 @@ def make_task(
     Raises:
         ValueError: no such task, network or setting, or a value outside its range.
 
-    Example:
+    Examples:
         >>> from actbench import make_task
         >>> digits = make_task("digits", "task.recipe.epochs=3", val_fraction=0.1)
         >>> digits.input_shape, digits.recipe.epochs, digits.primary_metric
@@ -179,7 +179,7 @@ def fit(
         runners.cell.Busy: another process is training the same cell.
         KeyboardInterrupt: after the run was saved; the same call goes on with it.
 
-    Example:
+    Examples:
         >>> from actbench import fit
         >>> record = fit("prelu", task="digits", seed=3, runner="smoke", init=0.1)
         >>> record["status"], record["primary_metric"], record["activation.init"]
@@ -223,7 +223,7 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     Raises:
         ValueError: no such folder, or no cells in it.
 
-    Example:
+    Examples:
         >>> from actbench import fit, load_study
         >>> for slope in (0.1, 0.3):
         ...     record = fit("prelu", runner="smoke", study="slopes", init=slope)
@@ -253,7 +253,7 @@ def leaderboard(
     Raises:
         ValueError: no study, or no such baseline in it (relu, the default, may be missing).
 
-    Example:
+    Examples:
         >>> from actbench import fit, leaderboard
         >>> for name in ("relu", "swish"):
         ...     record = fit(name, runner="smoke", study="two")

@@ -96,7 +96,7 @@ def replace_activations(
             ``sites`` that are no selection or select nothing, ``activations`` that the network does not have.
             ``network``, the random states and all else are then as before.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from actbench import make_act_layer, replace_activations
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
@@ -136,7 +136,7 @@ def find_sites(
     Raises:
         ValueError: a network that cannot be run, ``activations`` that it does not have.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from actbench import find_sites
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))

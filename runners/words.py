@@ -38,7 +38,9 @@ def one_line(error: BaseException) -> str:
     """What went wrong, for somebody who can mend it, without line breaks."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+    while error.__cause__ is not None and (
+        isinstance(error, InstantiationException) or str(error).startswith("Error loading '")
+    ):
         error = error.__cause__  # Hydra says only where; the cause says what
     if isinstance(error, MissingConfigException) and error.options is not None:
         path = str(error.missing_cfg_file).removesuffix(".yaml")

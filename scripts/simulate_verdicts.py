@@ -4,12 +4,9 @@ python scripts/simulate_verdicts.py [--studies 1000] [--activations 5,10,48] [--
 """
 
 import argparse
-import sys
-from pathlib import Path
 
+import _here  # noqa: F401  # before the code that it finds
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 EFFECT = 1.5  # of a better activation, in standard deviations of a score over seeds
 TEST_IMAGES = 539  # those of digits

@@ -246,7 +246,7 @@ print(compiled_hash(space["Unit"]))
 def test_a_script_is_the_file_of_its_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "my-script.py"
     script.write_text("from actbench import Activation\n\nclass Unit(Activation):\n    pass\n")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     monkeypatch.setattr(sys.modules["__main__"], "Unit", unit := notebook(UNIT)["Unit"], raising=False)
     code = choose(activation=unit).cell().activation_code
     assert code not in (None, compiled_hash(unit))

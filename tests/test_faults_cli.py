@@ -328,7 +328,7 @@ def test_scripts_run_the_code_beside_them(tmp_path: Path) -> None:
         shutil.copytree(ROOT / package, second / package, ignore=shutil.ignore_patterns("*.so", "ditac_fig1"))
     for folder in (second, alone):
         shutil.copytree(ROOT / "scripts", folder / "scripts")
-    (second / "results" / "report.py").write_text("def report(study, baseline):\n    print('the second')\n")
+    (second / "results" / "report.py").write_text("def report(*arguments):\n    print('the second')\n")
     settings: dict[str, Any] = PROCESS | {"env": PROCESS["env"] | {"PYTHONPATH": str(ROOT)}, "cwd": tmp_path}
     own = subprocess.run([sys.executable, second / "scripts" / "report.py", "."], **settings)
     assert (own.stdout, own.stderr) == ("the second\n", "")

@@ -270,6 +270,7 @@ def test_statistics_are_those_of_the_chosen_samples_and_planes(tmp_path: Path, m
 def test_decoding_takes_little_more_memory_than_its_result(tmp_path: Path) -> None:
     """Of the process and its workers together, pages that they share counted once."""
     program = """
+import _here
 import os, sys, threading, time
 from pathlib import Path
 import numpy as np, torch
