@@ -39,7 +39,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     while error.__cause__ is not None and (
-        isinstance(error, InstantiationException) or str(error).startswith("Error loading '")
+        isinstance(error, InstantiationException)
+        # a module that refuses to be imported, such as one that reads a wrong word in the environment
+        or (isinstance(error, ImportError) and isinstance(error.__cause__, ValueError))
     ):
         error = error.__cause__  # Hydra says only where; the cause says what
     if isinstance(error, MissingConfigException) and error.options is not None:
