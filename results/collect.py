@@ -10,11 +10,10 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from results.escape import shown
 from results.files import ADDED, CHECKPOINT, CONFIG, METRICS, RECORD, facts_of
-from results.schema import IF_THERE, is_missing, read_record
+from results.schema import FINISHED, IF_THERE, is_missing, read_record
 
 ABSENT = "null"
 UNKNOWN = "unknown"
-FINISHED = ("ok", "diverged")
 # where and how a cell was computed: said in the report, but seeds may differ in it
 INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
 # where in a network an activation stands is told with the activation: that is what is compared

@@ -6,10 +6,10 @@ import pandas as pd
 
 from results.escape import markdown
 from results.metrics import METRICS, UNKNOWN
+from results.schema import STATUSES
 from results.statistics import Comparisons, worst_possible
 
 BASELINE = "relu"
-STATUSES = ("diverged", "failed", "interrupted")
 
 
 def leaderboard(records: pd.DataFrame, baseline: str = BASELINE, margin: float | None = None) -> pd.DataFrame:
@@ -36,7 +36,8 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     higher = bool(ok["higher_is_better"].iloc[0]) if len(ok) else True
     metric = str(ok["primary_metric"].iloc[0]) if len(ok) else ""
     scores = {
-        label: _scores(records[records["activation_label"] == label], higher) for label in _unique(records)
+        label: _scores(records[records["activation_label"] == label], higher)
+        for label in records["activation_label"].unique()
     }
     if not scores.get(baseline):  # or none of its cells has a score, and those of other settings may
         named = [label for label in scores if label.startswith(f"{baseline}[")]
@@ -109,10 +110,6 @@ def _scores(cells: pd.DataFrame, higher_is_better: bool) -> dict[int, float]:
     return scores
 
 
-def _unique(records: pd.DataFrame) -> list[str]:
-    return [str(label) for label in records["activation_label"].unique()]
-
-
 def _mean(cells: pd.DataFrame, column: str) -> float:
     return float(cells[column].astype(float).mean()) if len(cells) else math.nan
 
@@ -123,7 +120,9 @@ def _median(cells: pd.DataFrame, column: str) -> float:
 
 def _failures(cells: pd.DataFrame) -> str:
     counts = cells["status"].value_counts()
-    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
+    return ", ".join(
+        f"{counts[status]} {status}" for status in STATUSES if status != "ok" and status in counts
+    )
 
 
 def to_markdown(table: pd.DataFrame) -> str:

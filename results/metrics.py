@@ -46,9 +46,8 @@ class Metric:
         return low, high
 
 
-PERCENTAGE = Metric(low=0, high=100, margin=0.5)
 METRICS = {
-    "top1": PERCENTAGE,
+    "top1": Metric(low=0, high=100, margin=0.5),
     "miou": Metric(low=0, high=100, margin=1.0),
     "mse": Metric(low=0, margin=0.05, relative=True),
     "psnr": Metric(margin=0.2),

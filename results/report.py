@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from results.collect import FINISHED, UNKNOWN, add_labels, read_metrics, read_records
+from results.collect import UNKNOWN, add_labels, read_metrics, read_records
 from results.escape import markdown
 from results.files import REPORT, write_all
 from results.leaderboard import BASELINE, leaderboard, rank_range, to_markdown
-from results.schema import PROVENANCE, is_missing
+from results.schema import FINISHED, PROVENANCE, is_missing
 
 EXPLANATION = """\
 Means are test scores at the last weights. Two activations are compared on the seeds that both finished or lost to

@@ -34,7 +34,7 @@ from results.files import (
     write_json,
     write_text,
 )
-from results.schema import read_record
+from results.schema import FINISHED, read_record
 from runners.code import (
     ACTIVATIONS,
     CONTRACT,
@@ -48,7 +48,6 @@ from runners.code import (
 )
 from runners.words import one_line
 
-FINISHED = ("ok", "diverged")
 LOCK, LOCK_TRIES = ".lock", 100
 
 log = logging.getLogger("actbench")
