@@ -87,7 +87,8 @@ def test_a_cell_is_trained_from_another_folder(installed: Path, tmp_path: Path) 
     assert record["git_commit"] is None
     assert record["kernels"].startswith("fused")
     assert "finished before" in use(installed, tmp_path, *command)
-    assert "leaderboard" in use(installed, tmp_path, "-m", "actbench.scripts.report", "outputs/main")
+    report = use(installed, tmp_path, "-m", "actbench", "report", "outputs/main")
+    assert "outputs/main/report/leaderboard.md" in report
 
 
 def test_activations_of_a_torchvision_model_are_replaced(installed: Path, tmp_path: Path) -> None:
