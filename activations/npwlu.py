@@ -14,8 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_bool, check_positive, check_whole, upcast
-from activations.kernels.lookup import along, take
+from activations.base import Activation, along, upcast
+from activations.checks import check_bool, check_int, check_number
+from activations.kernels.lookup import take
 from activations.kernels.pointwise import pointwise
 
 
@@ -38,8 +39,10 @@ class NPWLU(Activation):
     derivatives are those of the piece to the right.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    decayed = False
 
     def __init__(
         self,
@@ -51,9 +54,9 @@ class NPWLU(Activation):
         reach: float = 3.0,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(1, intervals=intervals)
-        check_bool(per_channel=per_channel)
-        check_positive(reach=reach)
+        check_int("intervals", intervals, minimum=1)
+        check_bool("per_channel", per_channel)
+        check_number("reach", reach, above=0)
         self.reach = float(reach)
         units = self.num_features if per_channel else 1
         self.left, self.height = (nn.Parameter(torch.empty(units)) for _ in range(2))
@@ -85,10 +88,6 @@ class NPWLU(Activation):
         reference = partial(_pieces, channel_dim)
         y = pointwise("npwlu", reference, wide, knots.T, heights.T, slopes.T, channel_dim=channel_dim)
         return y.to(x.dtype)
-
-    @property
-    def no_decay(self) -> frozenset[str]:
-        return frozenset(dict(self.named_parameters()))
 
     def curves(self, x: Tensor) -> Tensor:
         return self._function(x[:, None].expand(-1, len(self.left)), 1).T

@@ -9,15 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from activations.base import (
-    Activation,
-    check_bool,
-    check_choice,
-    check_finite,
-    check_positive,
-    check_whole,
-    upcast,
-)
+from activations.base import Activation, upcast
+from activations.checks import check_bool, check_choice, check_int, check_number
 from activations.kernels import library
 from activations.kernels.lookup import piecewise_linear
 
@@ -66,8 +59,10 @@ class PWLU(Activation):
     K_L, K_R.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    decayed = False
 
     def __init__(
         self,
@@ -82,15 +77,13 @@ class PWLU(Activation):
         fix_init: float | None = None,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(1, segments=segments)
-        check_whole(0, statistics_epochs=statistics_epochs)
-        check_bool(per_channel=per_channel)
-        check_choice(("debiased", "ema"), statistics=statistics)
-        check_finite(momentum=momentum)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: a number in [0, 1) is needed")
+        check_int("segments", segments, minimum=1)
+        check_int("statistics_epochs", statistics_epochs, minimum=0)
+        check_bool("per_channel", per_channel)
+        check_choice("statistics", statistics, ("debiased", "ema"))
+        check_number("momentum", momentum, minimum=0, below=1)
         if fix_init is not None:
-            check_positive(fix_init=fix_init)
+            check_number("fix_init", fix_init, above=0)
         self.segments, self.per_channel = segments, per_channel
         self.statistics, self.momentum = statistics, momentum
         self.statistics_epochs = 0 if fix_init is not None else statistics_epochs
@@ -228,10 +221,6 @@ class PWLU(Activation):
             new = new / (1 - self.momentum ** self.batches.double()).to(new.dtype)
         for running, batch in ((self.mean, mean), (self.std, std)):
             running.copy_(torch.where(good, torch.lerp(running, batch.to(running.dtype), new), running))
-
-    @property
-    def no_decay(self) -> frozenset[str]:
-        return frozenset(dict(self.named_parameters()))
 
     def curves(self, x: Tensor) -> Tensor:
         return self._function(x[:, None].expand(-1, len(self.curve)), 1, self._read_phase()).T

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 from conftest import ACTIVATIONS, make_factory, make_task
 
+from runners.code import ACTIVATIONS as PACKAGE
+from runners.code import code_files
 from runners.optim import parameter_groups
 from runners.train import build_network
 
@@ -165,3 +167,13 @@ def test_refuses_bad_hyper_parameters(override: str) -> None:
     overrides = [f"activation.{part}" for part in value.split()]
     with pytest.raises(ValueError, match=key):
         make_factory(name, *overrides)(C)
+
+
+def test_no_kernel_is_part_of_the_code_of_relu() -> None:
+    """Whose hash would otherwise change, and whose cells would not resume, with every edit of a kernel."""
+    files = code_files(["activations.torch_nn.ReLU"], PACKAGE)
+    assert files is not None
+    assert set(files) == {"activations", *(f"activations.{name}" for name in ("base", "checks", "torch_nn"))}
+    prelu = code_files(["activations.prelu.PReLU"], PACKAGE)
+    assert prelu is not None
+    assert "activations.kernels.library" in prelu
