@@ -2,7 +2,8 @@
 arXiv 2009.04759, equations 7 to 10.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,10 @@ class MetaACON(Activation):
     (hidden -> C).
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"beta": "gate"}
 
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, reduction: int = 16, min_hidden: int = 16

@@ -2,13 +2,15 @@
 ICLR workshop 2015, arXiv 1412.6830, equation 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from activations.checks import check_int, check_number
 from activations.kernels.pointwise import Pointwise
+from activations.pieces import occupancy
 
 
 class APL(Pointwise):
@@ -27,6 +29,7 @@ class APL(Pointwise):
     """
 
     kernel = "apl"
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"knots": "knots", "occupancy": "occupancy"}
 
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, hinges: int = 5, l2: float = 0.001
@@ -54,3 +57,10 @@ class APL(Pointwise):
 
     def regularization(self) -> Tensor | float:
         return self.l2 * (self.a.square().sum() + self.b.square().sum()) if self.l2 else 0.0
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        knots = torch.cat([self.b, torch.zeros_like(self.b[:1])]).sort(0).values.T  # with ReLU's at 0
+        values = super().diagnostics(x) | {"knots": knots}
+        if x is not None:
+            values["occupancy"] = occupancy(x, knots, self.channel_dim)
+        return values

@@ -4,7 +4,7 @@ Plain torch: units that have a fused kernel take it from ``activations.kernels``
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from activations.checks import check_int
+
+# How a diagnostic is drawn; one without a role is a plain parameter.
+DIAGNOSTIC_ROLES = (
+    "interval_end",  # an end of the interval on which a curve is learned, (units,)
+    "gate",  # a value per channel, drawn by depth with mean and variance, (C,) or (N, C)
+    "coefficients",  # (N, 1 or C, 2 K): K slopes, then K intercepts
+    "knots",  # positions of breakpoints, (units, K) or (K,)
+    "occupancy",  # share of the site's inputs in each piece, (units, pieces), free tails first and last
+)
 
 
 class Activation(nn.Module):
@@ -43,6 +52,8 @@ class Activation(nn.Module):
 
     # Whether weight decay acts on the unit's parameters; False puts all of them into ``no_decay``.
     decayed: ClassVar[bool] = True
+    # Role, one of ``DIAGNOSTIC_ROLES``, by name of what ``diagnostics`` returns.
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {}
     # Whether torch.jit.script can compile ``forward``.
     scriptable: ClassVar[bool] = False
     __jit_unused_properties__: ClassVar[list[str]] = ["no_decay", "phase"]
@@ -128,9 +139,10 @@ class Activation(nn.Module):
         return None
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
-        """Named tensors worth a picture, such as gate parameters.
+        """Return named tensors worth a picture, such as gate parameters; ``diagnostic_roles`` says how they are drawn.
 
-        ``x`` is a batch of this site's inputs, for what depends on them; None leaves that out.
+        Args:
+            x: a batch of this site's inputs, for diagnostics that depend on them; None leaves these out.
         """
         return {}
 

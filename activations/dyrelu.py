@@ -4,7 +4,8 @@ The coefficient rule is the paper's, as in common ports. The authors published f
 with a batch norm in place of the temperature; here it is the paper's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,10 @@ class DyReLU(Activation):
     not decayed.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"coefficients": "coefficients"}
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ equations 2 to 6, with the placement of eps as in the authors' code (C times lar
 Not Gaussian Context Transformer, which shares the acronym.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,10 @@ class GCT(Activation):
     gamma = 0, alpha gets no gradient. beta is not decayed (section 4.1 of the paper), alpha and gamma are.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = dict.fromkeys(("alpha", "gamma", "beta"), "gate")
 
     def __init__(
         self,

@@ -3,6 +3,9 @@
 The block after a ReLU, the order of MobileNetV3 (arXiv 1905.02244): what DyReLU's paper compares itself with.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from activations.base import Activation, bare
@@ -24,8 +27,10 @@ class SEReLU(Activation):
     not decayed.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"gate": "gate"}
 
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, reduction: int = 16, min_hidden: int = 4

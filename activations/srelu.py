@@ -2,13 +2,15 @@
 arXiv 1512.07030, equation 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from activations.checks import check_number
 from activations.kernels.pointwise import Pointwise
+from activations.pieces import occupancy
 
 
 class SReLU(Pointwise):
@@ -29,6 +31,11 @@ class SReLU(Pointwise):
     """
 
     kernel = "srelu"
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {
+        "t_left": "interval_end",
+        "t_right": "interval_end",
+        "occupancy": "occupancy",
+    }
 
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, t_right: float = 1.0, a_left: float = 0.2
@@ -53,3 +60,11 @@ class SReLU(Pointwise):
     def formula(x: Tensor, t_left: Tensor, a_left: Tensor, t_right: Tensor, a_right: Tensor) -> Tensor:
         left = torch.where(x <= t_left, t_left + a_left * (x - t_left), x)
         return torch.where(x >= t_right, t_right + a_right * (x - t_right), left)
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        values = super().diagnostics(x)
+        if x is not None:
+            # Where t_right is below t_left, the right piece wins and there is no middle.
+            knots = torch.stack([torch.minimum(self.t_left, self.t_right), self.t_right], 1)
+            values["occupancy"] = occupancy(x, knots, self.channel_dim)
+        return values

@@ -1,8 +1,10 @@
 """Training rules, sizes and refusals of all units."""
 
+import math
 from collections.abc import Callable
 
 import pytest
+import torch
 from conftest import ACTIVATIONS, make_factory, make_task
 
 from runners.code import ACTIVATIONS as PACKAGE
@@ -177,3 +179,28 @@ def test_no_kernel_is_part_of_the_code_of_relu() -> None:
     prelu = code_files(["activations.prelu.PReLU"], PACKAGE)
     assert prelu is not None
     assert "activations.kernels.library" in prelu
+
+
+@pytest.mark.parametrize(
+    "name", ["pwlu", "pwlu_channel", "npwlu", "npwlu activation.per_channel=true", "apl", "srelu"]
+)
+def test_occupancy_is_the_share_of_inputs_between_kinks(name: str) -> None:
+    """The kinks are where the slope of the unit's own curve changes, on a grid finer than any of its pieces."""
+    torch.manual_seed(0)
+    unit = make_factory(*name.split())(C, channel_dim=-1).double()
+    for parameter in unit.parameters():  # so that all pieces have slopes of their own
+        parameter.data += 0.1 * torch.rand_like(parameter)
+    x = 3 * torch.randn(7, 11, C, dtype=torch.float64)
+    x[0, 0, 0], x[1, 1, 1] = math.nan, math.inf
+    with torch.no_grad():
+        found = unit.diagnostics(x)["occupancy"]
+        grid = torch.linspace(-12, 12, 24001, dtype=torch.float64)
+        bends = unit.curves(grid).diff().diff(dim=1).abs() > 1e-9
+    channels = x.reshape(-1, C).T if len(found) == C else x.reshape(1, -1)
+    for shares, bend, values in zip(found, bends, channels, strict=True):
+        kinks = grid[1:-1][bend]
+        kinks = kinks[torch.cat([torch.tensor([True]), kinks.diff() > 2e-3])]  # one falls between two points
+        assert len(shares) == len(kinks) + 1
+        finite = values[values.isfinite()]
+        counts = torch.bucketize(finite, kinks).bincount(minlength=len(shares))
+        torch.testing.assert_close(shares, counts / len(finite), atol=0.02, rtol=0, check_dtype=False)
