@@ -43,14 +43,13 @@ DECAYED: dict[str, set[str]] = {
 # The same rule under another name.
 DECAYED |= {
     "dyrelu_a": DECAYED["dyrelu"],
-    **dict.fromkeys(("gct_before", "gct_l1"), DECAYED["gct"]),
-    **dict.fromkeys(
-        (
-            *("ditac_ge", "ditac_inf", "ditac_leaky", "ditac_pm3", "pelu_channel", "prelu_shared"),
-            *("pwlu_channel", "swish_beta_channel"),
-        ),
-        set(),
-    ),
+    "gct_before": DECAYED["gct"],
+    "gct_l1": DECAYED["gct"],
+    **dict.fromkeys(("ditac_ge", "ditac_inf", "ditac_leaky", "ditac_pm3"), DECAYED["ditac"]),
+    "pelu_channel": DECAYED["pelu"],
+    "prelu_shared": DECAYED["prelu"],
+    "pwlu_channel": DECAYED["pwlu"],
+    "swish_beta_channel": DECAYED["swish_beta"],
 }
 
 

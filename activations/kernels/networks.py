@@ -119,7 +119,7 @@ class Squeeze(Network):
     def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
         fc1, fc2, *coefficients = parameters
         first, second = _of_plain(fc1), _of_plain(fc2)
-        if first is None or second is None or not library.bypassable(fc1, fc2):
+        if first is None or second is None:
             return None
         return [*first, *second, *coefficients]
 
@@ -149,8 +149,8 @@ def _of_layer(d: Tensor, x: Tensor, needed: Sequence[bool]) -> list[Tensor | Non
 
 
 def _of_plain(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a linear layer that has both; subclasses may compute anything."""
-    if type(layer) is not nn.Linear:
+    """Return weight and bias of a plain linear layer that has both, else None."""
+    if not library.is_plain(layer, nn.Linear):
         return None
     weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
     return None if weight is None or bias is None else (weight, bias)
