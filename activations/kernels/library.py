@@ -26,8 +26,10 @@ processes are safe; the child of a fork, where torch's threads are gone, compute
 import ctypes
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -35,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from activations import torch_private
+from activations.kernels.signatures import TABLE, differences
 from activations.torch_private import has_storage, is_traced, is_transformed, saved_tensor_hooks
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -42,6 +45,7 @@ Module = TypeVar("Module", bound=nn.Module)
 MODES = ("auto", "reference")
 FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+LETTERS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -66,9 +70,27 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, str(error)
+    if wrong := differences(_table_of(library)):
+        reason = f"{path.name} does not fit this code: {wrong[0]}" + (
+            f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        )
+        warnings.warn(
+            f"{reason}; the reference runs instead. Build it anew: python activations/kernels/build.py",
+            stacklevel=1,
+        )
+        return None, reason
     library.set_parallel_for(_parallel_for())
     os.register_at_fork(after_in_child=lambda: library.set_parallel_for(None))
     return library, variant
+
+
+def _table_of(library: ctypes.CDLL) -> str:
+    """Return the table of what a compiled file exports; empty for a file from before there was one."""
+    if not hasattr(library, "abi"):
+        return ""
+    text = ctypes.create_string_buffer(1 << 16)
+    library.abi(text, ctypes.c_int64(len(text)))
+    return text.value.decode()
 
 
 def _parallel_for() -> ctypes.c_void_p:
@@ -169,12 +191,24 @@ def readable(value: Tensor) -> bool:
     )
 
 
-def function(name: str, dtype: torch.dtype, arguments: str) -> Callable[..., None]:
-    """A function of the library; ``arguments``: p for a pointer, i for a whole number, d for a double."""
-    found = getattr(_library, name.format(DTYPES[dtype]))
-    types: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
-    found.argtypes, found.restype = [types[letter] for letter in arguments], None
-    return found
+@cache
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    """Return a function of the library, which takes what ``signatures`` says.
+
+    Args:
+        name: with ``{}`` in place of the type's name, as in ``gate_scale_{}``.
+        dtype: float32 or float64.
+    """
+    symbol = name.format(DTYPES[dtype])
+    function = getattr(_library, symbol)
+    function.argtypes, function.restype = [LETTERS[letter] for letter in TABLE[symbol]], None
+    return function
+
+
+@cache
+def kernels(name: str, dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the forward and the backward function of the kernel ``name``."""
+    return kernel(f"{name}_{{}}_forward", dtype), kernel(f"{name}_{{}}_backward", dtype)
 
 
 def dense(x: Tensor) -> Tensor:

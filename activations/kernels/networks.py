@@ -4,8 +4,8 @@ Their kernels are in csrc/networks.cpp.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class Squeeze(Network):
         hidden: Tensor,
         *rest: Tensor,
     ) -> None:
-        kernel = _kernels("squeeze", mean.dtype, "iiiii" + "p" * 9, 1, 6)[back]
+        kernel = library.kernels("squeeze", mean.dtype)[back]
         dense = [tensor.contiguous() for tensor in tensors[:4]]  # held until the kernel is done
         kernel(
             *(*mean.shape, hidden.shape[1], rest[0].shape[1], self.rectified, mean.data_ptr()),
@@ -161,15 +161,6 @@ def _small(mean: Tensor, tensors: Sequence[Tensor]) -> bool:
     return len(mean) * (weight1.numel() + weight2.numel()) <= SMALL
 
 
-@cache
-def _kernels(
-    name: str, dtype: torch.dtype, shared: str, forward: int, backward: int
-) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Both kernels of a network, from what they take first and how many pointers follow."""
-    there = library.function(f"{name}_{{}}_forward", dtype, shared + "p" * forward)
-    return there, library.function(f"{name}_{{}}_backward", dtype, shared + "p" * backward)
-
-
 class NormGate(Network):
     """GCT's 1 + tanh(beta + gamma s / size), (N, C, 1), from the norms; see ``activations.gct``."""
 
@@ -210,7 +201,7 @@ class NormGate(Network):
     def _run(self, back: int, norm: Tensor, tensors: Sequence[Tensor], made: Tensor, *rest: Tensor) -> None:
         first, step = made.data_ptr(), norm.nbytes
         dense = [tensor.contiguous() for tensor in tensors]  # held until the kernel is done
-        _kernels("norm_gate", norm.dtype, "iiid" + "p" * 4, 5, 9)[back](
+        library.kernels("norm_gate", norm.dtype)[back](
             *(*norm.shape, self.squared, self.eps, norm.data_ptr()),
             *(tensor.data_ptr() for tensor in dense),
             *(first + k * step for k in range(4)),

@@ -1,4 +1,5 @@
 // The units themselves; formulas and sources stand in the files of the activations.
+#include "abi.h"
 #include "pointwise.h"
 
 #define UNIT(name, count)                 \
@@ -220,7 +221,9 @@ BACKWARD {
                                       const T* x, T* dx, const T* const* p, int64_t n, const T* g,      \
                                       T* const* dp) {                                                    \
         Runner<Unit, T, true>(Pointwise<T>{{outer, units, inner}, threads, x, g, dx, p, dp, n})();      \
-    }
+    }                                                                                                    \
+    SIGNATURE(symbol##_forward)                                                                          \
+    SIGNATURE(symbol##_backward)
 #define EXPORT(symbol, Unit)               \
     EXPORT_AS(symbol##_f32, Unit, float)   \
     EXPORT_AS(symbol##_f64, Unit, double)

@@ -1,4 +1,4 @@
-"""Private names of torch, and what observes modules whose work a kernel could take over."""
+"""When kernels are used: private names of torch, the table of what they take, and what observes modules they stand for."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from torch import nn
 
 from activations import torch_private
 from activations.gct import GCT
-from activations.kernels import library
+from activations.kernels import library, signatures
 
 GLOBAL = nn.modules.module
 
@@ -54,6 +54,42 @@ def test_private_names_are_in_one_file(path: Path) -> None:
         if parts[0] in ("torch", "nn") and any(re.match("_[^_]", part) for part in parts[1:]):
             found.add(name)
     assert found <= {"torch._assert"}  # documented for torch.fx
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda table: table.replace("prelu_f32_forward iiiipppi", "prelu_f32_forward iiiippp"),
+            "prelu_f32_forward is",
+        ),
+        (lambda table: table.replace("MAX_PARAMS 40", "MAX_PARAMS 50"), "MAX_PARAMS is 50 instead of 40"),
+        (lambda table: table + "new_f32_forward pp\n", "new_f32_forward is pp instead of missing"),
+        (
+            lambda table: "",
+            "MAX_PARAMS is missing instead of 40 and 82 more",
+        ),  # compiled before there was a table
+    ],
+)
+def test_a_compiled_file_with_another_table_is_not_used(
+    change: Callable[[str], str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = "".join(f"{name} {letters}\n" for name, letters in signatures.TABLE.items())
+    assert signatures.differences(table) == []
+    variant = library._variant()
+    path = library.FOLDER / f"fused_{variant}.so"
+    if not path.exists():
+        pytest.skip("no kernels were built")
+    monkeypatch.setattr(library, "_table_of", lambda loaded: change(table))
+    with pytest.warns(UserWarning, match=rf"{path.name} does not fit this code: .*build\.py"):
+        found, about = library._load()
+    assert found is None
+    assert said in about
+    monkeypatch.setattr(library, "_library", found)
+    monkeypatch.setattr(library, "_about", about)
+    assert library.described() == f"reference ({about})"
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(make_factory("prelu")(4)(x), torch.where(x >= 0, x, 0.25 * x))
 
 
 @pytest.mark.parametrize("mode", library.MODES)
