@@ -17,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from results.terminal import print_anything
-from runners.cell import Busy, CellFailed
+from runners.cell import CellFailedError, CellLockedError
 from runners.compose import CONF, Parts
-from runners.grid import ReportAfterGrid, SeveralGrids, composable, end_with_parent, is_grid, trains
+from runners.grid import ReportAfterGrid, SeveralGridsError, composable, end_with_parent, is_grid, trains
 from runners.words import one_line
 
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
             raise
         said = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
         print(f"actbench: {said}{one_line(error)}", file=sys.stderr, flush=True)
-        raise (CellFailed() if grid else SystemExit(1)) from None
+        raise (CellFailedError() if grid else SystemExit(1)) from None
 
 
 def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
@@ -52,18 +52,18 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
         raise ValueError(said)
     parts = Parts(cfg, hydra_cfg)
     cell = parts.cell(grid=grid)
-    if record := cell.finished():
-        print(cell.line(record, note=" (finished before)"))
+    if record := cell.completed_record():
+        print(cell.summary(record, note=" (finished before)"))
         return
     if not trains(cfg.runner):
         parts.runner()(parts.task, cell)
         return
     try:
-        record = cell.attempt(partial(parts.train, cell))
-    except Busy as busy:
-        print(busy)
+        record = cell.run(partial(parts.train, cell))
+    except CellLockedError as error:
+        print(error)
         return
-    print(cell.line(record), flush=True)
+    print(cell.summary(record), flush=True)
     if "signal" in record:
         sys.exit(128 + record["signal"])
 
@@ -89,9 +89,9 @@ def all_ran() -> bool:
     ReportAfterGrid.typed, sys.argv = sys.argv, composable(sys.argv)
     try:
         run()
-    except CellFailed:
+    except CellFailedError:
         return False
-    except SeveralGrids as several:
+    except SeveralGridsError as several:
         good = True
         for sys.argv in several.commands:
             good &= all_ran()

@@ -176,7 +176,7 @@ def fit(
 
     Raises:
         ValueError: a name or value that is not legal, or a finished cell whose activation has changed since.
-        runners.cell.Busy: another process is training the same cell.
+        runners.cell.CellLockedError: another process is training the same cell.
         KeyboardInterrupt: after the run was saved; the same call goes on with it.
 
     Examples:
@@ -192,8 +192,8 @@ def fit(
         if not trains(parts.cfg.runner):
             raise ValueError(f"runner={runner}: trains nothing; legal are train, short, smoke")
         cell = parts.cell(caller=_call(**components, **settings, overrides=overrides, **hyper))
-        if cell.finished() is None:
-            ran = cell.attempt(partial(parts.train, cell))
+        if cell.completed_record() is None:
+            ran = cell.run(partial(parts.train, cell))
             if "signal" in ran:
                 signal.raise_signal(ran["signal"])  # does now what it would have done at once
     record = read_record(cell.folder / RECORD)

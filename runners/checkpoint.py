@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from results.files import DAMAGED, replacing
+from results.files import DAMAGED, atomic_write
 from runners import seeding
 
 # what a checkpoint belongs to: the parts of its fingerprint in words
@@ -101,7 +101,7 @@ class RunState:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)  # not to the file: torch hides a full disk behind an assertion of its own
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
     def resume(self, path: Path) -> bool:

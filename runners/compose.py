@@ -20,7 +20,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from runners.cell import Cell
+from runners.cell import Cell, CellSpec
 from runners.composed import FACTORIES, OF_HYDRA, check_component, check_composed, own_class
 from runners.words import no_such_name, one_line
 
@@ -89,9 +89,11 @@ class Parts:
         self.names["network"] = ":".join(map(str, filter(None, (self.names["network"], model))))
 
     def cell(self, *, grid: bool = False, caller: str | None = None) -> Cell:
-        """The cell of this configuration; see ``Cell`` for the arguments and errors."""
+        """Return the cell of this configuration; see ``CellSpec`` and ``Cell`` for arguments and errors."""
         names = {name: self.names[name] for name in ("activation", "task", "network")}
-        return Cell(self.config, **names, grid=grid, caller=caller, source=self.own.get("activation"))
+        spec = CellSpec.from_config(self.config, **names)
+        source = self.own.get("activation")
+        return Cell(spec, force=self.config["force"], grid=grid, caller=caller, source=source)
 
     def act_layer(self) -> "partial[Activation]":
         """The activation's factory, tried once."""

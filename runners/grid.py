@@ -49,7 +49,7 @@ class ReportAfterGrid(Callback):
 
         Raises:
             SystemExit: a grid that cannot be, in one line.
-            SeveralGrids: a grid over experiments, each of which is a grid of its own.
+            SeveralGridsError: a grid over experiments, each of which is a grid of its own.
         """
         sys.argv = self.typed or sys.argv
         loader = GlobalHydra.instance().config_loader()
@@ -59,7 +59,7 @@ class ReportAfterGrid(Callback):
                 for experiment, _ in commands:
                     overrides = [*config.hydra.overrides.hydra, *experiment]
                     _studies(loader, loader.load_configuration(config_name, overrides, RunMode.MULTIRUN))
-                raise SeveralGrids([argv for _, argv in commands])
+                raise SeveralGridsError([argv for _, argv in commands])
             studies = _studies(loader, config)
         except Exception as error:
             raise SystemExit(f"actbench: {one_line(error)}") from error
@@ -102,7 +102,7 @@ def _watch(parent: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-class SeveralGrids(BaseException):
+class SeveralGridsError(BaseException):
     """A command line that stands for several, one after the other: ``commands``, each as ``sys.argv``."""
 
     def __init__(self, commands: list[list[str]]) -> None:

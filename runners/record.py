@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation
-from results.files import replacing
+from results.files import atomic_write
 from runners.optim import activation_modules
 
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
@@ -103,5 +103,5 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options
