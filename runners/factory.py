@@ -12,7 +12,7 @@ from activations.base import Activation, check_kept
 from activations.surgery.state import undisturbed
 from runners.composed import GIVEN
 from runners.optim import activation_modules
-from tasks.networks.build import blaming_the_network
+from tasks.networks.build import reraise_as_value_error
 
 
 def checked(act_layer: partial[Activation], name: str) -> partial[Activation]:
@@ -69,7 +69,7 @@ def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: 
     if not sites:
         raise ValueError("the network never called act_layer: there is nothing to compare")
     # the network's first forward is that of training: it may initialize by its data
-    with undisturbed(network), torch.no_grad(), blaming_the_network(input_shape):
+    with undisturbed(network), torch.no_grad(), reraise_as_value_error(input_shape):
         for site, module in sites.items():
             module.register_forward_pre_hook(partial(enter, site))
             module.register_forward_hook(leave)

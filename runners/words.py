@@ -13,6 +13,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from tasks.settings import placed
+
 # what others say of common mistakes, and what can be done about it
 SAID_BY_OTHERS = {
     r"Could not determine home directory": (
@@ -33,17 +35,24 @@ SAID_BY_OTHERS = {
     ),
 }
 
+FULL_KEY = re.compile(
+    r"\nfull_key: (\S+)\s*$"
+)  # at the end of what Hydra says of a component that cannot be made
+
 
 def one_line(error: BaseException) -> str:
     """What went wrong, for somebody who can mend it, without line breaks."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    place = ""
     while error.__cause__ is not None and (
         isinstance(error, InstantiationException)
-        # a module that refuses to be imported, such as one that reads a wrong word in the environment
+        # a module that refuses to be imported, such as one that reads an illegal value in the environment
         or (isinstance(error, ImportError) and isinstance(error.__cause__, ValueError))
     ):
-        error = error.__cause__  # Hydra says only where; the cause says what
+        if isinstance(error, InstantiationException) and (key := FULL_KEY.search(str(error))):
+            place = key[1]
+        error = error.__cause__  # Hydra's error has the place and the cause the reason
     if isinstance(error, MissingConfigException) and error.options is not None:
         path = str(error.missing_cfg_file).removesuffix(".yaml")
         # the groups of Hydra have two parts, as in hydra/launcher; one of ours may have folders in it
@@ -60,7 +69,7 @@ def one_line(error: BaseException) -> str:
             return said.format(*found.groups(), cause=cause and str(cause).partition("\n")[0])
     expected = isinstance(error, ValueError | OSError | ImportError | HydraException | OmegaConfBaseException)
     if expected and text:
-        return text
+        return placed(text, place) if isinstance(error, ValueError) else text
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
 
 

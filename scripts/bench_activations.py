@@ -353,7 +353,7 @@ def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
     y = torch.randint(0, 10, (BATCH,), generator=generator)
 
     def step() -> None:
-        loss = task.loss(network(x), y) + sum(unit.regularization() for unit in active)
+        loss = task.loss(network(x), y, training=True) + sum(unit.regularization() for unit in active)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -25,13 +25,14 @@ from torch import nn
 
 from activations.torch_nn import ReLU
 from results.files import write_csv, write_json
-from runners.cell import Cell
+from runners.cell import Cell, CellSpec
 from runners.optim import parameter_groups
 from runners.train import Train, build_network
 from tasks.base import Recipe
 from tasks.classification import Classification
 from tasks.data.augment import CropFlip
-from tasks.data.images import ImageSet, digits
+from tasks.data.images import digits
+from tasks.data.sets import ImageSet
 from tasks.data.store import Memory
 from tasks.networks.resnet import ResNet
 from tasks.networks.small_cnn import SmallCNN
@@ -75,8 +76,8 @@ def training_step() -> Iterator[str]:
 
         task.evaluate = in_turns  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as folder:
-            cell = bench_cell(Path(folder))
-            cell.attempt(partial(runner, ReLU, task, cell))
+            cell = Cell(CellSpec("relu", "bench", "bench", seed=0, study_folder=Path(folder)))
+            cell.run(partial(runner, ReLU, task, cell))
             rows = (cell.folder / "metrics.csv").read_text().splitlines()
         column = rows[0].split(",").index("seconds")
         ours = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[1] == "train"]
@@ -206,20 +207,6 @@ def cifar_task(size: int = 1200) -> Classification:
         fingerprint="random",
     )
     return Classification(recipe=recipe(128), data=data, network=ResNet, augment=CropFlip())
-
-
-def bench_cell(folder: Path) -> Cell:
-    """A cell that belongs to no study."""
-    config = {
-        "activation": {},
-        "task": {},
-        "network": {},
-        "runner": {},
-        "seed": 0,
-        "study": "bench",
-        "force": False,
-    }
-    return Cell(config | {"outputs": str(folder)}, activation="relu", task="bench", network="bench")
 
 
 if __name__ == "__main__":

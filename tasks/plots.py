@@ -31,7 +31,7 @@ def fit_figure(data: Points, predict: Predict) -> "Figure | None":
     elif isinstance(data, TablePoints):
         x, y = data.test
         true, fit = (data.mean[-1] + data.std[-1] * part for part in (y, predict(x)))
-        return scatter(true, fit, data.variables[-1])
+        return scatter(true, fit, data.quantity)
     elif isinstance(data, PicturePoints):
         fit = predict(data.inputs)
         psnr = -10 * (fit - data.targets)[data.index["test"]].square().mean().log10()

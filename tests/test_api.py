@@ -28,7 +28,7 @@ import actbench
 from actbench import fit, leaderboard, load_study, make_act_layer, make_activation, make_task
 from activations.base import Activation
 from activations.prelu import PReLU
-from runners.cell import Busy
+from runners.cell import CellLockedError
 from runners.code import ACTIVATIONS as FOLLOWED
 from runners.code import code_hash, compiled_hash
 from runners.compose import Parts, choose, compose
@@ -164,7 +164,7 @@ def test_ids_are_those_of_the_command_line(call: Any, overrides: tuple[str, ...]
             "network.hiden: no such name; did you mean hidden?",
         ),
         (partial(fit, "relu", seed=-1), "seed=-1: a whole number"),
-        (partial(fit, "relu", force=1), "force=1: legal values are true, false"),
+        (partial(fit, "relu", force=1), "force=1: must be true or false"),
         (partial(fit, "relu", study="../up"), "study=../up"),
         (partial(fit, "relu", runner="check"), "runner=check: trains nothing"),
         (partial(fit, "relu", runner="smok"), "runner=smok: no such runner; did you mean smoke?"),
@@ -283,7 +283,10 @@ def test_an_error_in_training_is_raised_as_it_is() -> None:
 
 
 def test_a_cell_that_another_holds_is_busy() -> None:
-    with choose(settings={"outputs": "outputs"}, runner="smoke").cell().opened(), pytest.raises(Busy):
+    with (
+        choose(settings={"outputs": "outputs"}, runner="smoke").cell().locked(),
+        pytest.raises(CellLockedError),
+    ):
         smoke("relu")
 
 

@@ -211,7 +211,7 @@ def test_the_evaluation_crop_picks_masks() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: RandomResizedCrop(0), r"crop\.size=0: a whole number of at least 1"),
+        (lambda: RandomResizedCrop(0), r"crop\.size=0: must be an integer >= 1"),
         (lambda: RandomResizedCrop([3, 4, 5]), r"crop\.size=\[3, 4, 5\]: a list of 2 numbers"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.1)), r"crop\.scale=\[0\.5, 0\.1\]: the lower number comes first"),
         (lambda: RandomResizedCrop(8, scale=(0, 1)), r"crop\.scale=.* in \(0, 1\]"),
@@ -219,7 +219,7 @@ def test_the_evaluation_crop_picks_masks() -> None:
         (lambda: RandomResizedCrop(20)(pictures(1, 3, 16, 30), generator()), "images are 16 x 30, smaller than the crop"),
         (lambda: CenterCrop(20)(pictures(1, 3, 16, 30)), "images are 16 x 30, smaller than the crop"),
         (lambda: CenterCrop(20, share=0), r"eval_crop\.share=0: a number in \(0, 1\]"),
-        (lambda: Cutout(-1), r"cutout\.size=-1: a whole number of at least 0"),
+        (lambda: Cutout(-1), r"cutout\.size=-1: must be an integer >= 0"),
         (lambda: Cutout(1, fill=256), r"cutout\.fill=.* of 0 \.\. 255"),
     ],
 )  # fmt: skip

@@ -133,9 +133,11 @@ def test_a_recipe_with_mixup_mixes_training_batches_only() -> None:
 
     output = torch.randn(64, 10, generator=generator(), requires_grad=True)
     by_hand = -(y_mixed * output.log_softmax(1)).sum(1).mean()
-    assert mixing.loss(output, y_mixed).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert mixing.loss(output, y_mixed, training=True).item() == pytest.approx(by_hand.item(), rel=1e-5)
     agree = 100 * (output.argmax(1) == y_mixed.argmax(1)).float().mean()
-    assert mixing.metrics(output, y_mixed)["top1"].item() == pytest.approx(agree.item(), rel=1e-5)
+    assert mixing.metrics(output, y_mixed, training=True)["top1"].item() == pytest.approx(
+        agree.item(), rel=1e-5
+    )
 
 
 def test_labels_are_smoothed_in_training_only() -> None:
@@ -143,18 +145,25 @@ def test_labels_are_smoothed_in_training_only() -> None:
     output, target = torch.randn(64, 10, generator=generator()), torch.arange(64) % 10
     smooth = 0.9 * F.one_hot(target, 10) + 0.1 / 10
     by_hand = -(smooth * output.log_softmax(1)).sum(1).mean()
-    assert task.loss(output, target).item() == pytest.approx(by_hand.item(), rel=1e-5)
-    with torch.inference_mode():
-        assert task.loss(output, target).item() == pytest.approx(F.cross_entropy(output, target).item())
+    plain = F.cross_entropy(output, target).item()
+    assert task.loss(output, target, training=True).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert task.loss(output, target, training=False).item() == pytest.approx(plain)  # with gradients enabled
+
+
+def test_top5_is_for_evaluation_whether_or_not_gradients_are_enabled() -> None:
+    task = make_task("digits")
+    output, target = torch.randn(64, 10, generator=generator()), torch.arange(64) % 10
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert set(task.metrics(output, target, training=False)) == {"top1", "top5"}
+            assert set(task.metrics(output, target, training=True)) == {"top1"}
 
 
 @pytest.mark.parametrize("value", ["-0.1", "nan", "true"])
 def test_a_wrong_mixup_is_said(value: str) -> None:
     from hydra.errors import InstantiationException
 
-    with pytest.raises(
-        InstantiationException, match=r"task\.recipe\.mixup=.*: a number at least 0 is needed"
-    ):
+    with pytest.raises(InstantiationException, match=r"mixup=.*must be a .*number >= 0"):
         make_task("digits", f"task.recipe.mixup={value}")
 
 
@@ -250,12 +259,12 @@ def test_statistics_of_a_large_set_are_those_of_a_part_of_it(monkeypatch) -> Non
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task.eval_crop.size=40"], r"task\.augment\.crop\.size=40 x 40: the images are 36 x 36, smaller than the crop"),
+        (["task.eval_crop.size=40"], r"size=40 x 40: the images are 36 x 36, smaller than the crop"),
         (["task.augment.crop.size=30"], "training images 30 x 30, task.eval_crop those of validation and test 24 x 24"),
-        (["task.augment.crop.scale=[0.5,2]"], r"task\.augment\.crop\.scale=\[0\.5, 2\]: a list of 2 numbers in \(0, 1\]"),
-        (["task.data.in_memory=perhaps"], r"task\.data\.in_memory=perhaps: legal values are auto, true, false"),
-        (["task.data.stored=41"], r"48 x 40 is smaller than task\.data\.stored=41; task\.data\.enlarge=true enlarges"),
-        (["task.data.stored=0"], r"task\.data\.stored=0: a whole number of at least 1"),
+        (["task.augment.crop.scale=[0.5,2]"], r"scale=\[0\.5, 2\]: a list of 2 numbers in \(0, 1\]"),
+        (["task.data.in_memory=perhaps"], r"in_memory=perhaps: must be one of auto, true, false"),
+        (["task.data.stored=41"], r"48 x 40 is smaller than stored=41; enlarge=true enlarges"),
+        (["task.data.stored=0"], r"stored=0: must be an integer >= 1"),
     ],
 )  # fmt: skip
 def test_sizes_that_do_not_fit_are_said(overrides: list[str], words: str, tree: list[str]) -> None:

@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no outputs of a grid": (("-m", "outputs="), "outputs=: the name of a folder is needed"),
     "outputs of null": (("outputs=null",), "outputs=null: the name of a folder is needed"),
     "a tilde": (("outputs=~/x",), """put the value in quotes, as in 'outputs="~/x"'"""),
-    "half a seed": (("seed=1.5",), "seed=1.5: a whole number of at least 0 is needed"),
+    "half a seed": (("seed=1.5",), "seed=1.5: must be an integer >= 0"),
     "not a bool": (("hydra.job.chdir=maybe",), "hydra.job.chdir=maybe: Value 'maybe' is not a valid bool"),
 }
 

@@ -415,9 +415,9 @@ ERRORS = {
         "task.data.high=[1.0, 1.0]: a list of 1 numbers",
     ),
     "no corner": (("task.data.low=[]",), "task.data.low=[]: a list of one or more"),
-    "steps": (("task.data.steps_per_epoch=0",), "task.data.steps_per_epoch=0: a whole number of at least 1"),
-    "points": (("task.data.val_points=0",), "task.data.val_points=0: a whole number of at least 1"),
-    "grid": (("task.data.test_grid=0",), "task.data.test_grid=0: a whole number of at least 1"),
+    "steps": (("task.data.steps_per_epoch=0",), "task.data.steps_per_epoch=0: must be an integer >= 1"),
+    "points": (("task.data.val_points=0",), "task.data.val_points=0: must be an integer >= 1"),
+    "grid": (("task.data.test_grid=0",), "task.data.test_grid=0: must be an integer >= 1"),
     "large grid": (
         ("task.data.test_grid=1000001",),
         "test_grid=1000001: 1000001^1 points, at most 1,000,000",
@@ -465,7 +465,7 @@ def test_an_image_that_cannot_be_is_said(tmp_path: Path) -> None:
     }
     for name, message in cases.items():
         assert message in refusal("photograph", f"task.data.file={tmp_path / name}")
-    assert "longer_side=7: a whole number of at least 8" in refusal("photograph", "task.data.longer_side=7")
+    assert "longer_side=7: must be an integer >= 8" in refusal("photograph", "task.data.longer_side=7")
 
 
 @pytest.mark.parametrize("share", ["0", "1.0", "1e-05"])
