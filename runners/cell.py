@@ -49,8 +49,8 @@ from runners.code import (
     is_importable,
     targets_of,
 )
+from runners.errors import format_error
 from runners.logs import cell_log
-from runners.words import one_line
 
 LOCK, MAX_LOCK_TRIES = ".lock", 100
 
@@ -282,7 +282,7 @@ class Cell:
                 log.debug("traceback", exc_info=True)
                 earlier = read_json(self.folder / RECORD) or {}
                 if self._record or (self.grid and earlier.get("status") not in FINISHED):
-                    self.write_record("failed", reason=one_line(error))
+                    self.write_record("failed", reason=format_error(error))
                 raise
 
     def summary(self, record: Mapping[str, Any], note: str = "") -> str:

@@ -36,7 +36,7 @@ from results.schema import PROVENANCE
 from runners import cost, seeding
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState, fingerprint
-from runners.factory import check_network
+from runners.factory import validate_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, write_curves
 from tasks.base import ActLayer, RunningMeans, Task
@@ -137,7 +137,7 @@ class Train:
             network.to(memory_format=torch.channels_last)
             network.register_forward_pre_hook(_to_channels_last)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
-        check_network(network, task.input_shape, task.output_shape)
+        validate_network(network, task.input_shape, task.output_shape)
         units, act_params = activation_modules(network).values(), activation_parameters(network)
         other_params = [p for p in network.parameters() if p.requires_grad and p not in act_params]
         facts = self._facts(network, task, epochs, steps) | {"activation_code": cell.activation_code}

@@ -19,7 +19,7 @@ from hydra.errors import InstantiationException
 from PIL import Image
 from torch import Tensor
 
-from runners.words import one_line
+from runners.errors import format_error
 from tasks.data.cache import CacheEntry
 from tasks.data.files import read_image
 from tasks.data.folders import image_folder, imagenet_subset
@@ -272,7 +272,7 @@ def test_declarations_on_the_command_line(tmp_path: Path) -> None:
     assert make_task("mask_folder", *given, palette).classes == ("black", "white")
     with pytest.raises(InstantiationException) as caught:
         make_task("mask_folder", *given)
-    assert "only the values 0 and 255" in one_line(caught.value)
+    assert "only the values 0 and 255" in format_error(caught.value)
 
 
 # orientation -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from results.collect import add_labels, read_records
 from results.leaderboard import leaderboard
 from runners.cell import CellSpec
 from runners.check import Check
-from runners.words import one_line
+from runners.errors import format_error
 from tasks.base import Recipe
 from tasks.classification import Classification
 from tasks.confusion import Confusion
@@ -231,7 +231,7 @@ def test_without_folds_no_seed_changes_a_split() -> None:
 def test_folds_that_cannot_be_are_refused(folds: str) -> None:
     with pytest.raises(InstantiationException) as caught:
         make_task("diabetes", f"task.data.folds={folds}")
-    assert "must be an integer >= 2 and <= 44" in one_line(caught.value)
+    assert "must be an integer >= 2 and <= 44" in format_error(caught.value)
 
 
 def test_cross_validated_cells_are_seeds_of_one_another_and_say_so(tmp_path) -> None:

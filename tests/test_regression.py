@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from runners import seeding
+from runners.errors import format_error
 from runners.train import build_network
-from runners.words import one_line
 from tasks.data import functions
 from tasks.data.files import sklearn_file
 from tasks.regression import Regression
@@ -446,8 +446,8 @@ def refusal(name: str, *overrides: str) -> str:
     """What a user is told."""
     with pytest.raises(InstantiationException) as error:
         make_task(name, *overrides)
-    assert "HYDRA_FULL_ERROR" not in one_line(error.value)  # which goes with what nobody expected
-    return one_line(error.value)
+    assert "HYDRA_FULL_ERROR" not in format_error(error.value)  # which goes with what nobody expected
+    return format_error(error.value)
 
 
 def test_an_image_that_cannot_be_is_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Errors in one line that names the value, the place and the legal values."""
+"""Format errors as one line that names the value, the place and the legal values."""
 
 import difflib
 import re
@@ -15,11 +15,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from tasks.settings import placed
 
-# what others say of common mistakes, and what can be done about it
-SAID_BY_OTHERS = {
+# messages of other libraries on common mistakes -> what to do about them
+OTHER_MESSAGES = {
     r"Could not determine home directory": (
-        "~: this user has no home folder and HOME is not set; name folders in full: ACTBENCH_CACHE=FOLDER or "
-        "task.data.cache=FOLDER is where decoded data go"
+        "~: this user has no home folder and HOME is not set; use absolute paths: ACTBENCH_CACHE=FOLDER or "
+        "task.data.cache=FOLDER is the folder of decoded data"
     ),
     r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'": (
         "{0}: several values are a grid: add --multirun to your command line, python run.py -m ...; "
@@ -31,7 +31,7 @@ SAID_BY_OTHERS = {
     ),
     r"Error merging override (.*)": "{0}: {cause}",
     r"LexerNoViableAltException: ([^=;]*)=([^;]*)": (
-        "{0}={1}: characters that Hydra takes for its own; put the value in quotes, as in '{0}=\"{1}\"'"
+        "{0}={1}: contains special characters of Hydra; put the value in quotes, as in '{0}=\"{1}\"'"
     ),
 }
 
@@ -40,8 +40,13 @@ FULL_KEY = re.compile(
 )  # at the end of what Hydra says of a component that cannot be made
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, for somebody who can mend it, without line breaks."""
+def format_error(error: BaseException) -> str:
+    """Return a one-line message for the user.
+
+    Examples:
+        >>> format_error(ValueError("lr=0: must be a number > 0"))
+        'lr=0: must be a number > 0'
+    """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     place = ""
@@ -55,7 +60,7 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__  # Hydra's error has the place and the cause the reason
     if isinstance(error, MissingConfigException) and error.options is not None:
         path = str(error.missing_cfg_file).removesuffix(".yaml")
-        # the groups of Hydra have two parts, as in hydra/launcher; one of ours may have folders in it
+        # Groups of Hydra have two parts, as in hydra/launcher; the name in one of ours may contain folders.
         group, _, name = path.rpartition("/") if path.startswith("hydra/") else path.partition("/")
         return f"{group}={name}: no such {group}; {choices(name, error.options)}"
     cause = error.__cause__
@@ -64,9 +69,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}"
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    for pattern, said in SAID_BY_OTHERS.items():
-        if found := re.match(pattern, text):
-            return said.format(*found.groups(), cause=cause and str(cause).partition("\n")[0])
+    for pattern, message in OTHER_MESSAGES.items():
+        if match := re.match(pattern, text):
+            return message.format(*match.groups(), cause=cause and str(cause).partition("\n")[0])
     expected = isinstance(error, ValueError | OSError | ImportError | HydraException | OmegaConfBaseException)
     if expected and text:
         return placed(text, place) if isinstance(error, ValueError) else text
@@ -74,9 +79,9 @@ def one_line(error: BaseException) -> str:
 
 
 def no_such_name(full_key: str, parent: DictConfig, legal: Iterable[str] | None = None) -> str:
-    """What is said of a key that ``parent`` does not have, and which was probably meant.
+    """Return the message for a key that ``parent`` does not have, with the key that was probably meant.
 
-    At the top level that may be one of the same name further down, as ``lr`` of ``task.recipe.lr``.
+    At the top level that may be a key of the same name further down, as ``task.recipe.lr`` for ``lr``.
     """
     key = full_key.rpartition(".")[2]
     places = _places(cast(dict[str, Any], OmegaConf.to_container(parent))) if key == full_key else ()
@@ -86,7 +91,7 @@ def no_such_name(full_key: str, parent: DictConfig, legal: Iterable[str] | None 
 
 
 def _places(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all keys, less Hydra's."""
+    """Yield the dotted names of all keys except Hydra's."""
     for key, value in tree.items():
         if prefix or key != "hydra":
             yield f"{prefix}{key}"
@@ -95,7 +100,7 @@ def _places(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def choices(wrong: str, legal: Iterable[str]) -> str:
-    """The legal names, and the one that was probably meant."""
+    """Return the legal names in words, with the one that was probably meant."""
     legal = sorted(name for name in legal if not name.startswith("_"))
     near = difflib.get_close_matches(wrong, legal, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
