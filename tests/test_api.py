@@ -302,7 +302,7 @@ def test_logging_and_streams_are_left_alone(capsys: pytest.CaptureFixture) -> No
     finally:
         logging.getLogger().removeHandler(handler)
     assert (log.level, log.propagate, log.handlers) == before
-    assert heard == ["epoch 0: nothing is trained, all parameters rest"], (
+    assert heard == ["epoch 0: nothing is trained, all parameters are frozen"], (
         "warnings, as the root logger is set"
     )
     assert "started at epoch 0" in Path(record["folder"], "log.txt").read_text()

@@ -588,7 +588,7 @@ def test_a_folder_without_a_name(tmp_path: Path, setting: str, value: object) ->
         ({"class_names": "abc"}, r"class_names=abc: a list"),
         ({"class_names": ["a"]}, r"class_names=\['a'\]: a list"),
         ({"size": [0, 4]}, r"size=\[0, 4\]: a list of 2 numbers whole and at least 1"),
-        ({"in_memory": "yes"}, r"in_memory=yes: must be one of auto, true, false"),
+        ({"in_memory": "yes"}, r"in_memory='yes': must be one of auto, true, false"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, kwargs: dict, message: str) -> None:
