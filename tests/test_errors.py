@@ -37,12 +37,12 @@ CASES = {
     ),
     "hyper-parameter of the wrong kind": (
         ("activation=prelu", "activation.init=big"),
-        "activation=prelu: init='big': a finite number is needed",
+        "activation=prelu: init='big': ",
     ),
     "no such class": (("activation._target_=nowhere.Unit",), "Error loading 'nowhere.Unit'"),
     "no activation": (
         ("activation._target_=torch.nn.ReLU",),
-        "activation=ReLU: torch.nn.modules.activation.ReLU is no subclass of activations.base.Activation",
+        "activation=ReLU: torch.nn.modules.activation.ReLU must be a subclass of activations.base.Activation",
     ),
     "crop": (
         (*FOLDER, "task.augment.crop.padding=-1"),
@@ -57,10 +57,10 @@ CASES = {
         ("task.recipe.batch_size=0",),
         "task.recipe.batch_size=0: must be an integer >= 1",
     ),
-    "learning rate": (("task.recipe.lr=nan",), "task.recipe.lr=nan: must be a number > 0"),
+    "learning rate": (("task.recipe.lr=nan",), "task.recipe.lr=nan: must be a finite number > 0"),
     "seed": (("seed=one",), "seed='one': must be an integer >= 0"),
-    "study": (("study=../up",), "study=../up: letters, digits"),
-    "device": (("runner.device=cuda:7",), "runner.device=cuda:7: this machine has auto, "),
+    "study": (("study=../up",), "study=../up: must consist of letters"),
+    "device": (("runner.device=cuda:7",), "runner.device=cuda:7: must be one of auto, "),
     "depth": (
         (*FOLDER, "task.train_size=30", "task.test_size=10", "network.depth=9"),
         "network.depth=9: must be 6 n + 2",

@@ -408,27 +408,27 @@ def pole(x: Tensor) -> Tensor:
 ERRORS = {
     "low above high": (
         ("task.data.low=[1.0]", "task.data.high=[0.5]"),
-        "low=[1.0], task.data.high=[0.5]: low ",
+        "task.data.low=[1.0]: each number must be below that of high=[0.5]",
     ),
     "corners of unequal length": (
         ("task.data.high=[1.0,1.0]",),
-        "task.data.high=[1.0, 1.0]: a list of 1 numbers",
+        "task.data.high=[1.0, 1.0]: must be a list of 1 numbers",
     ),
-    "no corner": (("task.data.low=[]",), "task.data.low=[]: a list of one or more"),
+    "no corner": (("task.data.low=[]",), "task.data.low=[]: must be a non-empty list"),
     "steps": (("task.data.steps_per_epoch=0",), "task.data.steps_per_epoch=0: must be an integer >= 1"),
     "points": (("task.data.val_points=0",), "task.data.val_points=0: must be an integer >= 1"),
     "grid": (("task.data.test_grid=0",), "task.data.test_grid=0: must be an integer >= 1"),
     "large grid": (
         ("task.data.test_grid=1000001",),
-        "test_grid=1000001: 1000001^1 points, at most 1,000,000",
+        "test_grid=1000001: the grid has 1000001^1 points, must be at most 1,000,000",
     ),
-    "noise": (("task.data.noise=-0.1",), "task.data.noise=-0.1: a number of at least 0"),
+    "noise": (("task.data.noise=-0.1",), "task.data.noise=-0.1: must be a number >= 0"),
     "shape": (
         ("task.data.function.path=test_regression.flat",),
-        "task.data.function: makes (2000,) of points",
+        "task.data.function: returns shape (2000,) for points",
     ),
-    "constant": (("task.data.function.path=test_regression.constant",), "targets of val are all alike"),
-    "not finite": (("task.data.function.path=test_regression.pole",), "all alike or not finite"),
+    "constant": (("task.data.function.path=test_regression.constant",), "targets of val are constant"),
+    "not finite": (("task.data.function.path=test_regression.pole",), "constant or not finite"),
     "variables": (
         ("task.data.function.path=tasks.data.functions.sines2d",),
         "takes no points of 1 variables",
@@ -459,9 +459,9 @@ def test_an_image_that_cannot_be_is_said(tmp_path: Path) -> None:
         "none.png": "none.png: no such file",
         ".": "no such file",
         "text.png": "text.png: not a readable image",
-        "thin.png": "thin.png: 128 x 4 pixels (task.data.longer_side=128), at least 8 x 8 are needed",
-        "small.png": "small.png: 7 x 7 pixels",
-        "black.png": "task.data: the targets of val are all alike",
+        "thin.png": "thin.png: has 128 x 4 pixels with longer_side=128, must have at least 8 x 8",
+        "small.png": "small.png: has 7 x 7 pixels",
+        "black.png": "task.data: the targets of val are constant",
     }
     for name, message in cases.items():
         assert message in refusal("photograph", f"task.data.file={tmp_path / name}")
