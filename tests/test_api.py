@@ -153,7 +153,10 @@ def test_ids_are_those_of_the_command_line(call: Any, overrides: tuple[str, ...]
             partial(make_task, "digits", "task.recipe.lrr=1"),
             "task.recipe.lrr: no such name; did you mean lr?",
         ),
-        (partial(make_task, "digits", "task.recipe.lr=nan"), "task.recipe.lr=nan: must be a finite number > 0"),
+        (
+            partial(make_task, "digits", "task.recipe.lr=nan"),
+            "task.recipe.lr=nan: must be a finite number > 0",
+        ),
         (
             partial(make_task, "digits", val_fractoin=0.1),
             "task.val_fractoin: no such name; did you mean val_fraction",

@@ -180,7 +180,7 @@ def test_cutout_leaves_masks_alone_and_can_be_off() -> None:
     state = draws.get_state()
     assert torch.equal(Cutout(0)(batch, draws), batch)
     assert torch.equal(draws.get_state(), state)
-    with pytest.raises(ValueError, match="3 numbers for images of 1 planes"):
+    with pytest.raises(ValueError, match=r"^fill: has 3 numbers, must have 1 or 1"):
         Cutout(2, fill=[1, 2, 3])(batch[:, :1], draws)
 
 

@@ -125,10 +125,10 @@ def test_values_say_what_numbers_mean(tmp_path: Path) -> None:
 def test_no_training_on_one_class(tmp_path: Path) -> None:
     root = make_masks(tmp_path / "set", gray(0 * LABELS))
     gray(LABELS).save(root / "test" / "labels" / "0.png")
-    with pytest.raises(ValueError, match="training masks have only one class, background; .* two classes"):
+    with pytest.raises(ValueError, match=r"training masks have only one class, background; .* two classes"):
         open_masks(root)
     make_masks(tmp_path / "void", gray(3 + 252 * LABELS))
-    with pytest.raises(ValueError, match="training masks have only one class, d, and void; .* two classes"):
+    with pytest.raises(ValueError, match=r"training masks have only one class, d, and void; .* two classes"):
         open_masks(tmp_path / "void", class_names=["a", "b", "c", "d"])
 
 

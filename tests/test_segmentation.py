@@ -268,7 +268,7 @@ def test_image_and_mask_are_resized_as_one() -> None:
 
 
 def test_an_augmentation_that_mixes_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="^augment.masks=0: must be 1"):
+    with pytest.raises(ValueError, match=r"^augment.masks=0: must be 1"):
         make_segmentation(random_set(), augment=RandomResizedCrop(6))
     with pytest.raises(ValueError, match=r"^augment: mixes the masks' values"):
         make_segmentation(random_set(), augment=lambda samples, generator: samples // 2)

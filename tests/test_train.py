@@ -11,6 +11,7 @@ from conftest import make_cell, make_factory, make_task, train
 from torch import nn
 from toy import Broken, Exploding, Late, Pooling, Toy, Witness
 
+from activations.base import Activation
 from activations.swish import Swish
 from runners import cost
 from runners.optim import lr_factor, make_optimizer, parameter_groups
@@ -151,6 +152,22 @@ def test_freezing_all_there_is_to_train_is_no_error(tmp_path) -> None:
     record = train(tmp_path, make_factory("relu"), "runner=smoke", "runner.activation_only_epochs=1")
     assert record["status"] == "ok"
     assert record["steps"] == 4
+    assert "epoch 0: nothing is trained" in next(tmp_path.glob("**/log.txt")).read_text()
+
+
+def test_parameters_that_have_no_part_in_the_output_yet_are_not_updated(tmp_path) -> None:
+    """As those of PWLU while it collects statistics: they require gradients, but the loss does not."""
+
+    class Waiting(Activation):
+        def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
+            super().__init__(num_features, channel_dim=channel_dim)
+            self.slope = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.relu()
+
+    record = train(tmp_path, Waiting, "runner=smoke", "runner.activation_only_epochs=1")
+    assert record["status"] == "ok"
     assert "epoch 0: nothing is trained" in next(tmp_path.glob("**/log.txt")).read_text()
 
 
