@@ -17,53 +17,55 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from results.terminal import print_anything
-from runners.cell import Busy, CellFailed
+from runners.cell import CellFailedError, CellLockedError
 from runners.compose import CONF, Parts
-from runners.grid import ReportAfterGrid, SeveralGrids, composable, end_with_parent, is_grid, trains
-from runners.words import one_line
+from runners.errors import format_error
+from runners.grid import ReportAfterGrid, SeveralGridsError, composable, end_with_parent, is_grid, trains
 
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing paragraphs
-logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does it log them
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does Hydra log them
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> None:
-    """Run one cell; what goes wrong is said in one line, and in a grid stops no other cell."""
+    """Run one cell; an error is printed as one line, and does not stop the other cells of a grid."""
     hydra_cfg = cast(DictConfig, HydraConfig.get())
     grid = hydra_cfg.mode == RunMode.MULTIRUN
     if grid:
         end_with_parent()
-    print_anything()  # here, as joblib's processes begin here
+    print_anything()  # in joblib's processes as well, which start here
     try:
-        os.chdir(hydra_cfg.runtime.cwd)  # paths are those of the command line, whatever hydra.job.chdir says
+        os.chdir(
+            hydra_cfg.runtime.cwd
+        )  # paths are relative to the command line's folder, whatever hydra.job.chdir is
         run_cell(cfg, hydra_cfg, grid)
     except Exception as error:
         if DEBUG:
             raise
-        said = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
-        print(f"actbench: {said}{one_line(error)}", file=sys.stderr, flush=True)
-        raise (CellFailed() if grid else SystemExit(1)) from None
+        prefix = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
+        print(f"actbench: {prefix}{format_error(error)}", file=sys.stderr, flush=True)
+        raise (CellFailedError() if grid else SystemExit(1)) from None
 
 
 def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
-    """Run a composed cell, unless it is finished; or look at its data."""
-    if not grid and (said := is_grid(hydra_cfg)):
-        raise ValueError(said)
+    """Run a composed cell, unless it is finished; or inspect its data."""
+    if not grid and (message := is_grid(hydra_cfg)):
+        raise ValueError(message)
     parts = Parts(cfg, hydra_cfg)
     cell = parts.cell(grid=grid)
-    if record := cell.finished():
-        print(cell.line(record, note=" (finished before)"))
+    if record := cell.completed_record():
+        print(cell.summary(record, note=" (finished before)"))
         return
     if not trains(cfg.runner):
         parts.runner()(parts.task, cell)
         return
     try:
-        record = cell.attempt(partial(parts.train, cell))
-    except Busy as busy:
-        print(busy)
+        record = cell.run(partial(parts.train, cell))
+    except CellLockedError as error:
+        print(error)
         return
-    print(cell.line(record), flush=True)
+    print(cell.summary(record), flush=True)
     if "signal" in record:
         sys.exit(128 + record["signal"])
 
@@ -80,18 +82,18 @@ def main() -> None:
     except Exception as error:
         if DEBUG:
             raise
-        sys.exit(f"actbench: {one_line(error)}")
+        sys.exit(f"actbench: {format_error(error)}")
     sys.exit(not good)
 
 
 def all_ran() -> bool:
-    """Whether every cell of the command line ended well."""
+    """Run all cells of the command line, and return whether none has failed."""
     ReportAfterGrid.typed, sys.argv = sys.argv, composable(sys.argv)
     try:
         run()
-    except CellFailed:
+    except CellFailedError:
         return False
-    except SeveralGrids as several:
+    except SeveralGridsError as several:
         good = True
         for sys.argv in several.commands:
             good &= all_ran()

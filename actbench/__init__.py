@@ -1,17 +1,17 @@
-"""Compare activation functions across tasks, from Python: everything below is imported from here.
+"""Compare activation functions across tasks, from Python; all public names are imported from here.
 
-``make_activation``, ``make_act_layer``, ``make_task``: what the names of conf/ stand for, to use in code of one's own.
+``make_activation``, ``make_act_layer``, ``make_task``: make what the names of conf/ stand for.
 ``fit``, ``load_study``, ``leaderboard``: train a cell, read a study, compare its activations.
 ``replace_activations``, ``find_sites``: put activations into any network.
-``activation_names``, ``task_names``, ``network_names``: what there is.
+``activation_names``, ``task_names``, ``network_names``: list the names.
 ``Activation``, ``ActLayer``, ``Task``, ``Recipe``: to derive from, and for annotations.
 
 Importing this is cheap; torch is imported when something is made.
 
-The code lies in the top-level packages ``activations``, ``tasks``, ``runners`` and ``results``, which a checkout has at its
-root. A wheel carries them, with ``conf`` and ``scripts``, inside this package, so that installing puts the one name
-``actbench`` into site-packages. Importing ``actbench`` puts their folder first on ``sys.path``: from then on
-``from activations.pwlu import PWLU`` works, and a package of one's own of such a name is hidden.
+The code is in the top-level packages ``activations``, ``tasks``, ``runners`` and ``results`` at the root of a checkout. A wheel
+contains them, with ``conf`` and ``scripts``, inside this package, so that installing adds the single name ``actbench`` to
+site-packages. Importing ``actbench`` puts their folder first on ``sys.path``: from then on ``from activations.pwlu import PWLU``
+works, and any other package of such a name is hidden.
 """
 
 import sys
@@ -58,7 +58,7 @@ __all__ = [
     "replace_activations",
     "task_names",
 ]
-_ELSEWHERE = {
+_MODULES = {
     "ActLayer": "tasks.base",
     "Activation": "activations.base",
     "Recipe": "tasks.base",
@@ -71,8 +71,8 @@ _ELSEWHERE = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_ELSEWHERE.get(name, "actbench.api")), name)
-    return found
+    value = globals()[name] = getattr(import_module(_MODULES.get(name, "actbench.api")), name)
+    return value
 
 
 def __dir__() -> list[str]:

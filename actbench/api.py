@@ -23,7 +23,7 @@ BASELINE = "relu"
 
 
 def activation_names() -> list[str]:
-    """The activations that have a name, sorted.
+    """Return the names of the activations, sorted.
 
     Examples:
         >>> from actbench import activation_names
@@ -34,7 +34,7 @@ def activation_names() -> list[str]:
 
 
 def task_names() -> list[str]:
-    """The tasks that have a name, sorted; some need data that must be downloaded.
+    """Return the names of the tasks, sorted; some need data that must be downloaded.
 
     Examples:
         >>> from actbench import task_names
@@ -45,7 +45,7 @@ def task_names() -> list[str]:
 
 
 def network_names() -> list[str]:
-    """The networks that have a name, sorted; ``timm`` and ``torchvision`` stand for all networks of these libraries.
+    """Return the names of the networks, sorted; ``timm`` and ``torchvision`` stand for all networks of these libraries.
 
     Examples:
         >>> from actbench import network_names
@@ -63,7 +63,7 @@ def make_act_layer(
     Args:
         activation: a name (``activation_names``), a subclass of ``Activation``, a function that returns one, or the dotted
             path to either.
-        hyper: its hyper-parameters. Those not given have the values of conf/activation/NAME.yaml, or of the signature.
+        hyper: its hyper-parameters. Others have the values of conf/activation/NAME.yaml, or of the signature.
 
     Returns:
         a callable ``(num_features, *, channel_dim=1)`` that makes a fresh activation at every call.
@@ -119,7 +119,7 @@ def make_task(
         task: a name (``task_names``), a subclass of ``tasks.base.Task``, or the dotted path to one.
         overrides: as on the command line, such as ``"task.recipe.lr=0.01"``.
         network: a name (``network_names``), a function or class called with ``act_layer, input_shape, num_outputs``, or
-            the dotted path to one; None for the task's usual one.
+            the dotted path to one; None for the task's default.
         settings: of the task, such as ``val_fraction=0.1``.
 
     Raises:
@@ -130,6 +130,9 @@ def make_task(
         >>> digits = make_task("digits", "task.recipe.epochs=3", val_fraction=0.1)
         >>> digits.input_shape, digits.recipe.epochs, digits.primary_metric
         ((1, 8, 8), 3, 'top1')
+        >>> make_task("digits", val_fraction=2)
+        Traceback (most recent call last):
+        ValueError: task.val_fraction=2: must be a number > 0 and < 1
     """
     with plain_errors():
         return choose(task=task, network=network, overrides=overrides, hyper={"task": settings}).task()
@@ -148,36 +151,36 @@ def fit(
     overrides: str | Sequence[str] = (),
     **hyper: Any,
 ) -> dict[str, Any]:
-    """Train one cell, activation x task x seed, unless it is finished; go on with it if it was interrupted.
+    """Train one cell, activation x task x seed, unless it is finished; resume it if it was interrupted.
 
-    It is the cell that ``python run.py activation=... task=... seed=...`` makes: same folder, same id, same scores. A class is
-    named by its class name, as with ``activation._target_=mine.Cubic``. Its code counts as it was when this process first
-    looked at its file, so reload no modules between calls. A class that is in no file, as in a notebook, is told by
-    what Python compiled; in a script the whole file is its code.
+    It is the cell that ``python run.py activation=... task=... seed=...`` makes: same folder, same id, same scores. A class
+    appears under its class name, as with ``activation._target_=mine.Cubic``. Its code counts as it was when this process
+    first read its file, so reload no modules between calls. A class that is in no file, as in a notebook, is identified
+    by its bytecode; in a script the whole file is its code.
 
     Args:
         activation: a name (``activation_names``), a subclass of ``Activation`` or a function that returns one, defined at
             the top level of a module, script or notebook, or the dotted path to either.
         task: a name (``task_names``), a subclass of ``tasks.base.Task``, a ``functools.partial`` of it with its settings, or
-            the dotted path to one. One that has no name needs ``network`` as well.
-        seed: of data order, augmentation and initial weights, at least 0.
+            the dotted path to one. A task without a name needs ``network``, too.
+        seed: of data order, augmentation and initial weights, >= 0.
         network: a name (``network_names``), a function or class called with ``act_layer, input_shape, num_outputs``, a
-            partial of it, or the dotted path to one; None for the task's usual one.
+            partial of it, or the dotted path to one; None for the task's default.
         runner: ``train``, ``short`` or ``smoke``.
         study: folder under ``outputs``; its cells are compared with each other.
         outputs: folder of all studies.
-        force: train again although the cell is finished. Needed after a change of a task or network of one's own.
-        overrides: further words of the command line, such as ``["task.recipe.lr=0.01", "runner.device=cpu"]``.
+        force: train again although the cell is finished. Needed after a change of your own task or network.
+        overrides: further arguments of the command line, such as ``["task.recipe.lr=0.01", "runner.device=cpu"]``.
         hyper: hyper-parameters of the activation.
 
     Returns:
-        the content of record.json, and ``folder``, where the cell is. ``primary`` is the test score at the last weights;
-        a cell whose ``status`` is ``diverged`` has none.
+        the content of record.json, and ``folder``, the folder of the cell. ``primary`` is the test score at the last
+        weights; a cell whose ``status`` is ``diverged`` has none.
 
     Raises:
         ValueError: a name or value that is not legal, or a finished cell whose activation has changed since.
-        runners.cell.Busy: another process is training the same cell.
-        KeyboardInterrupt: after the run was saved; the same call goes on with it.
+        runners.cell.CellLockedError: another process is training the same cell.
+        KeyboardInterrupt: after the run was saved; the same call resumes it.
 
     Examples:
         >>> from actbench import fit
@@ -190,19 +193,19 @@ def fit(
     with plain_errors():
         parts = choose(**components, settings=settings, overrides=overrides, hyper={"activation": hyper})
         if not trains(parts.cfg.runner):
-            raise ValueError(f"runner={runner}: trains nothing; legal are train, short, smoke")
+            raise ValueError(f"runner={runner}: trains nothing; must be one of train, short, smoke")
         cell = parts.cell(caller=_call(**components, **settings, overrides=overrides, **hyper))
-        if cell.finished() is None:
-            ran = cell.attempt(partial(parts.train, cell))
-            if "signal" in ran:
-                signal.raise_signal(ran["signal"])  # does now what it would have done at once
-    record = read_record(cell.folder / RECORD)
-    assert record is not None
-    return record | {"folder": str(cell.folder)}
+        if cell.completed_record() is None:
+            record = cell.run(partial(parts.train, cell))
+            if "signal" in record:
+                signal.raise_signal(record["signal"])  # has now the effect that it would have had at once
+    written = read_record(cell.folder / RECORD)
+    assert written is not None
+    return written | {"folder": str(cell.folder)}
 
 
 def _call(activation: Any, **arguments: Any) -> str:
-    """The call of ``fit`` as one would type it."""
+    """Return the call of ``fit`` as a user would type it."""
     shown = [_typed(activation), *(f"{name}={_typed(value)}" for name, value in arguments.items())]
     return f"actbench.fit({', '.join(shown)})"
 
@@ -212,10 +215,10 @@ def _typed(value: Any) -> str:
 
 
 def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
-    """Read the records of a study, one row per cell, whatever became of it.
+    """Read the records of a study, one row per cell, including failed ones.
 
-    ``task_label`` and ``activation_label`` are names that differ wherever settings do: only cells with the same two may be
-    seeds of each other. ``folder`` is where the cell is.
+    ``task_label`` and ``activation_label`` are names that differ wherever settings do: only cells with equal labels are
+    seeds of the same comparison. ``folder`` is the folder of the cell.
 
     Args:
         path: the study's folder, ``outputs/STUDY``.
@@ -244,8 +247,8 @@ def leaderboard(
     Args:
         study: its folder, or rows of ``load_study``.
         baseline: the activation that others are compared with.
-        margin: the largest difference to the baseline that does not matter, in the metric's unit; None for the metric's
-            own.
+        margin: the largest difference to the baseline that does not matter, in the metric's unit; None for the default
+            of the metric.
 
     Returns:
         the table that ``scripts/report.py`` writes as leaderboard.csv.
@@ -269,5 +272,5 @@ def leaderboard(
     if baseline != BASELINE and not any(
         label.partition("[")[0] == baseline or label == baseline for label in labels
     ):
-        raise ValueError(f"baseline={baseline}: no such activation in the study; legal: {', '.join(labels)}")
+        raise ValueError(f"baseline={baseline}: must be an activation of the study: {', '.join(labels)}")
     return make_table(records, baseline, margin)

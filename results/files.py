@@ -73,7 +73,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that becomes ``path`` at the end, or vanishes on an error.
 
     A process killed at any moment leaves either the old file or the new one.
@@ -96,7 +96,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         remove_leftovers(folder)
     with ExitStack() as stack:
         for path, content in files.items():
-            stack.enter_context(replacing(path)).write_bytes(content)
+            stack.enter_context(atomic_write(path)).write_bytes(content)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -131,7 +131,7 @@ def _is_running(pid: int) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -156,7 +156,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_table(path: Path, lines: Iterable[Iterable[object]]) -> None:
     """Write ``lines`` of values as they come; None is empty."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(lines)
 
 

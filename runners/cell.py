@@ -1,4 +1,4 @@
-"""A cell: its identity, its folder, its record, and what becomes of it when something goes wrong."""
+"""A cell: what identifies it, and what it writes into its folder."""
 
 import hashlib
 import json
@@ -10,12 +10,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Self
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from activations.checks import check_bool, check_int
 from results.files import (
     CHECKPOINT,
     CLASSES,
@@ -46,89 +49,135 @@ from runners.code import (
     is_importable,
     targets_of,
 )
-from runners.words import one_line
+from runners.errors import format_error
+from runners.logs import cell_log
 
-LOCK, LOCK_TRIES = ".lock", 100
+LOCK, MAX_LOCK_TRIES = ".lock", 100
 
 log = logging.getLogger("actbench")
 
 
-class Cell:
-    """One training run: activation x task x seed x overrides.
+@dataclass(frozen=True)
+class CellSpec:
+    """What identifies a cell: activation x task x seed x overrides.
 
-    Its id is a hash of the resolved configuration without study and output folder, so the folder of a
-    cell is known before it runs, and the same command always comes back to it.
+    The id is a hash of the names and of what determines the result in the configuration, without study and output
+    folder. So the folder of a cell is known before it runs, and the same command always comes back to it.
 
     Args:
-        config: the resolved configuration as plain dicts.
         activation, task, network: names for folders and tables.
-        grid: whether this is one of many, so that a failure must not stop the others.
-        caller: the Python call that asks for the cell, for its record; warnings then go to the caller's logging. None if
-            it is the command line.
-        source: the activation's class or function, if it was given and not looked up by its ``_target_``.
+        seed: of data order, augmentation and initial weights.
+        study_folder: where the cells of the study are.
+        config: the resolved configuration as plain dicts; empty for a cell that was put together by hand.
+
+    Examples:
+        >>> spec = CellSpec("relu", "digits", "small_cnn", seed=3, study_folder=Path("outputs/main"))
+        >>> spec.folder.parent.as_posix()
+        'outputs/main/digits/relu'
+        >>> str(spec)
+        'relu digits seed=3'
+    """
+
+    activation: str
+    task: str
+    network: str
+    seed: int
+    study_folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, activation: str, task: str, network: str) -> Self:
+        """Make the spec of a resolved configuration.
+
+        Raises:
+            ValueError: an illegal seed, study or folder.
+        """
+        check_int("seed", config["seed"], minimum=0)
+        return cls(activation, task, network, config["seed"], study_folder(config), config)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What determines the result of the cell, by dotted names."""
+        return facts_of(self.config) if self.config else {}
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of names and ``facts``."""
+        facts = json.dumps([self.activation, self.task, self.facts], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()[:10]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the cell."""
+        return self.study_folder / self.task / self.activation / f"{self.seed}-{self.id}"
+
+    def __str__(self) -> str:
+        return f"{self.activation} {self.task} seed={self.seed}"
+
+
+class Cell:
+    """The folder of one training run: lock, record and log, and what happens to them when something goes wrong.
+
+    Args:
+        spec: what identifies the cell.
+        force: train again although the cell is finished.
+        grid: whether this is one cell of many, so that a failure must not stop the others.
+        caller: the Python call that asks for the cell, for its record; warnings then go to the caller's logging. None for
+            the command line.
+        source: the activation's class or function, if it was passed and not looked up by its ``_target_``.
 
     Raises:
-        ValueError: a seed, study, folder or force that cannot be.
+        ValueError: ``force`` is not true or false.
     """
 
     def __init__(
         self,
-        config: dict[str, Any],
+        spec: CellSpec,
         *,
-        activation: str,
-        task: str,
-        network: str,
+        force: bool = False,
         grid: bool = False,
         caller: str | None = None,
         source: Callable[..., Any] | None = None,
     ) -> None:
-        self.config, self.caller, self.source = config, caller, source
-        self.activation, self.task, self.network, self.grid = activation, task, network, grid
-        self.seed, self.force = config["seed"], config["force"]
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed}: a whole number of at least 0 is needed")
-        if not isinstance(self.force, bool):
-            raise ValueError(f"force={self.force}: legal values are true, false")
-        self.facts = facts_of(config)
-        self.id = hashlib.sha256(
-            json.dumps([activation, task, self.facts], sort_keys=True).encode()
-        ).hexdigest()[:10]
-        self.study_folder = study_folder(config)
-        self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
+        check_bool("force", force)
+        self.spec, self.folder = spec, spec.folder
+        self.force, self.grid, self.caller, self.source = force, grid, caller, source
         self._record: dict[str, Any] = {}
 
     def __str__(self) -> str:
-        return f"{self.activation} {self.task} seed={self.seed}"
+        return str(self.spec)
 
     @property
     def activation_code(self) -> str | None:
         """Hash of the activation's code as it is now; None if it cannot be found."""
         if self.source is not None and not is_importable(self.source):
             return compiled_hash(self.source)
-        targets = targets_of(self.config["activation"])
-        # every activation is of the contract, whichever way its file imports that
+        targets = targets_of(self.spec.config.get("activation"))
+        # Every activation depends on the contract, whichever way its file imports that.
         return code_hash((*targets, CONTRACT), ACTIVATIONS) if targets else None
 
     @property
     def harness_code(self) -> str | None:
         """Hash of the code of runner, task and network as it is now."""
-        parts = {name: self.config[name] for name in ("runner", "task", "network")}
+        parts = {name: self.spec.config.get(name) for name in ("runner", "task", "network")}
         return code_hash(targets_of(parts), HARNESS)
 
-    def finished(self) -> dict[str, Any] | None:
-        """The record of an earlier run that needs no repeating, else None.
+    def completed_record(self) -> dict[str, Any] | None:
+        """Return the record of an earlier run that need not be repeated, else None.
 
         Raises:
-            ValueError: the record is damaged, or the activation's code has changed since.
+            ValueError: the record is damaged, the folder belongs to another configuration, or the activation's code has
+                changed since.
         """
         if self.force:
             return None
         record = read_record(self.folder / RECORD)
-        if record is None or record["status"] not in FINISHED or not self._check_same_config():
+        if record is None or record["status"] not in FINISHED:
             return None
+        self._require_same_config()
         before, now = record.get("activation_code"), self.activation_code
         if before and now and before.startswith(SCHEME) and before != now:
-            path = file_of(self.config["activation"]["_target_"]) or "in no file"
+            path = file_of(self.spec.config["activation"]["_target_"]) or "in no file"
             raise ValueError(
                 f"{self}: the activation's code ({path}, or what it imports) has changed since this cell was trained "
                 f"in {self.folder}; force=true trains it again"
@@ -136,39 +185,39 @@ class Cell:
         return record
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the cell's folder for this process alone, and log to its log.txt meanwhile.
 
         Raises:
-            Busy: another process holds it.
+            CellLockedError: another process holds it.
             ValueError: the folder belongs to another configuration.
         """
         new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        lock = self._locked()
+        lock = self._acquire_lock()
         try:
-            self._check_same_config()
-            for leftover in self.folder.glob(".*.tmp"):  # nobody else writes here
+            self._require_same_config()
+            for leftover in self.folder.glob(".*.tmp"):  # no other process writes here
                 leftover.unlink()
-            remove_leftovers(self.folder / PICTURES)  # but here a figure may be drawn just now
-            with self._logging():
+            remove_leftovers(self.folder / PICTURES)  # another process may be drawing a figure in there
+            with cell_log(self.folder / LOG, to_caller=self.caller is not None):
                 yield
         finally:
-            if new and not self._record:  # stopped before it began: leave no trace
+            if new and not self._record:  # stopped before training began: leave no trace
                 (self.folder / LOG).unlink(missing_ok=True)
-                with suppress(OSError):  # not empty: others have moved in
-                    (self.folder / LOCK).unlink()  # while it is held, see _locked
+                with suppress(OSError):  # another process has put files there meanwhile
+                    (self.folder / LOCK).unlink()  # before the lock is released, see _acquire_lock
                     for folder in new:
                         folder.rmdir()
             lock.release()
 
-    def _locked(self) -> BaseFileLock:
-        """The lock of the cell's folder, acquired.
+    def _acquire_lock(self) -> BaseFileLock:
+        """Return the lock of the cell's folder, acquired.
 
-        A holder may remove the folder and the lock's file with it. Who has opened that file before then holds a lock
-        that others, who find a new file, do not see; so a lock counts only if its file is still in its place.
+        The holder may remove the folder and the lock's file with it. A process that has opened that file before then
+        holds a lock that others, who see a new file, do not notice; so a lock counts only if its file is still in place.
         """
         lock = FileLock(self.folder / LOCK)
-        for tries_left in reversed(range(LOCK_TRIES)):
+        for tries_left in reversed(range(MAX_LOCK_TRIES)):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
@@ -176,59 +225,68 @@ class Cell:
                 if held is None or os.path.samestat(os.fstat(held), os.stat(lock.lock_file)):
                     return lock
             except Timeout:
-                raise Busy(f"{self}: another process is training it in {self.folder}") from None
+                raise CellLockedError(f"{self}: another process is training it in {self.folder}") from None
             except FileNotFoundError:  # removed meanwhile
                 if not tries_left:
                     raise
             lock.release()
-        raise Busy(f"{self}: other processes keep starting and leaving it in {self.folder}")
+        raise CellLockedError(f"{self}: other processes keep starting and leaving it in {self.folder}")
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
-        """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""
+    def mark_started(self, facts: Mapping[str, Any]) -> None:
+        """Write the first record, which says ``interrupted`` until the run ends: if it is killed, that is true."""
         import yaml
 
         if self.force:
-            self._set_aside()
-        write_text(self.folder / CONFIG, yaml.safe_dump(self.config, sort_keys=False))
+            self._delete_previous_outputs()
+        write_text(self.folder / CONFIG, yaml.safe_dump(dict(self.spec.config), sort_keys=False))
         self.write_record("interrupted", **facts)
 
     def write_record(self, status: str, **facts: Any) -> dict[str, Any]:
-        """Write record.json with ``facts`` added to what is known already."""
+        """Write record.json and return its content.
+
+        Args:
+            status: one of ``results.schema.STATUSES``.
+            facts: are added to those of earlier calls.
+        """
         if not self._record:
             self._record = {
-                "activation": self.activation,
-                "task": self.task,
-                "network": self.network,
-                "seed": self.seed,
-                "cell": self.id,
-                "study": self.study_folder.name,
+                "activation": self.spec.activation,
+                "task": self.spec.task,
+                "network": self.spec.network,
+                "seed": self.spec.seed,
+                "cell": self.spec.id,
+                "study": self.spec.study_folder.name,
                 "started": _now(),
                 "command": self.caller or shlex.join(["python", *sys.argv]),
             }
         self._record |= {"status": status, "reason": None, "written": _now()} | facts
-        write_json(self.folder / RECORD, self._record | self.facts)
+        write_json(self.folder / RECORD, self._record | self.spec.facts)
         return self._record
 
-    def attempt(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """``work()``, which trains and returns the record; what it raises becomes the record's reason.
+    def run(self, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Call ``train``, which trains the cell and returns its record; an error becomes the reason of a failed record.
 
-        Before training has begun, a single run that cannot be is only told so and leaves nothing behind. In a
-        grid it is a row like any other, unless that row holds the result of an earlier run.
+        If a single run fails before training starts, only the message is printed and no folder is left. In a grid the
+        failure is recorded, unless the result of an earlier run is there.
+
+        Raises:
+            CellLockedError: another process holds the cell.
+            Exception: what ``train`` raises.
         """
-        with self.opened():
-            if record := self.finished():
-                return record  # by another process, since we looked
+        with self.locked():
+            if record := self.completed_record():
+                return record  # another process has finished it since the caller looked
             try:
-                return work()
+                return train()
             except Exception as error:
                 log.debug("traceback", exc_info=True)
                 earlier = read_json(self.folder / RECORD) or {}
                 if self._record or (self.grid and earlier.get("status") not in FINISHED):
-                    self.write_record("failed", reason=one_line(error))
+                    self.write_record("failed", reason=format_error(error))
                 raise
 
-    def line(self, record: Mapping[str, Any], note: str = "") -> str:
-        """One line that says what came out and where it is."""
+    def summary(self, record: Mapping[str, Any], note: str = "") -> str:
+        """Return one line with the score, or the reason why there is none, and the folder."""
         metric = record.get("primary_metric")
         score = record.get("primary")
         result = f"{metric}={score:.4g}" if score is not None else record["status"]
@@ -236,115 +294,57 @@ class Cell:
             result += f" ({record['reason']})"
         return f"{self} {result} {self.folder}{note}"
 
-    def _check_same_config(self) -> bool:
-        """True; a folder whose config.yaml is not this cell's must not be added to."""
+    def _require_same_config(self) -> None:
+        """Raise ValueError if the folder holds the config.yaml of another cell."""
         path = self.folder / CONFIG
         if not path.exists():
-            return True
+            return
         import yaml
 
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            there = facts_of(
-                yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            )
+            before = facts_of(yaml.load(path.read_text(encoding="utf-8"), loader))
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
             raise ValueError(f"{path}: damaged; remove the folder, or choose another study=NAME") from None
-        for name in dict.fromkeys([*self.facts, *there]):
-            if self.facts.get(name) != there.get(name):
+        now = self.spec.facts
+        for name in dict.fromkeys([*now, *before]):
+            if now.get(name) != before.get(name):
                 raise ValueError(
-                    f"{path}: holds another configuration ({name}={there.get(name)} there, "
-                    f"{self.facts.get(name)} now); remove the folder, or choose another study=NAME"
+                    f"{path}: holds another configuration ({name}={before.get(name)} there, {now.get(name)} now); "
+                    "remove the folder, or choose another study=NAME"
                 )
-        return True
 
-    def _set_aside(self) -> None:
-        """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
+    def _delete_previous_outputs(self) -> None:
+        """Delete the results of an earlier run, the record first: a kill never leaves it beside other results."""
         for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES):
             (self.folder / name).unlink(missing_ok=True)
-        if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
+        if (self.folder / DAMAGED).exists():  # kept for the user under a name that no longer blocks the cell
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)
         shutil.rmtree(self.folder / PICTURES, ignore_errors=True)
 
-    @contextmanager
-    def _logging(self) -> Iterator[None]:
-        """Everything goes to log.txt; warnings go to the terminal, or with all else that the caller wants to the caller."""
-        level, propagate = log.level, log.propagate
-        handler = _LogFile(self.folder / LOG, delay=True, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        others = _Terminal() if self.caller is None else _Caller(log.getEffectiveLevel())
-        log.addHandler(handler)
-        log.addHandler(others)
-        log.setLevel(logging.DEBUG)
-        log.propagate = False
-        try:
-            yield
-        finally:
-            log.removeHandler(handler)
-            log.removeHandler(others)
-            log.setLevel(level)
-            log.propagate = propagate
-            with suppress(OSError):
-                handler.close()
 
-
-class _LogFile(logging.FileHandler):
-    """A log that cannot be written is no reason to fail; a full disk is told of by files that matter."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # of opening it
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass  # of writing to it
-
-
-class _Terminal(logging.StreamHandler):
-    """Warnings on stderr, each once: the cells of a grid share data and so have the same to say."""
-
-    seen: ClassVar[set[str]] = set()
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-        self.setLevel(logging.WARNING)
-        self.setFormatter(logging.Formatter("actbench: %(message)s"))
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        first = message not in self.seen
-        self.seen.add(message)
-        return first
-
-
-class _Caller(logging.Handler):
-    """What the logger would have handed on, had its level stayed as it was."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if log.parent is not None:
-            log.parent.handle(record)
-
-
-class Busy(RuntimeError):
+class CellLockedError(RuntimeError):
     """Another process is training the same cell."""
 
 
-class CellFailed(Exception):
-    """A cell of a grid failed; said and recorded already, so all that is left is the exit status."""
+class CellFailedError(Exception):
+    """A cell of a grid failed, which has been printed and recorded; all that is left is the exit status."""
 
 
 def study_folder(config: Mapping[str, Any]) -> Path:
-    """The folder of a configuration's study, ``<outputs>/<study>``.
+    """Return the folder of a configuration's study, ``<outputs>/<study>``.
 
     Raises:
-        ValueError: a study or outputs that name no folder.
+        ValueError: a study or outputs that is not the name of a folder.
     """
     outputs, study = (
         str(value) if isinstance(value, int) and not isinstance(value, bool) else value  # study=2024
         for value in (config["outputs"], config["study"])
     )
     if not isinstance(study, str) or not re.fullmatch(r"\w[\w.+-]*", study):
-        raise ValueError(f"study={study}: letters, digits and . + - _ are legal in a folder's name")
+        raise ValueError(f"study={study}: must consist of letters, digits and . + - _")
     if not isinstance(outputs, str) or not outputs.strip():
-        raise ValueError(f"outputs={'null' if outputs is None else outputs}: the name of a folder is needed")
+        raise ValueError(f"outputs={'null' if outputs is None else outputs}: must be the name of a folder")
     return Path(outputs).expanduser() / study
 
 

@@ -1,4 +1,4 @@
-"""The state of a run, saved so that what is left of it can be repeated bit for bit."""
+"""The state of a run, saved so that the rest of the run can be repeated bit for bit."""
 
 import io
 import pickle
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from results.files import DAMAGED, replacing
+from results.files import DAMAGED, atomic_write
 from runners import seeding
 
-# what a checkpoint belongs to: the parts of its fingerprint in words
+# the parts of a fingerprint in words
 ORIGIN = ("the task's data", "the activation's sources", "the sources of runner, task or network")
 PARTS = {
     "network": dict,
@@ -30,20 +30,20 @@ PARTS = {
 
 
 def fingerprint(data: str, activation: str | None, harness: str | None) -> str:
-    """One text of the fingerprint of the data and the hashes of the code."""
+    """Return what a checkpoint belongs to: the fingerprint of the data and the hashes of the code."""
     return "\n".join((data, f"activation {activation}", f"harness {harness}"))
 
 
 @dataclass
 class Progress:
-    """How far a run has come: plain values and tensors only.
+    """The progress of a run, in plain values and tensors.
 
     Attributes:
-        epoch, step: the next step to take.
+        epoch, step: the next step.
         rows: of metrics.csv.
         best: epoch, value (larger is better) and weights of the best validation so far.
-        means, seconds: of the epoch under way, if it has been interrupted.
-        sessions: when, by what and from which step on the run was computed, a flat dict for every start of it.
+        means, seconds: of an epoch that was interrupted.
+        sessions: a flat dict for every process that computed a part of the run: time, provenance, first step.
     """
 
     epoch: int = 0
@@ -55,18 +55,18 @@ class Progress:
     sessions: list[dict[str, Any]] = field(default_factory=list)
 
     def begin_session(self, facts: dict[str, Any]) -> None:
-        """Note that a process with these ``facts`` goes on from here."""
+        """Add a session that continues from here, with these ``facts``."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self.sessions.append({"started": started, **facts, "epoch": self.epoch, "step": self.step})
 
     def add_row(self, split: str, metrics: dict[str, float], *, epoch: int, since: float) -> float:
-        """Append a row of metrics.csv for work that began at ``since``; returns the seconds it took."""
+        """Append a row of metrics.csv for work that began at ``since``, and return the seconds that it took."""
         seconds = time.perf_counter() - since
         self.rows.append({"epoch": epoch, "split": split, **metrics, "seconds": seconds})
         return seconds
 
     def keep_best(self, network: nn.Module, metric: str, higher_is_better: bool) -> None:
-        """Keep the weights if the last row is the best so far; of equals the one with the lower loss."""
+        """Keep the weights if the last row is the best so far; if scores are equal the lower loss decides."""
         row = self.rows[-1]
         value = [row[metric] if higher_is_better else -row[metric], -row["loss"]]
         if self.best is None or value > self.best["value"]:
@@ -79,17 +79,17 @@ class RunState:
     """Everything that determines the rest of a run.
 
     ``network`` includes the activations' buffers and with them their phase. The data stream needs no state:
-    it depends on the seed, the epoch and the step.
+    it depends on the seed, the epoch and the step. ``fingerprint`` is what the function of that name returns.
     """
 
     network: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    fingerprint: str  # see the function
+    fingerprint: str
     progress: Progress = field(default_factory=Progress)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; a killed process leaves the old one or the new one."""
+        """Write a checkpoint; a process that is killed leaves the old one or the new one."""
         state = {
             "network": self.network.state_dict(),
             "frozen": [name for name, p in self.network.named_parameters() if not p.requires_grad],
@@ -100,15 +100,15 @@ class RunState:
             "random": seeding.random_states(),
         }
         buffer = io.BytesIO()
-        torch.save(state, buffer)  # not to the file: torch hides a full disk behind an assertion of its own
-        with replacing(path) as temporary:
+        torch.save(state, buffer)  # not to the file, as torch reports a full disk as a failed assertion
+        with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
     def resume(self, path: Path) -> bool:
-        """Take over the state in ``path``; False if there never was one.
+        """Restore the state in ``path`` and return True; return False if there is none.
 
-        A checkpoint that cannot be read is kept aside, and the error is repeated until the user has decided:
-        starting over silently would hide that a run was lost.
+        A checkpoint that cannot be read is renamed, and the error is repeated until the user has decided: to start
+        over silently would hide that a run was lost.
 
         Raises:
             ValueError: the checkpoint is damaged, now or at an earlier start, or belongs to other data or code.
@@ -117,7 +117,7 @@ class RunState:
         if path.exists():
             try:
                 with zipfile.ZipFile(path) as archive:
-                    bad = archive.testzip()  # torch.load does not look at the checksums
+                    bad = archive.testzip()  # torch.load does not compare the checksums
                 if bad is not None:
                     raise zipfile.BadZipFile(f"wrong checksum of {bad}")
                 state = torch.load(path, map_location="cpu", weights_only=True)
@@ -140,12 +140,12 @@ class RunState:
                 "force=true trains this cell from the start"
             )
         try:
-            self._take_over(state)
+            self._restore(state)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise _set_aside(path, error) from None
         return True
 
-    def _take_over(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name not in state["frozen"])
@@ -156,21 +156,21 @@ class RunState:
 
 
 def _check_parts(state: Any) -> None:
-    """Raise ValueError unless ``state`` is what ``save`` writes, as far as that can be seen without the network."""
+    """Raise ValueError unless ``state`` has the parts that ``save`` writes."""
     if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}, not the state of a run")
+        raise ValueError(f"contains a {type(state).__name__}, not the state of a run")
     for part, kind in PARTS.items():
         if not isinstance(state.get(part), kind):
-            raise ValueError(f"no {part} in it, so it is not the state of a run")
-    if not state["progress"].keys() <= {known.name for known in fields(Progress)}:
+            raise ValueError(f"contains no {part}, so it is not the state of a run")
+    if not state["progress"].keys() <= {attribute.name for attribute in fields(Progress)}:
         raise ValueError("its progress is not that of a run")
 
 
 def _set_aside(path: Path, error: Exception) -> ValueError:
-    """Keep a checkpoint that is of no use under another name."""
+    """Rename an unusable checkpoint, and return the error to raise."""
     path.replace(path.with_name(DAMAGED))
-    said = " ".join(str(error).split()).partition(". ")[0]
-    return ValueError(_damaged(path, said or type(error).__name__))
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return ValueError(_damaged(path, reason or type(error).__name__))
 
 
 def _damaged(path: Path, reason: str) -> str:

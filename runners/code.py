@@ -13,23 +13,23 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-# the kind of hash: hashes of two kinds cannot be compared
+# version of the scheme: hashes of two schemes cannot be compared
 SCHEME = "2:"
 ACTIVATIONS = ("activations",)
 HARNESS = ("runners", "tasks", "activations")
 CONTRACT = "activations.base.Activation"
-# published libraries: they are told by their version, and too large to be read
+# published libraries, which a record identifies by their versions
 LIBRARIES = ("torch", "torchvision", "timm")
-# the sources of what this module loads count with it
+# the C++ sources of what this module loads count with it
 COMPILED = "activations.kernels.library"
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 # attributes of a class that are not its code
-OF_CLASSES = ("__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__")
+NO_CODE = ("__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__")
 
 _STATEMENT = re.compile(r"^[ \t]*((?:from|import)[ \t]+(?:\\\n|[^(\\\n])*(?:\([^)]*\))?)", re.MULTILINE)
 _LINE_ENDS = re.compile(r"[ \t]*(?:#|\n|\Z)")
-# strings are matched so that what looks like a comment in them is none
+# strings are matched, too, as they may contain what looks like a comment
 _COMMENT_OR_STRING = {
     ".py": re.compile(
         r"""#[^\n]*|(?:\b[rRuU])?(?P<quotes>\"{3}|'{3})(?:\\[\s\S]|(?!(?P=quotes))[\s\S])*(?P=quotes)"""
@@ -40,32 +40,32 @@ _COMMENT_OR_STRING = {
 
 
 def targets_of(config: Any) -> tuple[str, ...]:
-    """Every ``_target_`` in a configuration, sorted: the classes and functions that are made from it."""
-    found: set[str] = set()
+    """Return every ``_target_`` in a configuration, sorted."""
+    targets: set[str] = set()
     waiting = [config]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             if isinstance(target := value.get("_target_"), str):
-                found.add(target)
+                targets.add(target)
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
-    return tuple(sorted(found))
+    return tuple(sorted(targets))
 
 
 def file_of(target: str) -> Path | None:
-    """The file of the module that holds ``target``, a dotted path; None if there is none."""
+    """Return the file of the module that holds ``target``, a dotted path; None if there is none."""
     module = _module_of(target)
     return _find(module)[0] if module else None
 
 
 @cache
 def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
-    """Hash of the files that hold ``targets`` and of all that these import; None if one of them cannot be found.
+    """Return a hash of the files that hold ``targets`` and of all that they import; None if one of them is missing.
 
-    Comments, docstrings and blank lines do not count. A file counts as it was when this process first looked at it, which
-    is about when it imports it.
+    Comments, docstrings and blank lines do not count. A file counts as it was when this process first read it, which is
+    about when it imports it.
     """
     modules = code_files(targets, packages)
     if not modules:
@@ -82,8 +82,8 @@ def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None
 def code_files(targets: Sequence[str], packages: Sequence[str]) -> dict[str, Path] | None:
     """Return the files that ``code_hash`` covers, by module, without csrc/; None if a target cannot be found.
 
-    Imports are followed into ``packages``, into a target's own package and, if it is a file without a package, into its
-    neighbours.
+    Imports are followed into ``packages``, into a target's own package and, if it is a file without a package, into
+    files beside it.
     """
     modules: dict[str, Path] = {}
     waiting: list[tuple[str, set[str]]] = []
@@ -100,34 +100,34 @@ def code_files(targets: Sequence[str], packages: Sequence[str]) -> dict[str, Pat
         modules[module] = path
         for imported in _source(path, module)[1]:
             top = imported.partition(".")[0]
-            if top in followed or ("." not in module and _is_neighbour(path, top)):
+            if top in followed or ("." not in module and _is_beside(path, top)):
                 waiting.append((imported, followed | {top}))
     return modules
 
 
 def is_importable(thing: Any) -> bool:
-    """Whether the module that a class or function says it is from has a file, and this very object in it."""
-    found: Any = sys.modules.get(thing.__module__)
+    """Return whether the ``__module__`` of a class or function has a file, and this very object in it."""
+    value: Any = sys.modules.get(thing.__module__)
     for name in thing.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is thing and file_of(f"{thing.__module__}.{thing.__qualname__}") is not None
+        value = getattr(value, name, None)
+    return value is thing and file_of(f"{thing.__module__}.{thing.__qualname__}") is not None
 
 
 def compiled_hash(thing: Any) -> str:
-    """Hash of a class or function that is in no file, as what is typed into a notebook: of what Python made of it.
+    """Return a hash of the bytecode of a class or function that is in no file, such as one of a notebook.
 
-    With it count the classes, functions and plain values of its own module that it names. Of what it imports the contract
-    alone counts. Versions of Python differ in it.
+    It includes the classes, functions and plain values of the same module that it names, and of what it imports the
+    contract alone. It differs between versions of Python.
     """
     digest = hashlib.sha256(str(code_hash((CONTRACT,), ACTIVATIONS)).encode())
-    seen: dict[int, Any] = {}  # what is looked at only once, kept so that no other gets its id
+    seen: dict[int, Any] = {}  # visited once each; referenced, so that no id is used again
     waiting = [thing]
     while waiting:
         value = waiting.pop()
         digest.update(f"{type(value).__name__}\n".encode())
         if isinstance(value, PLAIN):
             digest.update(f"{value!r}\n".encode())
-        elif isinstance(value, frozenset):  # a constant, whose order is another in every process
+        elif isinstance(value, frozenset):  # a constant whose order differs between processes
             waiting += sorted(value, key=repr)
         elif id(value) not in seen:
             seen[id(value)] = value
@@ -136,7 +136,7 @@ def compiled_hash(thing: Any) -> str:
 
 
 def _parts(value: Any, module: str) -> list[Any]:
-    """What the behaviour of ``value`` hangs on, if it is a container or of ``module``."""
+    """Return what the behavior of ``value`` depends on, if it is a container or of ``module``."""
     if isinstance(value, tuple | list):
         return [*value]
     if isinstance(value, dict):
@@ -148,8 +148,8 @@ def _parts(value: Any, module: str) -> list[Any]:
     if getattr(value, "__module__", None) != module:
         return []
     if isinstance(value, type):
-        own = {name: member for name, member in vars(value).items() if name not in OF_CLASSES}
-        return [*value.__bases__, dict(sorted(own.items()))]
+        members = {name: member for name, member in vars(value).items() if name not in NO_CODE}
+        return [*value.__bases__, dict(sorted(members.items()))]
     if not isinstance(value, FunctionType):
         return []
     parts: list[Any] = [value.__defaults__, value.__kwdefaults__]
@@ -162,7 +162,7 @@ def _parts(value: Any, module: str) -> list[Any]:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """A function's code and that of all functions defined in it."""
+    """Yield a function's code and that of all functions defined in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -170,15 +170,15 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _module_of(target: str) -> str | None:
-    """The longest beginning of a dotted path that is a module with a file."""
+    """Return the longest beginning of a dotted path that is a module with a file."""
     parts = target.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
     return next((name for name in names if _find(name)[0] is not None), None)
 
 
 def _find(module: str) -> tuple[Path | None, list[str] | None]:
-    """Source file of a module, and where the modules in it are if it is a package."""
-    if module == "__main__":  # a script; what sys.path has of that name is another
+    """Return the source file of a module and, if it is a package, the folders of its modules."""
+    if module == "__main__":  # a script, which is not the module of that name on sys.path
         path = getattr(sys.modules["__main__"], "__file__", None)
         return (Path(path) if path and path.endswith(".py") else None), None
     parent = module.rpartition(".")[0]
@@ -195,13 +195,13 @@ def _find(module: str) -> tuple[Path | None, list[str] | None]:
     return None, None
 
 
-def _is_neighbour(path: Path, top: str) -> bool:
+def _is_beside(path: Path, top: str) -> bool:
     return path.parent.name not in ("site-packages", "dist-packages") and path.with_name(f"{top}.py").exists()
 
 
 @cache
 def _source(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
-    """Hash of a file, and the names of all modules that it may import."""
+    """Return a hash of a file, and the names of all modules that it may import."""
     text = path.read_bytes().decode(errors="surrogateescape").replace("\r\n", "\n")
     pattern = _COMMENT_OR_STRING.get(path.suffix, _COMMENT_OR_STRING[""])
     lines = (line.rstrip() for line in pattern.sub(_without_words, text).split("\n"))
@@ -211,23 +211,23 @@ def _source(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
     return digest, tuple(dict.fromkeys(_imports(text, package))) if path.suffix == ".py" else ()
 
 
-def _without_words(found: re.Match[str]) -> str:
-    """Nothing for a comment and for a long string with lines of its own, which is a docstring; else what it was."""
-    if found[0][0] in "#/":
+def _without_words(match: re.Match[str]) -> str:
+    """Return nothing for a comment and for a long string on lines of its own, a docstring; else the text itself."""
+    if match[0][0] in "#/":
         return ""
-    text, (start, end) = found.string, found.span()
+    text, (start, end) = match.string, match.span()
     before = text[text.rfind("\n", 0, start) + 1 : start]
-    is_long = found.groupdict().get("quotes") is not None
+    is_long = match.groupdict().get("quotes") is not None
     docstring = is_long and not before.strip() and _LINE_ENDS.match(text, end)
-    return "" if docstring else found[0]
+    return "" if docstring else match[0]
 
 
 def _imports(text: str, package: str) -> Iterator[str]:
-    """Modules that a source imports anywhere, and their packages; of ``from a import b`` both a and a.b."""
-    for found in _STATEMENT.finditer(text):
+    """Yield the modules that a source imports anywhere, and their packages; for ``from a import b`` both a and a.b."""
+    for match in _STATEMENT.finditer(text):
         try:
-            statements = ast.parse(found[1]).body
-        except SyntaxError:  # prose in a docstring
+            statements = ast.parse(match[1]).body
+        except SyntaxError:  # a line of a docstring
             continue
         for statement in statements:
             if isinstance(statement, ast.Import):

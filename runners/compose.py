@@ -1,7 +1,7 @@
-"""Compose a configuration of conf/ and make what it names: the one way to an activation, a task, a runner and a cell.
+"""Compose a configuration of conf/ and make its components: an activation, a task, a runner and a cell.
 
-run.py hands over what Hydra composed from its command line; everything else calls ``compose`` or ``choose``, which need no
-decorator of Hydra's and leave its global state as it was. torch is imported only when something is made.
+run.py passes what Hydra composed from its command line; all other code calls ``compose`` or ``choose``, which need no
+decorator of Hydra and restore its global state. torch is imported only when a component is made.
 """
 
 import json
@@ -20,9 +20,10 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from runners.cell import Cell
-from runners.composed import FACTORIES, OF_HYDRA, check_component, check_composed, own_class
-from runners.words import no_such_name, one_line
+from runners.cell import Cell, CellSpec
+from runners.composed import FACTORIES, HYDRA_KEYS, check_component, check_composed, overridden_class_name
+from runners.errors import format_error, no_such_name
+from tasks.settings import within
 
 if TYPE_CHECKING:
     from activations.base import Activation
@@ -32,103 +33,104 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def component_names(component: str) -> list[str]:
-    """The names that ``component=NAME`` takes on the command line, sorted: those of the files in conf/COMPONENT."""
+    """Return the names that ``component=NAME`` accepts on the command line, sorted: those of the files in conf/COMPONENT."""
     folder = CONF / component
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def compose(*overrides: str) -> tuple[DictConfig, DictConfig]:
-    """The configuration that a command line of ``overrides`` stands for, and Hydra's own part of it.
+    """Return the configuration for a command line of ``overrides``, and Hydra's part of it.
 
     Raises:
-        HydraException: overrides that cannot be composed; ``runners.words.one_line`` says it to a user.
+        HydraException: overrides that cannot be composed; ``runners.errors.format_error`` makes it one line.
     """
-    with _hydra_to_itself(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with _fresh_hydra(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
     with open_dict(cfg):
-        own = cfg.pop("hydra")
-    return cfg, own
+        hydra_cfg = cfg.pop("hydra")
+    return cfg, hydra_cfg
 
 
 @contextmanager
-def _hydra_to_itself() -> Iterator[None]:
-    """Take away the global state of an application that uses Hydra as well, and put it back at the end."""
+def _fresh_hydra() -> Iterator[None]:
+    """Set aside the global state of an application that also uses Hydra, and restore it at the end."""
     classes = (GlobalHydra, JobRuntime, VersionBase)
     instances = Singleton._instances
-    kept: dict[type, Singleton] = {cls: instances.pop(cls) for cls in classes if cls in instances}
+    saved: dict[type, Singleton] = {cls: instances.pop(cls) for cls in classes if cls in instances}
     try:
         yield
     finally:
         for cls in classes:
             instances.pop(cls, None)
-        instances.update(kept)
+        instances.update(saved)
 
 
 class Parts:
-    """The parts of a cell that a composed configuration names; each is made when it is asked for.
+    """The components of a cell that a composed configuration names; each is made when it is needed.
 
     Args:
         cfg: the composed configuration.
-        hydra_cfg: Hydra's own part of it.
-        own: objects to use for a component instead of what its ``_target_`` leads to.
+        hydra_cfg: Hydra's part of it.
+        objects: component -> class or function to use instead of its ``_target_``.
 
     Raises:
         ValueError: an unknown or missing key, a list of components, or a component without a class.
     """
 
     def __init__(
-        self, cfg: DictConfig, hydra_cfg: DictConfig, own: Mapping[str, Callable[..., Any]] | None = None
+        self, cfg: DictConfig, hydra_cfg: DictConfig, objects: Mapping[str, Callable[..., Any]] | None = None
     ) -> None:
-        self.cfg, self.own = cfg, own or {}
+        self.cfg, self.objects = cfg, objects or {}
         self.names = check_composed(cfg, hydra_cfg)
         self.config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-        activation = own_class(cfg.activation._target_, self.names["activation"], hydra_cfg)
+        activation = overridden_class_name(cfg.activation._target_, self.names["activation"], hydra_cfg)
         self.names["activation"] = activation or self.names["activation"]
-        # networks of other libraries are one choice and a name
+        # a network of another library is a choice and a name
         model = self.config["network"].get("name")
         self.names["network"] = ":".join(map(str, filter(None, (self.names["network"], model))))
 
     def cell(self, *, grid: bool = False, caller: str | None = None) -> Cell:
-        """The cell of this configuration; see ``Cell`` for the arguments and errors."""
+        """Return the cell of this configuration; see ``CellSpec`` and ``Cell`` for arguments and errors."""
         names = {name: self.names[name] for name in ("activation", "task", "network")}
-        return Cell(self.config, **names, grid=grid, caller=caller, source=self.own.get("activation"))
+        spec = CellSpec.from_config(self.config, **names)
+        source = self.objects.get("activation")
+        return Cell(spec, force=self.config["force"], grid=grid, caller=caller, source=source)
 
     def act_layer(self) -> "partial[Activation]":
-        """The activation's factory, tried once."""
-        from runners.factory import checked
+        """Return the activation's factory, validated."""
+        from runners.factory import validate_act_layer
 
-        return checked(self._made("activation"), self.names["activation"])
+        return validate_act_layer(self._make("activation"), self.names["activation"])
 
     def task(self) -> "Task":
-        """The task, with the network that it is to train."""
-        return self._made("task", network=self._made("network"))
+        """Return the task with its network."""
+        return self._make("task", network=self._make("network"))
 
     def runner(self) -> Any:
-        """The runner."""
-        return self._made("runner")
+        """Return the runner."""
+        return self._make("runner")
 
     def train(self, cell: Cell) -> dict[str, Any]:
-        """Train ``cell``; returns its record.
+        """Train ``cell`` and return its record.
 
         Raises:
-            ValueError: a name in a component that nothing reads, or a value that it does not accept.
+            ValueError: a setting that a component does not have, or a value that it does not accept.
         """
         runner, act_layer = self.runner(), self.act_layer()
         return runner(act_layer, self.task(), cell)
 
-    def _made(self, component: str, **given: Any) -> Any:
+    def _make(self, component: str, **arguments: Any) -> Any:
         from hydra.utils import instantiate
 
         check_component(component, self.config[component])
-        if component not in self.own:
-            return instantiate(self.cfg[component], **given)
-        settings = {name: value for name, value in self.config[component].items() if name not in OF_HYDRA}
-        keywords = instantiate({"_target_": "builtins.dict", **settings}) | given
-        return (
-            partial(self.own[component], **keywords)
-            if component in FACTORIES
-            else self.own[component](**keywords)
-        )
+        if component not in self.objects:
+            return instantiate(self.cfg[component], **arguments)
+        settings = {name: value for name, value in self.config[component].items() if name not in HYDRA_KEYS}
+        keywords = instantiate({"_target_": "builtins.dict", **settings}) | arguments
+        if component in FACTORIES:
+            return partial(self.objects[component], **keywords)
+        with within(component, settings):
+            return self.objects[component](**keywords)
 
 
 def choose(
@@ -138,67 +140,65 @@ def choose(
     hyper: Mapping[str, Mapping[str, Any]] | None = None,
     **components: Any,
 ) -> Parts:
-    """Parts chosen in Python.
+    """Return the components chosen in Python.
 
     Args:
         settings: values of the top level of the configuration, such as seed.
-        overrides: further words of the command line.
-        hyper: for a component the values of its settings.
+        overrides: further arguments of the command line.
+        hyper: component -> values of its settings.
         components: activation, task, network, runner. Each is a name as on the command line, a class or function, a
-            ``functools.partial`` of one, or the dotted path to any of these; None for the usual one.
+            ``functools.partial`` of one, or the dotted path to any of these; None for the default.
 
     Raises:
-        ValueError: an unknown name of a component or a setting, or a value that cannot be written down.
+        ValueError: an unknown component or setting, or a value that a file cannot hold.
     """
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     taken = {*(settings or {}), *(name for name, value in components.items() if value is not None)}
     for override in overrides:
         if (key := override.partition("=")[0].lstrip("+~").partition("@")[0]) in taken:
-            raise ValueError(f"{override}: is an argument of its own, {key}=...")
+            raise ValueError(f"{override}: must be passed as the argument {key}=...")
     chosen = {
-        name: value for name, value in components.items() if isinstance(value, str) and not _path(value)
+        name: value for name, value in components.items() if isinstance(value, str) and not _is_path(value)
     }
     objects = {
-        name: _own(name, value)
+        name: _resolve(name, value)
         for name, value in components.items()
         if value is not None and name not in chosen
     }
     if "task" in objects and components.get("network") is None:
-        raise ValueError(
-            f"task={objects['task'][0].__name__}: has no usual network; give network=... as well"
-        )
+        raise ValueError(f"task={objects['task'][0].__name__}: has no default network; set network=..., too")
     cfg, hydra_cfg = compose(*(f"{name}={value}" for name, value in chosen.items()), *overrides)
     with open_dict(cfg), read_write(hydra_cfg), open_dict(hydra_cfg):
         for name, value in (settings or {}).items():
             cfg[name] = plain(name, value)
-        for component, (own, keywords) in objects.items():
+        for component, (target, keywords) in objects.items():
             partially = {"_partial_": True} if component in FACTORIES else {}
             values = {name: plain(f"{component}.{name}", value) for name, value in keywords.items()}
-            cfg[component] = {"_target_": f"{own.__module__}.{own.__qualname__}", **partially, **values}
-            hydra_cfg.runtime.choices[component] = own.__name__
-        for component, given in (hyper or {}).items():
-            for name, value in given.items():
+            cfg[component] = {"_target_": f"{target.__module__}.{target.__qualname__}", **partially, **values}
+            hydra_cfg.runtime.choices[component] = target.__name__
+        for component, hypers in (hyper or {}).items():
+            for name, value in hypers.items():
                 key = f"{component}.{name}"
                 if component not in objects and name not in cfg[component]:
                     raise ValueError(no_such_name(key, cfg[component]))
                 cfg[component][name] = plain(key, value)
-    return Parts(cfg, hydra_cfg, {component: own for component, (own, _) in objects.items()})
+    return Parts(cfg, hydra_cfg, {component: target for component, (target, _) in objects.items()})
 
 
-def _path(name: str) -> bool:
-    """Whether a string is the dotted path of an object, and not the name of a configuration."""
+def _is_path(name: str) -> bool:
+    """Return whether a string is the dotted path of an object, and not the name of a configuration."""
     return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
-def _own(component: str, value: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-    """The class or function behind ``value``, and the keywords that go with it."""
+def _resolve(component: str, value: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """Return the class or function that ``value`` stands for, and the keywords of a partial."""
     if isinstance(value, str):
         from hydra.utils import get_object
 
         try:
             value = get_object(value)
         except Exception as error:
-            raise ValueError(f"{component}={value}: {one_line(error)}") from error
+            raise ValueError(f"{component}={value}: {format_error(error)}") from error
     keywords: Mapping[str, Any] = {}
     if isinstance(value, partial):
         if value.args:
@@ -206,28 +206,28 @@ def _own(component: str, value: Any) -> tuple[Callable[..., Any], Mapping[str, A
         value, keywords = value.func, value.keywords
     name = getattr(value, "__qualname__", "<nameless>")
     if not callable(value) or "<" in name or not hasattr(value, "__module__"):
-        # what is defined within a function depends on that function's variables, which no record could tell
+        # What is defined within a function depends on that function's variables, which a record cannot hold.
         legal = "a name, or a class or function that is defined at the top level of a module"
-        raise ValueError(f"{component}={value!r}: {legal} is needed")
+        raise ValueError(f"{component}={value!r}: must be {legal}")
     return value, keywords
 
 
 def plain(name: str, value: Any) -> Any:
-    """``value`` as a file can hold it: numbers, words, true and false, None, and lists and dicts of these.
+    """Return ``value`` as a file can hold it: numbers, strings, booleans, None, and lists and dicts of these.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: any other value.
     """
     try:
         return json.loads(json.dumps(value, default=_scalar))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name}={value!r}: a number, a word, None, or a list or dict of such is needed"
+            f"{name}={value!r}: must be a number, a string, None, or a list or dict of these"
         ) from error
 
 
 def _scalar(value: Any) -> Any:
-    """The Python number in a scalar of numpy, or the text of a path."""
+    """Return the Python number in a scalar of numpy, or the text of a path."""
     if isinstance(value, Path):
         return str(value)
     if getattr(value, "ndim", None) == 0:
@@ -237,12 +237,13 @@ def _scalar(value: Any) -> Any:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let what Hydra wraps or says in paragraphs leave as the error behind it, or as a ValueError of one line."""
+    """Turn errors of Hydra into the error that caused them, or into a ValueError of one line."""
     try:
         yield
     except InstantiationException as error:
-        if isinstance(error.__cause__, Exception) and not isinstance(error.__cause__, HydraException):
-            raise error.__cause__ from None
-        raise ValueError(one_line(error)) from error
+        cause = error.__cause__
+        if isinstance(cause, Exception) and not isinstance(cause, HydraException | ValueError):
+            raise cause from None
+        raise ValueError(format_error(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(one_line(error)) from error
+        raise ValueError(format_error(error)) from error

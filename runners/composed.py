@@ -1,4 +1,4 @@
-"""Check what Hydra composed before anything is built from it: every key is read by something, none is missing."""
+"""Check what Hydra composed before anything is built from it: every key is used, none is missing."""
 
 import inspect
 import posixpath
@@ -11,14 +11,19 @@ from typing import Any, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from runners.words import choices, no_such_name
+from runners.errors import choices, no_such_name
 
-COMPONENTS = {"activation": "relu", "task": "digits", "network": "mlp", "runner": "train"}  # and an example
-FACTORIES = ("activation", "network")  # what is made of these is called later, with more arguments
+COMPONENTS = {
+    "activation": "relu",
+    "task": "digits",
+    "network": "mlp",
+    "runner": "train",
+}  # with an example of each
+FACTORIES = ("activation", "network")  # components that are called later, with more arguments
 SETTINGS = ("seed", "study", "outputs", "force")
-OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-# what run.py, the networks and the tasks pass to a component themselves
-GIVEN: dict[str, tuple[str, ...]] = {
+HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+# arguments of a component that do not come from its configuration
+RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "activation": ("num_features", "channel_dim"),
     "task": ("network",),
     "network": ("act_layer", "input_shape", "num_outputs"),
@@ -27,13 +32,13 @@ GIVEN: dict[str, tuple[str, ...]] = {
 
 
 def check_composed(cfg: DictConfig, hydra: DictConfig) -> dict[str, str]:
-    """The names of the chosen components, of a configuration that has all it needs and nothing beside it.
+    """Return the names of the chosen components, after checking that no key is missing or unused.
 
-    Looks at the top level only, which needs no import of torch; ``check_component`` looks at the rest.
+    Checks the top level only, which needs no import of torch; ``check_component`` checks the rest.
 
     Args:
-        cfg: the composed configuration. A key that nothing else reads may serve as a variable, ``${key}``.
-        hydra: Hydra's own part of it.
+        cfg: the composed configuration. A key that is no setting may be a variable, ``${key}``.
+        hydra: Hydra's part of it.
 
     Raises:
         ValueError: an unknown or missing key, a list of components, or a component without a class.
@@ -46,10 +51,10 @@ def check_composed(cfg: DictConfig, hydra: DictConfig) -> dict[str, str]:
         config = cfg[component] or {}
         if "_target_" not in config or (component in FACTORIES and "_partial_" not in config):
             needed = "_target_ and _partial_: true" if component in FACTORIES else "_target_"
-            raise ValueError(f"{component}={names[component]}: its configuration needs {needed}")
+            raise ValueError(f"{component}={names[component]}: its configuration must have {needed}")
     for key in SETTINGS:
         if key not in cfg:
-            raise ValueError(f"{key}: is missing, and every run needs it")
+            raise ValueError(f"{key}: is missing; must be set")
     unknown = [str(key) for key in cfg if key not in (*COMPONENTS, *SETTINGS, "hydra")]
     if unknown:
         text = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(hydra)
@@ -60,36 +65,38 @@ def check_composed(cfg: DictConfig, hydra: DictConfig) -> dict[str, str]:
 
 
 def _not_chosen(component: str, hydra: DictConfig) -> str:
-    """Why there is no single choice of ``component``: a list was given, or it was deleted."""
+    """Return the message for a component that is no single name: it is a list, or was deleted."""
     for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
         if override.key_or_group == component and isinstance(values := override.value(), list):
             sweep = f"{component}={','.join(map(str, values))}"
-            return f"{override.input_line}: one {component} a run; python run.py -m {sweep} compares several"
-    return f"{component}: is missing, and every run needs one, such as {component}={COMPONENTS[component]}"
+            return (
+                f"{override.input_line}: must be one {component}; python run.py -m {sweep} compares several"
+            )
+    return f"{component}: is missing; must be set, such as {component}={COMPONENTS[component]}"
 
 
 def _plain_name(component: str, choice: str) -> str:
-    """The choice as tables and folders name it: ``activation=relu`` and ``activation=./relu.yaml`` are one."""
+    """Return the name for tables and folders: ``activation=relu`` and ``activation=./relu.yaml`` have the same."""
     name = posixpath.normpath(str(choice)).removesuffix(".yaml")
     if name.startswith(("..", "/")):
-        raise ValueError(f"{component}={choice}: the name of a configuration in {component}/ is needed")
+        raise ValueError(f"{component}={choice}: must be the name of a configuration in {component}/")
     return name
 
 
-def own_class(target: str, choice: str, hydra: DictConfig) -> str | None:
-    """The name of the class ``target`` if it is not the one that the activation ``choice`` is for.
+def overridden_class_name(target: str, choice: str, hydra: DictConfig) -> str | None:
+    """Return the class name if ``_target_`` was overridden, else None.
 
     Args:
         target: path of the class.
         choice: name of an activation; its configuration may lie anywhere on Hydra's search path.
-        hydra: Hydra's own part of the configuration.
+        hydra: Hydra's part of the configuration.
     """
     usual = _target(f"activation/{choice}", hydra)
     return None if usual in (None, target) else target.rpartition(".")[2]
 
 
 def _target(name: str, hydra: DictConfig) -> str | None:
-    """The ``_target_`` in a configuration file, or else in those of its defaults list."""
+    """Return the ``_target_`` in a configuration file, or else in one of its defaults list."""
     for source in hydra.runtime.config_sources:
         if source.schema not in ("file", "pkg"):
             continue
@@ -110,46 +117,46 @@ def _target(name: str, hydra: DictConfig) -> str | None:
 
 
 def check_component(component: str, config: Any) -> None:
-    """Check what a component is made of against what its classes and functions take.
+    """Check the configuration of a component against the signatures of its classes and functions.
 
     Raises:
-        ValueError: a name that nothing reads, or one that is missing.
+        ValueError: a name that a class or function does not have, or one that is missing.
     """
-    given = GIVEN[component]
-    if component == "activation":  # runners.factory checks it; what it is made of is checked here
+    runtime = RUNTIME_ARGUMENTS[component]
+    if component == "activation":  # runners.factory checks the unit; its parts are checked here
         for name, value in config.items():
-            _check(value, f"{component}.{name}", given)
+            _check(value, f"{component}.{name}", runtime)
     else:
-        _check(config, component, given)
+        _check(config, component, runtime)
 
 
-def _check(tree: Any, place: str, given: Collection[str] | None = None) -> None:
-    """Check what has a ``_target_``; ``given`` are the arguments it gets from elsewhere, None if that is not known."""
+def _check(tree: Any, place: str, runtime: Collection[str] | None = None) -> None:
+    """Check every ``_target_`` in ``tree``; ``runtime`` are arguments from elsewhere, None if they are unknown."""
     if isinstance(tree, list):
         for number, value in enumerate(tree):
             _check(value, f"{place}.{number}")
     elif isinstance(tree, Mapping):
         if isinstance(target := tree.get("_target_"), str):
-            _check_call(target, tree, place, given)
+            _check_call(target, tree, place, runtime)
         for name, value in tree.items():
             _check(value, f"{place}.{name}")
 
 
-def _check_call(target: str, tree: Mapping[str, Any], place: str, given: Collection[str] | None) -> None:
+def _check_call(target: str, tree: Mapping[str, Any], place: str, runtime: Collection[str] | None) -> None:
     from hydra.utils import get_object
 
     try:
         parameters = inspect.signature(get_object(target)).parameters.values()
-    except Exception:  # no such object, which is better said by instantiating it, or one without a signature
+    except Exception:  # no such object, which instantiating reports better, or no signature
         return
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    legal = {p.name: p for p in parameters if p.kind in named and p.name not in (given or ())}
+    legal = {p.name: p for p in parameters if p.kind in named and p.name not in (runtime or ())}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for name in tree:
-        if name not in (*OF_HYDRA, *legal) and (name in (given or ()) or not takes_any):
+        if name not in (*HYDRA_KEYS, *legal) and (name in (runtime or ()) or not takes_any):
             raise ValueError(f"{place}.{name}: no such name; {choices(str(name), legal)}")
-    if "_args_" in tree or (tree.get("_partial_") and given is None):
-        return  # what it is called with is not all in names here
+    if "_args_" in tree or (tree.get("_partial_") and runtime is None):
+        return  # some arguments are unknown here
     for p in legal.values():
         if p.default is p.empty and p.name not in tree:
-            raise ValueError(f"{place}.{p.name}: is missing, and {target.rpartition('.')[2]} needs it")
+            raise ValueError(f"{place}.{p.name}: is missing; {target.rpartition('.')[2]} takes it")

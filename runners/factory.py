@@ -1,4 +1,4 @@
-"""Make sure that an activation works before anything is trained with it."""
+"""Validate an activation and a network before anything is trained with them."""
 
 import inspect
 from collections.abc import Sequence
@@ -10,66 +10,71 @@ from torch import Tensor, nn
 
 from activations.base import Activation, check_same_shape_and_dtype
 from activations.surgery.state import undisturbed
-from runners.composed import GIVEN
+from runners.composed import RUNTIME_ARGUMENTS
 from runners.optim import activation_modules
-from tasks.networks.build import blaming_the_network
+from tasks.networks.build import reraise_as_value_error
 
 
-def checked(act_layer: partial[Activation], name: str) -> partial[Activation]:
-    """The factory without Hydra's wrapping, after it has made one activation that is thrown away.
+def validate_act_layer(act_layer: partial[Activation], name: str) -> partial[Activation]:
+    """Return the factory without Hydra's wrapping, after making one activation to validate its hyper-parameters.
 
-    Errors in hyper-parameters would otherwise surface inside the task and blame it.
+    Otherwise errors in hyper-parameters would be raised by the task, as if they were its own.
 
     Raises:
-        ValueError: hyper-parameters that the activation does not take or accept, or no activation at all.
+        ValueError: hyper-parameters that the activation does not have or accept, or a class that is no activation.
     """
     if not isinstance(act_layer, partial):
         raise ValueError(f"activation={name}: its configuration needs _target_ and _partial_: true")
     cls, hyper = act_layer.func, act_layer.keywords
-    for taken in hyper.keys() & GIVEN["activation"]:
-        raise ValueError(f"activation.{taken}: no hyper-parameter; the network decides it at every site")
+    for taken in hyper.keys() & RUNTIME_ARGUMENTS["activation"]:
+        raise ValueError(f"activation.{taken}: no hyper-parameter; the network sets it at every site")
     try:
         unit = cls(8, **hyper)
     except ValueError as error:
         raise ValueError(f"activation={name}: {error}") from error
     except TypeError as error:
-        known = inspect.signature(cls).parameters.values()
-        legal = [p.name for p in known if p.kind is p.KEYWORD_ONLY and p.name != "channel_dim"]
+        parameters = inspect.signature(cls).parameters.values()
+        legal = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "channel_dim"]
         legal += [name for name in hyper if name not in legal and f"'{name}'" not in str(error)]
         raise ValueError(
             f"activation={name}: {error}; hyper-parameters: {', '.join(legal) or 'none'}"
         ) from error
     if not isinstance(unit, Activation):
         raise ValueError(
-            f"activation={name}: {type(unit).__module__}.{type(unit).__qualname__} is no subclass of "
-            "activations.base.Activation"
+            f"activation={name}: {type(unit).__module__}.{type(unit).__qualname__} must be a subclass "
+            "of activations.base.Activation"
         )
     return partial(cls, **hyper)
 
 
-def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:
-    """Send two samples through ``network``; compare shapes at its end and before and after every activation.
+def validate_network(network: nn.Module, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:
+    """Run ``network`` on two samples; compare the shape of its output, and of the input and output of every activation.
 
-    A unit that changes the shape can otherwise train to a wrong score by way of broadcasting.
+    Without this, a unit that changes the shape can train to a wrong score, because of broadcasting.
+
+    Args:
+        network: on any device.
+        input_shape: of one sample.
+        output_shape: that the task needs, of one sample.
 
     Raises:
-        ValueError: a network that cannot take the samples, or makes something of another shape of them; an
-            activation that fails, or whose output is not like its input (names site and class).
+        ValueError: a network that cannot process the samples, or whose output has another shape; an activation that
+            fails, or whose output differs from its input in shape or dtype (the message names site and class).
     """
-    under_way: list[str] = []
+    active: list[str] = []
 
     def enter(site: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        under_way.append(site)
+        active.append(site)
 
     def leave(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         check_same_shape_and_dtype(args[0], output)
-        under_way.pop()
+        active.pop()
 
     sites = activation_modules(network)
     if not sites:
         raise ValueError("the network never called act_layer: there is nothing to compare")
-    # the network's first forward is that of training: it may initialize by its data
-    with undisturbed(network), torch.no_grad(), blaming_the_network(input_shape):
+    # Undisturbed, as the network may initialize itself in its first forward, which is to be that of training.
+    with undisturbed(network), torch.no_grad(), reraise_as_value_error(input_shape):
         for site, module in sites.items():
             module.register_forward_pre_hook(partial(enter, site))
             module.register_forward_hook(leave)
@@ -77,12 +82,12 @@ def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: 
         try:
             output = network(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if not under_way:
+            if not active:
                 raise
-            site = under_way[-1]
+            site = active[-1]
             raise ValueError(f"{type(sites[site]).__name__} at {site}: {error}") from error
-    made = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-    if made != tuple(output_shape):
+    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+    if shape != tuple(output_shape):
         raise ValueError(
-            f"the network makes {made} of a sample, this task needs {tuple(output_shape)}: it is for another kind of task"
+            f"the network's output for a sample is {shape}, must be {tuple(output_shape)}: it is for another kind of task"
         )

@@ -1,6 +1,6 @@
-"""What a multirun does besides its cells.
+"""What a multirun does in addition to its cells.
 
-It is checked before the first of them, each of its studies has a report, and its workers end if it is killed.
+It is checked before the first cell, each of its studies gets a report, and its workers end if it is killed.
 """
 
 import multiprocessing
@@ -28,15 +28,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from runners.cell import study_folder
 from runners.composed import COMPONENTS, check_composed
-from runners.words import one_line
+from runners.errors import format_error
 
-LOOK_EVERY, GRACE = 1.0, 8.0  # seconds: between looks for the parent, and to end a step and save
+CHECK_INTERVAL, GRACE = 1.0, 8.0  # seconds between checks for the parent, and to end a step and save
 
 CHECK = "runners.check.Check"
 
 
 class ReportAfterGrid(Callback):
-    """Hydra callback that checks a multirun and remembers which studies it writes to; run.py reports on them at the end.
+    """Hydra callback that checks a multirun and remembers its studies, on which run.py reports at the end.
 
     Hydra's own end-of-multirun hook is not called when a cell has failed, and then the report matters most.
     """
@@ -45,11 +45,13 @@ class ReportAfterGrid(Callback):
     typed: ClassVar[list[str]] = []  # sys.argv as it was before ``composable``
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
-        """Called by Hydra in the process that launches the cells. What it raises is no Exception: Hydra warns of those.
+        """Check the grid; Hydra calls this in the process that launches the cells.
+
+        What it raises is not derived from Exception, as Hydra only warns of those.
 
         Raises:
-            SystemExit: a grid that cannot be, in one line.
-            SeveralGrids: a grid over experiments, each of which is a grid of its own.
+            SystemExit: a grid that cannot run, in one line.
+            SeveralGridsError: a grid over experiments, each of which is a grid of its own.
         """
         sys.argv = self.typed or sys.argv
         loader = GlobalHydra.instance().config_loader()
@@ -59,35 +61,37 @@ class ReportAfterGrid(Callback):
                 for experiment, _ in commands:
                     overrides = [*config.hydra.overrides.hydra, *experiment]
                     _studies(loader, loader.load_configuration(config_name, overrides, RunMode.MULTIRUN))
-                raise SeveralGrids([argv for _, argv in commands])
+                raise SeveralGridsError([argv for _, argv in commands])
             studies = _studies(loader, config)
         except Exception as error:
-            raise SystemExit(f"actbench: {one_line(error)}") from error
+            raise SystemExit(f"actbench: {format_error(error)}") from error
         ReportAfterGrid.studies |= studies
-        if config.hydra.sweep.dir == "." and studies:  # here Hydra notes the command, in multirun.yaml
+        if (
+            config.hydra.sweep.dir == "." and studies
+        ):  # the folder of Hydra's multirun.yaml, which has the command
             config.hydra.sweep.dir = str(next(iter(studies)))
 
     @staticmethod
     def report() -> bool:
-        """Write the reports, if this process launched a grid; whether all of them could be written."""
+        """Write the reports, if this process launched a grid, and return whether all of them could be written."""
         good = True
         for study in ReportAfterGrid.studies:
-            from results.report import report  # with pandas and matplotlib behind it
+            from results.report import report  # imported here, as it imports pandas and matplotlib
 
             try:
                 report(study)
             except (ValueError, OSError) as error:
-                print(f"actbench: {one_line(error)}", file=sys.stderr)
+                print(f"actbench: {format_error(error)}", file=sys.stderr)
                 good = False
         return good
 
 
 @cache
 def end_with_parent() -> None:
-    """Let a worker process of a grid end when the process that launched the grid is gone.
+    """End this process, if it is a worker of a grid, when the process that launched the grid has ended.
 
-    A worker of joblib would wait minutes for more work, and train a cell to its end meanwhile. It is stopped as by the
-    user: the trainer saves after the step under way.
+    A worker of joblib would first train its cell to the end and then wait minutes for more work. It receives SIGTERM, so
+    that the trainer saves after the current step.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
@@ -96,25 +100,25 @@ def end_with_parent() -> None:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK_EVERY)
+        time.sleep(CHECK_INTERVAL)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(128 + signal.SIGTERM)
 
 
-class SeveralGrids(BaseException):
-    """A command line that stands for several, one after the other: ``commands``, each as ``sys.argv``."""
+class SeveralGridsError(BaseException):
+    """A command line means several, to run one after the other: ``commands``, each as ``sys.argv``."""
 
     def __init__(self, commands: list[list[str]]) -> None:
         self.commands = commands
 
 
 def composable(argv: list[str]) -> list[str]:
-    """The command line of a grid in a form that Hydra can compose before it knows the cells.
+    """Return the command line of a grid in a form that Hydra can compose before it knows the cells.
 
-    It does so with the default components, which need not have the settings of those that the grid sweeps over, as in
-    ``activation=prelu,prelu_shared activation.init=0.1``. Sweeps it leaves to the cells, so such a setting becomes a
-    sweep over one value.
+    Hydra composes it with the default components, which may not have the settings of those that the grid sweeps over, as
+    in ``activation=prelu,prelu_shared activation.init=0.1``. It does not apply sweeps to them, so such a setting becomes
+    a sweep over one value.
     """
     if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
         return argv
@@ -122,22 +126,22 @@ def composable(argv: list[str]) -> list[str]:
 
 
 def _as_sweep(argument: str) -> str:
-    """A setting of a component as a sweep over its value, unless Hydra would make another value of that."""
+    """Turn a setting of a component into a sweep over its value, unless Hydra would read another value from that."""
     setting = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(COMPONENTS)})\.[^=]*)=(.+)", argument)
     if setting is None:
         return argument
     sweep = f"{setting[1]}=choice({setting[2]})"
     try:
         same = _cells(_parsed([argument])) == _cells(_parsed([sweep]))
-    except HydraException:  # null and strings in quotes are no values of a sweep
+    except HydraException:  # null and quoted strings cannot be values of a sweep
         same = False
     return sweep if same else argument
 
 
 def is_grid(hydra: DictConfig) -> str | None:
-    """What to say if a single run was asked of an experiment that is a grid, and not all it sweeps over was given."""
-    given = {_key(override) for override in _parsed(hydra.overrides.task)}
-    swept = [key for key in OmegaConf.select(hydra, "sweeper.params") or {} if key not in given]
+    """Return the message if a single run names an experiment that is a grid, and does not set all that it sweeps over."""
+    overridden = {_key(override) for override in _parsed(hydra.overrides.task)}
+    swept = [key for key in OmegaConf.select(hydra, "sweeper.params") or {} if key not in overridden]
     if not swept:
         return None
     name = f"experiment={hydra.runtime.choices.get('experiment')}"
@@ -148,10 +152,10 @@ def is_grid(hydra: DictConfig) -> str | None:
 
 
 def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
-    """The folders that a grid writes to, after composing one cell for every choice of components that occurs in it.
+    """Return the folders that a grid writes to, after composing a cell for every choice of components in it.
 
     Raises:
-        ValueError: a sweep over nothing; cells that cannot be composed, named by their choices.
+        ValueError: a sweep over nothing; cells that cannot be composed (the message names their choices).
     """
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
     overrides = _parsed([*(f"{k}={v}" for k, v in params.items()), *master.hydra.overrides.task], loader)
@@ -159,10 +163,10 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
     if not cells:
         swept = [override for override in overrides if override.is_sweep_override()]
         empty = [str(override.input_line) for override in swept if not [*override.sweep_string_iterator()]]
-        raise ValueError(f"{', '.join(empty)}: there is nothing of this kind to sweep over")
+        raise ValueError(f"{', '.join(empty)}: matches nothing to sweep over")
     swept_keys = {o.get_key_element() for o in overrides if o.is_sweep_override()}
     studies: dict[Path, None] = {}
-    wrong: list[tuple[str, str]] = []
+    failures: list[tuple[str, str]] = []
     for choices, cell in _distinct(cells):
         try:
             cfg = loader.load_sweep_config(master, cell)
@@ -171,17 +175,17 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
                 studies[study_folder(cast(dict[str, Any], cfg))] = None
         except Exception as error:
             varied = " ".join(choice for choice in choices if choice.partition("=")[0] in swept_keys)
-            wrong.append((varied, one_line(error)))
-    if wrong:
-        (first, message), *others = wrong
+            failures.append((varied, format_error(error)))
+    if failures:
+        (first, message), *others = failures
         where = f"{first}: " if first and not message.startswith(first) else ""
-        also = f"; nor can {', '.join(varied for varied, _ in others)} be run" if others else ""
+        also = f"; also invalid: {', '.join(varied for varied, _ in others)}" if others else ""
         raise ValueError(where + message + also)
     return studies
 
 
 def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """For each choice of components, study and outputs the first cell that has it: what can be composed hangs on these."""
+    """Yield the first cell for each choice of components, study and outputs, on which alone depends whether it composes."""
     seen = set()
     for cell in cells:
         keys = [override.partition("=")[0].lstrip("+~") for override in cell]
@@ -194,7 +198,7 @@ def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[st
 
 
 def _one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], list[str]]]:
-    """Of a sweep over experiments, overrides and command line of each: what these sweep over is theirs alone."""
+    """Return overrides and command line of each experiment in a sweep over experiments, as each sweeps over its own keys."""
     task = list(master.hydra.overrides.task)
     for override in _parsed(task, loader):
         if override.is_sweep_override() and _key(override) == "experiment":
@@ -208,7 +212,7 @@ def _one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple
 
 
 def _add_search_path(loader: Any, master: DictConfig) -> None:
-    """Let ``glob`` see the folders of hydra.searchpath, of which Hydra thinks only when it composes a cell."""
+    """Make ``glob`` find the folders of hydra.searchpath, which Hydra uses only when it composes a cell."""
     path = loader.get_search_path()
     for source in master.hydra.runtime.config_sources:
         if source.provider.startswith("hydra.searchpath"):
@@ -222,7 +226,7 @@ def _parsed(overrides: Any, loader: ConfigLoader | None = None) -> list[Override
 
 
 def _cells(overrides: list[Override]) -> list[list[str]]:
-    """The overrides of every cell, as Hydra's sweeper makes them."""
+    """Return the overrides of every cell, as Hydra's sweeper makes them."""
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
@@ -231,5 +235,5 @@ def _key(override: Override) -> str:
 
 
 def trains(runner: DictConfig) -> bool:
-    """Whether a runner makes cells, which ``runner=check`` does not."""
+    """Return whether a runner trains cells, which ``runner=check`` does not."""
     return bool(runner._target_ != CHECK)

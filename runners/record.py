@@ -1,4 +1,4 @@
-"""What a record says of where its numbers come from, and the learnt shapes beside it."""
+"""The provenance of a record, and the curves of the learned activations beside it."""
 
 import platform
 import subprocess
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation
-from results.files import replacing
+from activations.surgery.state import undisturbed
+from results.files import atomic_write
 from runners.optim import activation_modules
 
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
@@ -22,23 +23,23 @@ COMPONENTS = ("activations", "conf", "tasks", "runners")
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
-    """Facts that hold for this process."""
+    """Return commit, machine, CPU, platform and versions of this process, as the columns of ``results.schema``."""
     return {
         "git_commit": _git_commit(),
         "machine": platform.node(),
         "cpu": _cpu(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # not of a class of its own, which a checkpoint may not hold
+        "torch": str(torch.__version__),  # a str, as a checkpoint may not hold torch's class
         "numpy": np.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 
 
 def _git_commit() -> str | None:
-    """Commit of the code, with ``+changes`` where the tree differs from it; None outside a repository.
+    """Return the commit of the code, with ``+changes`` if the tree differs from it; None outside a repository.
 
-    Of files that git does not know only those count that are found by their place: components and their settings.
+    Of untracked files only those count that are found by their place: components and their settings.
     """
 
     def git(*args: str) -> str:
@@ -67,24 +68,24 @@ def _cpu() -> str:
 
 
 def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
-    """Write what the activations have learnt, and what reaches them when ``network`` evaluates ``samples``.
+    """Write the curves of the activations, and the distribution of their inputs when ``network`` evaluates ``samples``.
 
     Arrays: ``x`` (points,); for each site ``inputs/<site>`` (points + 1,), the share of its inputs that lie below the
-    first point, between neighbours, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
+    first point, between adjacent points, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
     function; ``diagnostic/<site>/<name>``; and ``role/<site>/<name>``, text, where the unit declares one.
     """
     arrays = {"x": np.linspace(*CURVE_POINTS, dtype=np.float32)}
-    noting = False  # a unit may call itself for its curves
+    active = False  # a unit may call itself to compute its curves
 
-    def note(site: str, unit: Activation, args: tuple[Tensor, ...]) -> None:
-        # at once: the inputs of all sites together may not fit into memory
-        nonlocal noting
-        if not noting and f"inputs/{site}" not in arrays:
-            noting = True
-            note_at_once(site, unit, args[0])
-            noting = False
+    def enter(site: str, unit: Activation, args: tuple[Tensor, ...]) -> None:
+        nonlocal active
+        if not active and f"inputs/{site}" not in arrays:
+            active = True
+            describe(site, unit, args[0])
+            active = False
 
-    def note_at_once(site: str, unit: Activation, inputs: Tensor) -> None:
+    def describe(site: str, unit: Activation, inputs: Tensor) -> None:
+        # in the hook, as the inputs of all sites together may not fit into memory
         values = inputs[inputs.isfinite()].float().cpu().numpy()
         counts = np.bincount(np.searchsorted(arrays["x"], values), minlength=len(arrays["x"]) + 1)
         arrays[f"inputs/{site}"] = (counts / max(1, counts.sum())).astype(np.float32)
@@ -96,14 +97,10 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
             if name in unit.diagnostic_roles:
                 arrays[f"role/{site}/{name}"] = np.array(unit.diagnostic_roles[name])
 
-    units = activation_modules(network)
-    handles = [unit.register_forward_pre_hook(partial(note, site)) for site, unit in units.items()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(samples)
-    finally:
-        for handle in handles:
-            handle.remove()
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with undisturbed(network), torch.no_grad():
+        for site, unit in activation_modules(network).items():
+            unit.register_forward_pre_hook(partial(enter, site))
+        network.eval()
+        network(samples)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options

@@ -11,18 +11,18 @@ from torch import nn
 
 
 def stream_seed(seed: int, *stream: object) -> int:
-    """A seed for the stream named by ``stream``: the same on every machine, unrelated between streams."""
+    """Return a seed for the stream named ``stream``: the same on every machine, unrelated between streams."""
     digest = hashlib.sha256("/".join(map(str, (seed, *stream))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
 
 
 def generator(seed: int, *stream: object) -> torch.Generator:
-    """A fresh CPU generator for a stream."""
+    """Return a fresh CPU generator for a stream."""
     return torch.Generator().manual_seed(stream_seed(seed, *stream))
 
 
 def seed_everything(seed: int, *stream: object) -> None:
-    """Start the global generators of torch (all devices), numpy and random at a stream."""
+    """Seed the global generators of torch (all devices), numpy and random for a stream."""
     value = stream_seed(seed, *stream)
     torch.manual_seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002
@@ -30,9 +30,9 @@ def seed_everything(seed: int, *stream: object) -> None:
 
 
 def isolated(act_layer: Callable[..., nn.Module], seed: int) -> Callable[..., nn.Module]:
-    """``act_layer`` with a stream of its own for each site.
+    """Return ``act_layer`` with a random stream of its own for each site.
 
-    The weights that a network draws after a site are the same whatever the activation there drew.
+    The weights that a network draws after a site do not depend on what the activation there has drawn.
     """
     sites = 0
 
@@ -47,20 +47,20 @@ def isolated(act_layer: Callable[..., nn.Module], seed: int) -> Callable[..., nn
 
 
 def random_states() -> dict[str, Any]:
-    """The states of all global generators, in types that a checkpoint may hold."""
+    """Return the states of all global generators, in types that a checkpoint may hold."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        # tensors, as hundreds of separate numbers take longer to save than the weights
+        # tensors, as hundreds of separate numbers would take longer to save than the weights
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "random": (version, torch.tensor(internal), gauss),
     }
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Undo whatever has been drawn since ``random_states``."""
+    """Restore what ``random_states`` returned."""
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

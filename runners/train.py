@@ -11,13 +11,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from types import FrameType
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from activations.base import Activation
+from activations.checks import check_bool, check_choice, check_int, check_number
 from activations.kernels import library
 from results.files import (
     CHECKPOINT,
@@ -26,7 +28,7 @@ from results.files import (
     CURVES,
     METRICS,
     PICTURES,
-    replacing,
+    atomic_write,
     write_csv,
     write_table,
 )
@@ -34,40 +36,43 @@ from results.schema import PROVENANCE
 from runners import cost, seeding
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState, fingerprint
-from runners.factory import check_network
+from runners.factory import validate_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, write_curves
-from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
+from tasks.base import ActLayer, RunningMeans, Task
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# steps between looks at whether the loss is finite; on an accelerator each look waits for it
-CHECK_EVERY = 50
-# of the validation split, to show what reaches the activations
-CURVE_SAMPLES = 128
+CHECK_INTERVAL = 50  # steps between checks that the loss is finite, each of which waits for an accelerator
+CURVE_SAMPLES = 128  # validation samples that show the inputs of the activations
 
 log = logging.getLogger("actbench")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a task's network with an activation by the task's recipe, and record what came of it.
+    """Train a task's network with an activation by the task's recipe, and record the scores.
 
     Args:
-        epochs: instead of the recipe's, at least 1; None for the recipe's.
-        epochs_scale: factor on the recipe's epochs, above 0; at least one epoch is trained.
-        limit_batches: at most so many batches per pass, or None; see ``Task.spread``.
-        activation_only_epochs: for so many epochs at the beginning only the activations' parameters are
-            trained ("freeze, then thaw"). Norms keep updating their running statistics meanwhile.
+        epochs: number of epochs, >= 1; None for the recipe's.
+        epochs_scale: factor on the recipe's epochs, > 0; at least one epoch is trained.
+        limit_batches: maximum number of batches per pass, >= 1, or None; see ``Task.spread``.
+        activation_only_epochs: number of epochs at the beginning in which only the activations' parameters are
+            trained ("freeze, then thaw"), >= 0. Norms keep updating their running statistics meanwhile.
         device: auto (cuda, then cpu), or a torch device.
-        threads: of torch on the CPU; None for torch's choice.
+        threads: number of threads of torch on the CPU, >= 1; None for torch's choice.
         kernels: auto (the rule of ``activations.kernels.library``) or reference (plain torch operations).
-        channels_last: memory format of image batches and networks.
+        channels_last: whether image batches and networks are in the memory format channels_last.
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
         compile: off or on (torch.compile).
-        pictures: write the task's pictures at the end.
+        pictures: whether to write the task's pictures at the end.
 
     Raises:
-        ValueError: a value outside its range, or a device that is not there.
+        ValueError: a value outside its range, or a device that this machine does not have.
+
+    Examples:
+        >>> Train(epochs_scale=0.0)
+        Traceback (most recent call last):
+        ValueError: epochs_scale=0.0: must be a number > 0
     """
 
     epochs: int | None = None
@@ -85,60 +90,66 @@ class Train:
     def __post_init__(self) -> None:
         for name in ("epochs", "limit_batches", "threads"):
             if getattr(self, name) is not None:
-                check_whole(f"runner.{name}", getattr(self, name), 1)
-        check_whole("runner.activation_only_epochs", self.activation_only_epochs, 0)
-        check_range("runner.epochs_scale", self.epochs_scale, "above 0", lambda v: v > 0)
-        check_choice("runner.kernels", self.kernels, library.MODES)
-        check_choice("runner.amp", self.amp, tuple(AMP))
-        check_choice("runner.compile", self.compile, ("off", "on"))
+                check_int(name, getattr(self, name), minimum=1)
+        check_int("activation_only_epochs", self.activation_only_epochs, minimum=0)
+        check_number("epochs_scale", self.epochs_scale, above=0)
+        check_choice("kernels", self.kernels, library.MODES)
+        check_choice("amp", self.amp, tuple(AMP))
+        check_choice("compile", self.compile, ("off", "on"))
         for name in ("channels_last", "pictures"):
-            check_bool(f"runner.{name}", getattr(self, name))
+            check_bool(name, getattr(self, name))
         find_device(self.device)
 
     def __call__(self, act_layer: ActLayer, task: Task, cell: Cell) -> dict[str, Any]:
-        """Train ``cell``, or go on with it where it was stopped; returns its record.
+        """Train ``cell``, or resume it where it was stopped, and return its record.
 
-        After SIGINT or SIGTERM the run is saved, and the returned record has the number as ``signal``.
+        After SIGINT or SIGTERM the run is saved, and the returned record has the signal's number as ``signal``.
+
+        Args:
+            act_layer: called once for every site of the network.
+            task: data, network and recipe. Its ``device`` and ``limit_batches`` are set here.
+            cell: what identifies the run, and where its files go.
 
         Raises:
             ValueError: a damaged checkpoint, one of other data or code, or an activation that does not fit.
         """
         threads = torch.get_num_threads()
         try:
-            # auto leaves the environment's word as it is
+            # auto: respect ACTBENCH_KERNELS
             with library.using(self.kernels) if self.kernels != "auto" else nullcontext(), _Stop() as stop:
                 record = self._train(act_layer, task, cell, stop)
             return record | ({"signal": int(stop.received)} if stop.received else {})
         finally:
-            torch.set_num_threads(threads)  # the next cell of a grid may have other wishes
+            torch.set_num_threads(threads)  # the next cell of a grid may have another setting
 
     def _train(self, act_layer: ActLayer, task: Task, cell: Cell, stop: "_Stop") -> dict[str, Any]:
-        # set-up: everything random comes from streams of the seed (see seeding), none of them the activation's
+        # Set up. All random numbers come from streams of the seed (see seeding), none of which the activation shares.
+        seed = cell.spec.seed
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        task.split_for(cell.seed)
+        task.split_for(seed)
         task.device, task.limit_batches = find_device(self.device), self.limit_batches
         epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
         steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
-        network = build_network(act_layer, task, cell.seed)
+        network = build_network(act_layer, task, seed)
         network.to(task.device)
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
             network.register_forward_pre_hook(_to_channels_last)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
-        check_network(network, task.input_shape, task.output_shape)
-        units, own = activation_modules(network).values(), activation_parameters(network)
-        outside = [p for p in network.parameters() if p.requires_grad and p not in own]
+        validate_network(network, task.input_shape, task.output_shape)
+        units, act_params = activation_modules(network).values(), activation_parameters(network)
+        other_params = [p for p in network.parameters() if p.requires_grad and p not in act_params]
         facts = self._facts(network, task, epochs, steps) | {"activation_code": cell.activation_code}
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
 
-        # resume: the checkpoint holds all that determines the rest of the run
+        # Resume, if there is a checkpoint: it holds everything that determines the rest of the run.
         checkpoint, metrics = cell.folder / CHECKPOINT, cell.folder / METRICS
-        seeding.seed_everything(cell.seed, "training")
+        seeding.seed_everything(seed, "training")
         origin = fingerprint(task.fingerprint, cell.activation_code, cell.harness_code)
         state = RunState(network, optimizer, scaler, origin)
-        cell.begin(facts)
+        cell.mark_started(facts)
         resumed = state.resume(checkpoint)
         run = state.progress
         run.begin_session({name: facts[name] for name in PROVENANCE})
@@ -151,50 +162,36 @@ class Train:
             desc=str(cell),
             unit="step",
             leave=False,
-            disable=None,  # none where nobody watches
+            disable=None,  # no bar if stderr is not a terminal
         )
 
         with bar:
             while run.epoch < epochs:
-                # an epoch: its data depend on the seed and its number alone
-                for parameter in outside:
+                # Start an epoch; its data depend on the seed and the epoch's number alone.
+                for parameter in other_params:
                     parameter.requires_grad_(run.epoch >= self.activation_only_epochs)
-                if run.step == 0:  # an interrupted epoch has been started already
+                if run.step == 0:  # else the epoch was started before it was interrupted
                     for unit in units:
                         unit.start_epoch(run.epoch, epochs)
                 phase = self._phase(units, run)
-                data = task.batches("train", seeding.generator(cell.seed, "data", run.epoch))
-                means = Means(run.means)
+                data = task.batches("train", seeding.generator(seed, "data", run.epoch))
+                means = RunningMeans(run.means)
                 since = time.perf_counter() - run.seconds
                 model.train()
 
-                for input, target in islice(data, run.step, steps):
-                    # a step
+                for inputs, target in islice(data, run.step, steps):
+                    # Update the parameters.
                     lr = task.recipe.lr * lr_factor(run.epoch * steps + run.step, epochs * steps, task.recipe)
                     for group in optimizer.param_groups:
                         group["lr"] = lr
-                    with self._autocast(task.device):
-                        output = model(input)
-                    output = output.float()
-                    loss = task.loss(output, target)
-                    penalty = sum(unit.regularization() for unit in units)
-                    total = loss + penalty if isinstance(penalty, Tensor) else loss
-                    if total.requires_grad:  # not if all is frozen and the activation has no parameters
-                        optimizer.zero_grad(set_to_none=True)
-                        scaler.scale(total).backward()
-                        if task.recipe.clip_norm is not None:
-                            scaler.unscale_(optimizer)
-                            nn.utils.clip_grad_norm_(network.parameters(), task.recipe.clip_norm)
-                        scaler.step(optimizer)
-                        scaler.update()
-                    elif run.step == 0:
-                        log.warning("epoch %d: nothing is trained, all parameters rest", run.epoch)
+                    step = self._step(task, model, units, optimizer, scaler, inputs, target)
+                    if run.step == 0 and not step.updated:
+                        log.warning("epoch %d: nothing is trained, all parameters are frozen", run.epoch)
                     run.step += 1
 
-                    # what is seen of it
-                    extra = {"regularization": penalty} if isinstance(penalty, Tensor) else {}
-                    means.add(len(target), loss=loss, **extra, **task.metrics(output.detach(), target))
-                    if run.step % CHECK_EVERY == 0 and not means.finite():
+                    # Metrics and progress bar.
+                    means.add(len(target), **step.losses, **task.metrics(step.output, target, training=True))
+                    if run.step % CHECK_INTERVAL == 0 and not means.finite():
                         break
                     if bar.update():
                         shown = {name: f"{value:.4g}" for name, value in means.result().items()}
@@ -204,7 +201,8 @@ class Train:
                         state.save(checkpoint)
                         return self._interrupted(cell, run, stop.received)
 
-                # the end of an epoch: validate, keep the best weights, save
+                # End the epoch: validate, keep the best weights, save. ``means.result`` waits for the device, so that
+                # the seconds include all of its work.
                 seconds = run.add_row("train", means.result(), epoch=run.epoch, since=since)
                 run.rows[-1] |= {"lr": lr, "samples_per_s": means.count / seconds} | phase
                 if means.finite():
@@ -221,10 +219,40 @@ class Train:
 
         return self._test(cell, task, network, model, run)
 
+    def _step(
+        self,
+        task: Task,
+        model: nn.Module,
+        units: Iterable[Activation],
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler,
+        inputs: Tensor,
+        target: Tensor,
+    ) -> "_Step":
+        """Update the parameters by the gradient of the loss of one batch, the activations' penalties included."""
+        with self._autocast(task.device):
+            output = model(inputs)
+        output = output.float()
+        loss = task.loss(output, target, training=True)
+        total, losses = loss, {"loss": loss}
+        if isinstance(penalty := sum(unit.regularization() for unit in units), Tensor):
+            total, losses["regularization"] = loss + penalty, penalty
+        # The parameters do not tell whether anything is trained: those of a phase may have no part in the output.
+        updated = total.requires_grad
+        if updated:
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(total).backward()
+            if task.recipe.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), task.recipe.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+        return _Step(output.detach(), losses, updated)
+
     def _test(
         self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress
     ) -> dict[str, Any]:
-        """The one look at the test split: with the last weights, and with those best in validation."""
+        """Evaluate the test split, for the only time: with the last weights, and with the best ones in validation."""
         val = run.rows[-1][task.primary_metric]
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
         confusion = task.confusion
@@ -234,15 +262,15 @@ class Train:
         if self.pictures:
             figures = task.pictures(network) | ({"confusion": confusion.figure()} if confusion else {})
             for name, figure in figures.items():
-                with replacing(cell.folder / PICTURES / f"{name}.png") as temporary:
+                with atomic_write(cell.folder / PICTURES / f"{name}.png") as temporary:
                     figure.savefig(temporary, format="png", dpi=150)
         assert run.best is not None
         if run.best["epoch"] != run.epoch - 1:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
         write_csv(cell.folder / METRICS, run.rows)
-        looks = {run.epoch - 1: last, run.best["epoch"]: best}
-        if classes := [row for epoch, scores in looks.items() for row in _class_rows(scores, epoch)]:
+        evaluations = {run.epoch - 1: last, run.best["epoch"]: best}
+        if classes := [row for epoch, scores in evaluations.items() for row in _class_rows(scores, epoch)]:
             write_csv(cell.folder / CLASSES, classes)
         if confusion is not None:
             write_table(cell.folder / CONFUSION, confusion.table())
@@ -253,21 +281,22 @@ class Train:
             "primary_best": best[task.primary_metric],
             "primary_val": val,
         }
-        tests = {f"test_{name}": value for name, value in _of_all(last).items()}
-        tests |= {f"test_best_{name}": value for name, value in _of_all(best).items()}
-        return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **tests)
+        test_scores = {f"test_{name}": value for name, value in _aggregate_scores(last).items()}
+        test_scores |= {f"test_best_{name}": value for name, value in _aggregate_scores(best).items()}
+        return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **test_scores)
 
     def _evaluate(
         self, task: Task, model: nn.Module, run: Progress, split: str, epoch: int
     ) -> dict[str, float]:
+        """Evaluate ``split``, and add a row with the scores and the seconds."""
         since = time.perf_counter()
         with self._autocast(task.device):
             scores = task.evaluate(model, split)
-        run.add_row(split, _of_all(scores), epoch=epoch, since=since)
+        run.add_row(split, _aggregate_scores(scores), epoch=epoch, since=since)
         return scores
 
     def _phase(self, units: Iterable[Activation], run: Progress) -> dict[str, str]:
-        """What a row of metrics.csv says of the activations' phase; a new one is logged."""
+        """Return the column of the activations' phase in metrics.csv; log a change."""
         phase = " ".join(sorted({unit.phase for unit in units} - {""}))
         before = next((row["phase"] for row in reversed(run.rows) if "phase" in row), "")
         if phase != before:
@@ -279,7 +308,7 @@ class Train:
         return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
     def _facts(self, network: nn.Module, task: Task, epochs: int, steps: int) -> dict[str, Any]:
-        """What the record says of a run from its beginning."""
+        """Return the facts of the record that hold from the beginning of a run."""
         cuda = task.device.type == "cuda"
         return (
             provenance()
@@ -300,11 +329,11 @@ class Train:
 
     def _interrupted(self, cell: Cell, run: Progress, by: signal.Signals) -> dict[str, Any]:
         how = "the same command without force=true" if cell.force else "the same command"
-        reason = f"{by.name} in epoch {run.epoch}, step {run.step}; {how} goes on"
+        reason = f"{by.name} in epoch {run.epoch}, step {run.step}; {how} resumes it"
         return self._finish(cell, run, "interrupted", reason=reason)
 
     def _finish(self, cell: Cell, run: Progress, status: str, **facts: Any) -> dict[str, Any]:
-        """Write the record of a run that has come to an end, whatever the end."""
+        """Write the record of a run that has ended, with the seconds that it took."""
         seconds = [row["seconds"] for row in run.rows if row["split"] == "train"]
         return cell.write_record(
             status,
@@ -312,19 +341,33 @@ class Train:
             epochs_trained=len(seconds),
             train_seconds=sum(seconds),
             loop_seconds=sum(row["seconds"] for row in run.rows),  # evaluation included
-            # the first epoch pays for warming up
+            # without the first epoch, which includes warming up
             seconds_per_epoch=statistics.median(seconds[1:] or seconds) if seconds else None,
             **facts,
         )
 
 
+class _Step(NamedTuple):
+    """The result of a training step.
+
+    Attributes:
+        output: of the network, without gradient.
+        losses: ``loss`` and, if the activations have one, ``regularization``.
+        updated: whether any parameter takes part in the loss, and so was updated.
+    """
+
+    output: Tensor
+    losses: dict[str, Tensor]
+    updated: bool
+
+
 class _Stop:
-    """While entered, the first SIGINT or SIGTERM is noted in ``received`` and the second acts as ever."""
+    """While entered, the first SIGINT or SIGTERM sets ``received``, and the second has its default effect."""
 
     received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
-        # signals reach the main thread only, and only there may handlers be set
+        # Signals reach the main thread only, and only there can handlers be set.
         self.old = (
             {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
             if threading.current_thread() is threading.main_thread()
@@ -341,17 +384,17 @@ class _Stop:
         self.__exit__()
 
 
-def _of_all(scores: dict[str, float]) -> dict[str, float]:
-    """The scores that are not one class's own."""
+def _aggregate_scores(scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores without a class name."""
     return {name: value for name, value in scores.items() if "/" not in name}
 
 
 def _class_rows(scores: dict[str, float], epoch: int) -> list[dict[str, Any]]:
-    """A row for each class, of the test with the weights after ``epoch``."""
+    """Return a row of classes.csv for each class, for the weights after ``epoch``."""
     rows: dict[str, dict[str, Any]] = {}
     for name, value in scores.items():
-        metric, of_class, label = name.partition("/")
-        if of_class:
+        metric, slash, label = name.partition("/")
+        if slash:
             rows.setdefault(label, {"epoch": epoch, "class": label})[metric] = value
     return list(rows.values())
 
@@ -361,7 +404,9 @@ def _to_channels_last(network: nn.Module, args: tuple[Tensor, ...]) -> tuple[Ten
 
 
 def find_device(name: str) -> torch.device:
-    """The device called ``name``; auto is cuda if there is one, else cpu. (mps lacks the float64 of the means.)
+    """Return the device called ``name``; auto is cuda if there is one, else cpu.
+
+    There is no mps, which lacks the float64 of ``RunningMeans``.
 
     Raises:
         ValueError: no such device on this machine.
@@ -370,11 +415,22 @@ def find_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         legal = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *legal]
     if name != "auto" and name not in legal:
-        raise ValueError(f"runner.device={name}: this machine has auto, {', '.join(legal)}")
+        raise ValueError(f"device={name}: must be one of auto, {', '.join(legal)} on this machine")
     return torch.device(legal[0] if name == "auto" else name)
 
 
 def build_network(act_layer: ActLayer, task: Task, seed: int) -> nn.Module:
-    """The task's network with the initial weights of ``seed``, outside the activations the same for all of them."""
+    """Build the task's network with the initial weights of ``seed``.
+
+    Outside the activations these are the same for all activations.
+
+    Args:
+        act_layer: called once for every site, with a random stream of its own.
+        task: whose network is built.
+        seed: of the weights.
+
+    Raises:
+        ValueError: a hyper-parameter of the network that it does not accept, or a task that it does not suit.
+    """
     seeding.seed_everything(seed, "network")
     return task.build_network(seeding.isolated(act_layer, seed))

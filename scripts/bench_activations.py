@@ -46,10 +46,10 @@ from torch import Tensor, nn
 from activations.kernels import library
 from results.files import write_csv
 from runners.compose import choose, component_names
+from runners.errors import format_error
 from runners.optim import make_optimizer, sites
 from runners.record import provenance
 from runners.train import build_network
-from runners.words import one_line
 from tasks.base import ActLayer
 
 SIZES = (MAIN, (128, 16, 32, 32), (8, 256, 64, 64), (98, 50))
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if factories:
             print(f"\n{chart(rows, given.output)}")
     except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {one_line(error)}")
+        sys.exit(f"actbench: {format_error(error)}")
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -270,7 +270,7 @@ def measured(
                     row |= {"saved": saved(unit, x), "peak": peak(unit, x, g)}
                 candidates.append(Candidate(row, timed, base, copy))
             except Exception as error:  # such as a unit of images at (98, 50)
-                failed.append(row | {"note": one_line(error)})
+                failed.append(row | {"note": format_error(error)})
     in_turns(candidates, given.rounds, BUDGET * (3 if size == MAIN else 1))
     gb_per_s = {"copy_gb_per_s": float(f"{copied(x, copy()):.4g}")}
     return [candidate.result() | gb_per_s for candidate in candidates] + failed
@@ -353,7 +353,7 @@ def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
     y = torch.randint(0, 10, (BATCH,), generator=generator)
 
     def step() -> None:
-        loss = task.loss(network(x), y) + sum(unit.regularization() for unit in active)
+        loss = task.loss(network(x), y, training=True) + sum(unit.regularization() for unit in active)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

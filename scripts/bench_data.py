@@ -1,11 +1,11 @@
-"""What the data pipelines deliver, against torchvision's usual ones on the same cores.
+"""Throughput of the data pipelines, relative to torchvision's usual ones on the same cores.
 
-python scripts/bench_data.py                                    # all rows, on made-up images: about ten minutes
+python scripts/bench_data.py                                    # all rows, on generated images: about ten minutes
 python scripts/bench_data.py decode imagenette --imagenette F   # some rows, on your images
     rows: decode, cifar10, imagenette, camvid, wait; folders: --cifar10, --imagenette, --camvid, as task.data.root
 
-Times of one machine mean nothing elsewhere, so speeds are ratios whose two sides were measured in turns within one
-run: the median over the rounds, in brackets the quartiles. torchvision's side has a worker process for each core.
+Times of one machine mean nothing elsewhere, so speeds are ratios whose two sides were measured alternately within one
+run: the median over the rounds, in brackets the quartiles. torchvision's pipeline has a worker process for each core.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CORES = os.cpu_count() or 1
 
 
 def main() -> None:
-    """Measure what is asked for and print a row for each."""
+    """Measure the chosen rows and print them."""
     rows: dict[str, Callable[[Path, Path], Iterator[str]]] = {
         "decode": first_decode,
         "cifar10": cifar10,
@@ -46,29 +46,29 @@ def main() -> None:
         "wait": waiting,
     }
     sources = {"decode": "imagenette", "wait": "cifar10"}
-    made = {"cifar10": make_cifar10, "imagenette": make_imagenette, "camvid": make_camvid}
+    generators = {"cifar10": make_cifar10, "imagenette": make_imagenette, "camvid": make_camvid}
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("rows", nargs="*")
-    for name in made:
+    for name in generators:
         parser.add_argument(f"--{name}", type=Path)
-    given = parser.parse_intermixed_args()
-    if unknown := set(given.rows) - rows.keys():
-        sys.exit(f"actbench: {', '.join(sorted(unknown))}: legal are {', '.join(rows)}")
+    arguments = parser.parse_intermixed_args()
+    if unknown := set(arguments.rows) - rows.keys():
+        sys.exit(f"actbench: {', '.join(sorted(unknown))}: must be one of {', '.join(rows)}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {CORES} workers")
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
-        for row in given.rows or rows:
+        for row in arguments.rows or rows:
             source = sources.get(row, row)
-            if own := getattr(given, source):
-                folder = users_folder(source, own)
+            if user_folder := getattr(arguments, source):
+                folder = checked_folder(source, user_folder)
             elif not (folder := temporary / source).exists():
-                made[source](folder)
+                generators[source](folder)
             for line in rows[row](folder, temporary / "cache"):
                 print(line, flush=True)
 
 
-def users_folder(source: str, folder: Path) -> Path:
-    """The folder with the images in ``folder``, in which nothing is ever made; exits if there are none."""
+def checked_folder(source: str, folder: Path) -> Path:
+    """Return the folder with the images in ``folder``, which is never written to; exit if there are none."""
     folder = folder.expanduser()
     if not folder.is_dir():
         sys.exit(f"actbench: --{source} {folder}: no such folder")
@@ -82,7 +82,7 @@ def users_folder(source: str, folder: Path) -> Path:
 
 
 def first_decode(folder: Path, cache: Path) -> Iterator[str]:
-    """Files to one array: are all cores at work, and how much memory does it take?"""
+    """Yield speed, number of busy cores and peak memory of decoding files to one array."""
     paths = sorted(path for path in (folder / "train").glob("*/[!.]*") if path.suffix.lower() in IMAGES)
     paths = (paths * (DECODED // len(paths) + 1))[:DECODED]
     read = ReadImages(paths, stored=160)
@@ -102,7 +102,7 @@ def first_decode(folder: Path, cache: Path) -> Iterator[str]:
 
 
 def cifar10(folder: Path, cache: Path) -> Iterator[str]:
-    """CIFAR-10: shift and flip of images in memory."""
+    """Yield the throughput on CIFAR-10: shift and flip of images in memory."""
     from PIL import Image
     from torchvision import transforms
 
@@ -131,7 +131,7 @@ def cifar10(folder: Path, cache: Path) -> Iterator[str]:
 
 
 def imagenette(folder: Path, cache: Path) -> Iterator[str]:
-    """Imagenette at 128: crops of stored images against files that are decoded every time."""
+    """Yield the throughput on Imagenette at 128: crops of stored images, relative to decoding files every time."""
     from torchvision import datasets, transforms
 
     task = make_task("imagenette", folder, cache)
@@ -179,7 +179,7 @@ def camvid(folder: Path, cache: Path) -> Iterator[str]:
 
 
 def waiting(folder: Path, cache: Path) -> Iterator[str]:
-    """The share of a training step that waits for its batch."""
+    """Yield the share of a training step that waits for its batch."""
     loop = BareLoop(make_task("cifar10", folder, cache), steps=8)
     shares = []
     for _ in range(ROUNDS):
@@ -190,7 +190,7 @@ def waiting(folder: Path, cache: Path) -> Iterator[str]:
 
 
 def compare(name: str, task: Any, usual: Dataset, batches: int) -> str:
-    """One row: images per second of the task's batches and of a DataLoader of ``usual``, in turns."""
+    """Return one row: images per second of the task's batches and of a DataLoader of ``usual``, measured alternately."""
     loader = DataLoader(
         usual,
         batch_size=task.batch_size,
@@ -203,7 +203,7 @@ def compare(name: str, task: Any, usual: Dataset, batches: int) -> str:
         batches, len(loader) - 1, task.steps_per_epoch - 1
     )  # no second epoch, whose start takes time
     if batches < 1:
-        sys.exit(f"actbench: {name}: at least two batches of {task.batch_size} training images are needed")
+        sys.exit(f"actbench: {name}: must have at least two batches of {task.batch_size} training images")
 
     def passes(batches_of: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
         for number in range(1_000_000):
@@ -225,19 +225,19 @@ def compare(name: str, task: Any, usual: Dataset, batches: int) -> str:
 
 
 def make_task(name: str, folder: Path, cache: Path) -> Any:
-    """A task as run.py builds it."""
+    """Return a task as run.py builds it."""
     return choose(task=name, overrides=[f"task.data.root={folder}", f"task.data.cache={cache}"]).task()
 
 
 class Peak:
-    """While entered, watches the memory of this process and its children; shared pages count once.
+    """Watch the memory of this process and its children while entered; shared pages count once. Linux only.
 
     Attributes:
-        growth: the most there was beyond what there was at the beginning, in bytes. Linux only.
+        growth: maximum minus memory at the beginning, in bytes.
     """
 
     def __enter__(self) -> Self:
-        self.first = self.most = self._now()
+        self.first = self.maximum = self._now()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
@@ -246,38 +246,38 @@ class Peak:
     def __exit__(self, *error: object) -> None:
         self.over.set()
         self.thread.join()
-        self.growth = self.most - self.first
+        self.growth = self.maximum - self.first
 
     def _watch(self) -> None:
         while not self.over.wait(0.1):
-            self.most = max(self.most, self._now())
+            self.maximum = max(self.maximum, self._now())
 
     def _now(self) -> int:
-        """Sum of the proportional set sizes."""
+        """Return the sum of the proportional set sizes."""
         children = Path("/proc/self/task").glob("*/children")
         processes = ["self", *(pid for path in children for pid in path.read_text().split())]
         total = 0
         for process in processes:
             try:
                 lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
             total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         return total
 
 
 def make_cifar10(folder: Path) -> None:
-    """Fewer files than the real ones: decoding them is not measured."""
+    """Write fewer files than the real ones, as decoding them is not measured."""
     make_images(folder, {"train": 500, "test": 50}, [f"class{i}" for i in range(10)], (32, 32))
 
 
 def make_imagenette(folder: Path) -> None:
-    """Files as large as those of imagenette2-160."""
+    """Write files as large as those of imagenette2-160."""
     make_images(folder, {"train": 200, "val": 20}, list(IMAGENETTE), (213, 160))
 
 
 def make_camvid(folder: Path) -> None:
-    """Images of 240 x 180 and masks of 11 classes."""
+    """Write images of 240 x 180 and masks of 11 classes."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -290,7 +290,7 @@ def make_camvid(folder: Path) -> None:
 
 
 def make_images(folder: Path, splits: dict[str, int], classes: list[str], size: tuple[int, int]) -> None:
-    """Smooth pictures with a little noise, in JPEG files of about 10 kB at 213 x 160, as photographs have."""
+    """Write smooth pictures with a little noise: JPEG files of about 10 kB at 213 x 160, like photographs."""
     from PIL import Image
 
     rng = np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""What the harness costs beside the bare thing: training step, start-up, report. (bench_data.py: data pipelines.)
+"""The overhead of the harness: training step, start-up, report. (bench_data.py: data pipelines.)
 
 python scripts/bench_loop.py [step] [start] [report]     # all of them: about four minutes on 2 CPU cores
 
-Times of one machine mean nothing elsewhere, so every row is a ratio whose two sides were measured in turns
-within one run: the median over the rounds, in brackets the quartiles.
+Times of one machine mean nothing elsewhere, so every row is a ratio whose two sides were measured alternately within
+one run: the median over the rounds, in brackets the quartiles.
 """
 
 import argparse
@@ -25,20 +25,21 @@ from torch import nn
 
 from activations.torch_nn import ReLU
 from results.files import write_csv, write_json
-from runners.cell import Cell
+from runners.cell import Cell, CellSpec
 from runners.optim import parameter_groups
 from runners.train import Train, build_network
 from tasks.base import Recipe
 from tasks.classification import Classification
 from tasks.data.augment import CropFlip
-from tasks.data.images import ImageSet, digits
+from tasks.data.images import digits
+from tasks.data.sets import ImageSet
 from tasks.data.store import Memory
 from tasks.networks.resnet import ResNet
 from tasks.networks.small_cnn import SmallCNN
 
 
 def main() -> None:
-    """Measure what is asked for and print a row for each."""
+    """Measure the chosen parts and print a row for each."""
     parts: dict[str, Callable[[], Iterator[str]]] = {
         "step": training_step,
         "start": start_up,
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def training_step() -> Iterator[str]:
-    """The runner's epochs against epochs of a loop written by hand: same network, data and optimiser."""
+    """Yield the time of the runner's epochs relative to a plain loop with the same network, data and optimizer."""
     tasks = {
         "digits": (digit_task(), Train(epochs=100, pictures=False)),
         "ResNet-20, batch 128": (cifar_task(), Train(epochs=10, limit_batches=4, pictures=False)),
@@ -65,18 +66,18 @@ def training_step() -> Iterator[str]:
         bare = BareLoop(task, runner.limit_batches or task.steps_per_epoch)
         evaluate = task.evaluate
 
-        def in_turns(
+        def alternating(
             network: nn.Module, split: str, bare: Any = bare, evaluate: Any = evaluate
         ) -> dict[str, float]:
             metrics = evaluate(network, split)
-            if split == "val":  # between two epochs of the runner's
+            if split == "val":  # between two epochs of the runner
                 bare.epoch()
             return metrics
 
-        task.evaluate = in_turns  # type: ignore[method-assign]
+        task.evaluate = alternating  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as folder:
-            cell = bench_cell(Path(folder))
-            cell.attempt(partial(runner, ReLU, task, cell))
+            cell = Cell(CellSpec("relu", "bench", "bench", seed=0, study_folder=Path(folder)))
+            cell.run(partial(runner, ReLU, task, cell))
             rows = (cell.folder / "metrics.csv").read_text().splitlines()
         column = rows[0].split(",").index("seconds")
         ours = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[1] == "train"]
@@ -84,7 +85,7 @@ def training_step() -> Iterator[str]:
 
 
 class BareLoop:
-    """A training loop as one writes it in five minutes."""
+    """A plain training loop, without records, checkpoints or metrics."""
 
     def __init__(self, task: Classification, steps: int) -> None:
         self.task, self.steps = task, steps
@@ -95,14 +96,14 @@ class BareLoop:
         self.waited: list[float] = []
 
     def epoch(self) -> None:
-        """Train for one epoch and note the time, and what of it went into waiting for data."""
+        """Train for one epoch, and append its time and the part of it spent waiting for data."""
         start, waited = time.perf_counter(), 0.0
         self.network.train()
         data = self.task.batches("train", torch.Generator().manual_seed(0))
         for _ in range(self.steps):
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             x, y = next(data)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - requested
             loss = nn.functional.cross_entropy(self.network(x), y)
             self.optimizer.zero_grad()
             loss.backward()
@@ -112,7 +113,7 @@ class BareLoop:
 
 
 def start_up() -> Iterator[str]:
-    """A smoke run without its training, against importing torch."""
+    """Yield the time of a smoke run without its training, relative to importing torch."""
     ours, theirs = [], []
     for _ in range(7):
         theirs.append(timed([sys.executable, "-c", "import torch"]))
@@ -139,7 +140,7 @@ def start_up() -> Iterator[str]:
 
 
 def report() -> Iterator[str]:
-    """The report of 1,000 cells of 100 epochs."""
+    """Yield the time of a report on 1,000 cells of 100 epochs."""
     with tempfile.TemporaryDirectory() as name:
         study = Path(name) / "study"
         rng = np.random.default_rng(0)
@@ -171,31 +172,31 @@ def report() -> Iterator[str]:
 
 
 def timed(command: Sequence[str]) -> float:
-    """Seconds that a command takes."""
+    """Return the seconds that a command takes."""
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def ratio(what: str, ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """One row of the table."""
+def ratio(title: str, ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return one row of the table: median and quartiles of the ratios."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{what}: {middle:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{title}: {middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def recipe(batch_size: int) -> Recipe:
-    """The optimiser of both loops."""
+    """Return the recipe of both loops."""
     return Recipe(epochs=1, batch_size=batch_size, lr=0.05, weight_decay=5e-4)
 
 
 def digit_task() -> Classification:
-    """Task digits."""
+    """Return the task digits."""
     return Classification(recipe=recipe(64), data=digits(), network=SmallCNN)
 
 
 def cifar_task(size: int = 1200) -> Classification:
-    """Task cifar10 on random pixels, which take as long as real ones."""
+    """Return the task cifar10 on random pixels, which take as long as real ones."""
     generator = torch.Generator().manual_seed(0)
     data = ImageSet(
         store=Memory(torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)),
@@ -206,20 +207,6 @@ def cifar_task(size: int = 1200) -> Classification:
         fingerprint="random",
     )
     return Classification(recipe=recipe(128), data=data, network=ResNet, augment=CropFlip())
-
-
-def bench_cell(folder: Path) -> Cell:
-    """A cell that belongs to no study."""
-    config = {
-        "activation": {},
-        "task": {},
-        "network": {},
-        "runner": {},
-        "seed": 0,
-        "study": "bench",
-        "force": False,
-    }
-    return Cell(config | {"outputs": str(folder)}, activation="relu", task="bench", network="bench")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pandas as pd
 from _here import ROOT
 
-from runners.words import one_line
+from runners.errors import format_error
 
 MAIN = (32, 64, 32, 32)  # the size with a table of its own
 PATHS = {"fused": "auto", "reference": "reference"}  # the modes of the kernels
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any(row["kind"] == "unit" for row in rows):
             print(chart(rows, folder))
     except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {one_line(error)}")
+        sys.exit(f"actbench: {format_error(error)}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -37,9 +37,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    warnings.simplefilter("ignore")  # about defaults of a library that do not matter here
+    warnings.simplefilter("ignore")  # libraries warn of changed defaults, which do not matter here
     if arguments.size < 1:
-        sys.exit(f"actbench: --size {arguments.size}: a whole number of at least 1 is needed")
+        sys.exit(f"actbench: --size {arguments.size}: must be an integer >= 1")
     try:
         for name in arguments.networks:
             network = build(name)
@@ -52,14 +52,14 @@ def main() -> None:
 
 
 def build(name: str) -> nn.Module:
-    """The network ``LIBRARY:NAME`` with random weights.
+    """Return the network ``LIBRARY:NAME`` with random weights.
 
     Raises:
         ValueError: no such library or network, or a library that is not installed.
     """
     library, _, model = name.partition(":")
     if library not in ("torchvision", "timm") or not model:
-        raise ValueError(f"{name}: legal are torchvision:NAME and timm:NAME")
+        raise ValueError(f"{name}: must be torchvision:NAME or timm:NAME")
     try:
         models = library_models(library)
     except ImportError as error:
@@ -76,7 +76,7 @@ def build(name: str) -> nn.Module:
 
 
 def library_models(library: str) -> ModuleType:
-    """The module that lists and builds the library's networks."""
+    """Return the module that lists and builds the library's networks."""
     if library == "timm":
         import timm
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from results.escape import figure_text
 from results.figures import COLORS, STYLE, save
 from runners.compose import choose, component_names
-from runners.words import one_line
+from runners.errors import format_error
 
 POINTS = (-4.0, 4.0, 2001)  # first, last, number; sine with omega = 30 has 38 periods
 HEIGHT = (-1.5, 4.0)
@@ -48,7 +48,7 @@ def main() -> None:
         with rc_context(STYLE):
             print(save(sheet(x, found), arguments.out, "activations"))
     except Exception as error:  # whatever an activation raises, its user reads it in one line
-        sys.exit(f"actbench: {one_line(error)}")
+        sys.exit(f"actbench: {format_error(error)}")
 
 
 def response(name: str, x: Tensor) -> Response | None:

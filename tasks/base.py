@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,20 +10,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from activations.checks import check_bool, check_choice, check_int, check_list, check_number
+from tasks.settings import within
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tasks.confusion import Confusion
     from tasks.look import Look
 
-Batch = tuple[Tensor, Tensor]  # input, target
+Batch = tuple[Tensor, Tensor]  # inputs, target
 
 
 class ActLayer(Protocol):
-    """Makes a fresh activation; a network calls it once for every site."""
+    """The factory of activations that a network calls once for every site.
+
+    Examples:
+        >>> from activations.prelu import PReLU
+        >>> act_layer: ActLayer = PReLU
+        >>> act_layer(64)
+        PReLU(64)
+    """
 
     def __call__(self, num_features: int, /, *, channel_dim: int = 1) -> nn.Module:
-        """The activation of a site with ``num_features`` channels in dimension ``channel_dim``."""
+        """Make a fresh activation for a site with ``num_features`` channels in dimension ``channel_dim``."""
 
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -35,22 +45,29 @@ class Recipe:
     """How a task's network is trained; the same for every activation.
 
     Args:
-        epochs: passes over the training split, at least 1.
-        batch_size: samples a step, at least 1; the last, smaller batch of an epoch is dropped.
+        epochs: passes over the training split, >= 1.
+        batch_size: samples per step, >= 1; the last, smaller batch of an epoch is dropped.
         optimizer: sgd, adam or adamw.
-        lr: peak learning rate, above 0.
+        lr: peak learning rate, > 0.
         momentum, nesterov: of sgd. Momentum in [0, 1).
         betas: of adam and adamw, both in [0, 1).
-        weight_decay: at least 0; not applied to biases, normalisation layers and ``Activation.no_decay``.
+        weight_decay: >= 0; not applied to biases, normalization layers and ``Activation.no_decay``.
         schedule: constant, or cosine, which would reach 0 one step after the last.
         warmup: share of all steps during which lr rises linearly from 0, in [0, 1).
-        clip_norm: largest norm of the whole gradient, above 0, or None.
+        clip_norm: maximum norm of the whole gradient, > 0, or None.
         label_smoothing: in [0, 1); classification and segmentation only.
-        mixup: alpha of the Beta distribution of each image's share, at least 0, which is off (arXiv 1710.09412);
-            classification only.
+        mixup: alpha of the Beta distribution of each image's share, >= 0 (arXiv 1710.09412); 0 is off; classification
+            only.
 
     Raises:
         ValueError: a value outside its range.
+
+    Examples:
+        >>> Recipe(epochs=10, batch_size=64, lr=0.1).schedule
+        'cosine'
+        >>> Recipe(epochs=10, batch_size=64, lr=0.1, momentum=1)
+        Traceback (most recent call last):
+        ValueError: momentum=1: must be a number >= 0 and < 1
     """
 
     epochs: int
@@ -68,100 +85,100 @@ class Recipe:
     mixup: float = 0.0
 
     def __post_init__(self) -> None:
-        at = "task.recipe."
-        check_bool(at + "nesterov", self.nesterov)
-        check_whole(at + "epochs", self.epochs, 1)
-        check_whole(at + "batch_size", self.batch_size, 1)
-        check_choice(at + "optimizer", self.optimizer, OPTIMIZERS)
-        check_choice(at + "schedule", self.schedule, SCHEDULES)
-        check_range(at + "lr", self.lr, "above 0", lambda v: v > 0)
+        check_bool("nesterov", self.nesterov)
+        check_int("epochs", self.epochs, minimum=1)
+        check_int("batch_size", self.batch_size, minimum=1)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_number("lr", self.lr, above=0)
         for name in ("weight_decay", "mixup"):
-            check_range(at + name, getattr(self, name), "at least 0", lambda v: v >= 0)
+            check_number(name, getattr(self, name), minimum=0)
         for name in ("momentum", "warmup", "label_smoothing"):
-            check_range(at + name, getattr(self, name), "in [0, 1)", lambda v: 0 <= v < 1)
-        check_list(at + "betas", self.betas, "in [0, 1)", lambda v: 0 <= v < 1, length=2)
+            check_number(name, getattr(self, name), minimum=0, below=1)
+        check_list("betas", self.betas, length=2, minimum=0, below=1)
         if self.clip_norm is not None:
-            check_range(at + "clip_norm", self.clip_norm, "above 0, or null", lambda v: v > 0)
+            check_number("clip_norm", self.clip_norm, above=0)
 
 
-def some(names: Collection[str], most: int = 3) -> str:
-    """The first few of ``names`` in words, for messages."""
-    first = ", ".join(sorted(names)[:most]) or "none"
-    return first + (f" and {len(names) - most} more" if len(names) > most else "")
+def summarize(names: Collection[str], limit: int = 3) -> str:
+    """Return the first few names and how many more there are, for messages.
 
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value}: a whole number of at least {least} is needed")
-
-
-def check_range(name: str, value: Any, legal: str, accepts: Callable[[float], bool]) -> None:
-    """Raise ValueError unless ``value`` is a finite number that ``accepts`` says yes to."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not accepts(value):
-        raise ValueError(f"{name}={value}: a number {legal} is needed")
-
-
-def check_list(
-    name: str, value: Any, legal: str, accepts: Callable[[Any], bool], length: int | None = None
-) -> None:
-    """Raise ValueError unless ``value`` is a list, not empty and of ``length`` if given, of such numbers."""
-    numbers = isinstance(value, Sequence) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and accepts(v)
-        for v in value
-    )
-    if not numbers or len(value) == 0 or len(value) != (length or len(value)):
-        raise ValueError(f"{name}={value}: a list of {length or 'one or more'} numbers {legal} is needed")
-
-
-def check_bool(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is true or false; no and off arrive as words, which are true."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value}: legal values are true, false")
-
-
-def check_choice(name: str, value: object, legal: Sequence[str]) -> None:
-    """Raise ValueError unless ``value`` is one of ``legal``."""
-    if value not in legal:
-        raise ValueError(f"{name}={value}: legal values are {', '.join(legal)}")
+    Examples:
+        >>> summarize(["d", "c", "b", "a"])
+        'a, b, c and 1 more'
+    """
+    first = ", ".join(sorted(names)[:limit]) or "none"
+    return first + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 class Task(ABC):
-    """What an activation is compared on. A subclass sets the facts in ``__init__`` and fills in the methods.
+    """Data, network, loss, metrics and recipe with which activations are compared.
 
-    Splits are ``train``, ``val`` and ``test``. Which sample belongs to which split never depends on the seed, unless the
-    configuration asks for folds (``split_for``).
+    A subclass sets the attributes in ``__init__`` and fills in the methods. Splits are ``train``, ``val`` and ``test``.
+    Which sample belongs to which split never depends on the seed, unless the configuration asks for folds
+    (``split_for``).
+
+    Attributes:
+        primary_metric: name of the metric by which activations are ranked; ``evaluate`` returns it.
+        higher_is_better: whether a higher value of it is better.
+        recipe: how the network is trained.
+        network: called with ``act_layer``, ``input_shape`` and the number of outputs.
+        input_shape: of one sample.
+        output_shape: of the network's output for one sample; the first dimension counts the outputs.
+        steps_per_epoch: number of training batches.
+        fingerprint: of the data: two runs with the same one have used the same samples.
+        device: of the batches; set by the runner.
+        limit_batches: maximum number of batches per pass (see ``spread``), or None; set by the runner.
+        confusion: counts of the latest evaluation, where there are classes; set by ``evaluate``.
+
+    Examples:
+        >>> from actbench import make_task
+        >>> digits = make_task("digits")
+        >>> images, labels = next(digits.batches("train"))
+        >>> images.shape, labels.shape
+        (torch.Size([64, 1, 8, 8]), torch.Size([64]))
     """
 
     primary_metric: str
     higher_is_better: bool
     recipe: Recipe
-    network: Callable[..., nn.Module]  # act_layer, input_shape, num_outputs -> network
-    input_shape: tuple[int, ...]  # of one sample
-    output_shape: tuple[int, ...]  # of what the network makes of it; the first dimension counts the outputs
+    network: Callable[..., nn.Module]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     steps_per_epoch: int
-    fingerprint: str  # of the data: two runs with the same one have seen the same samples
+    fingerprint: str
 
-    device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
-    limit_batches: int | None = None  # at most so many batches per pass (see ``spread``); set by a smoke run
-    confusion: "Confusion | None" = None  # of classes, in the latest evaluation; set by ``evaluate``
+    device: torch.device = torch.device("cpu")
+    limit_batches: int | None = None
+    confusion: "Confusion | None" = None
 
-    def split_for(self, seed: int) -> None:  # noqa: B027  # most have nothing to do
-        """Choose the split of ``seed``; called by a runner before all else. Where folds are asked for, the seed chooses the one to test on."""
+    def split_for(self, seed: int) -> None:  # noqa: B027  # most tasks have one split for all seeds
+        """Choose the split of ``seed``: with folds, the one to test on. A runner calls this before anything else."""
 
     def build_network(self, act_layer: ActLayer) -> nn.Module:
-        """A freshly initialised network that has called ``act_layer(num_features)`` once for every site.
+        """Return a freshly initialized network that has called ``act_layer(num_features)`` once for every site.
 
         Weights are drawn from torch's global generator, and in a way that no activation influences.
+
+        Raises:
+            ValueError: a hyper-parameter that the network does not accept, or a task that it does not suit.
         """
-        return self.network(act_layer, self.input_shape, self.output_shape[0])
+        names = getattr(self.network, "keywords", {}).keys() | {
+            "sites",
+            "activations",
+            "shared",
+            "weights",
+            "name",
+        }
+        with within("network", names):
+            return self.network(act_layer, self.input_shape, self.output_shape[0])
 
     def spread(self, samples: Tensor, batch_size: int) -> Tensor:
-        """What is evaluated of a split's ``samples``: all, or as many as ``limit_batches`` allows from the whole of it.
+        """Return the part of a split's ``samples`` that is evaluated: all, or as many as ``limit_batches`` allows.
 
-        Splits may be in the order of their classes, and the first batches then show one class. Of equally long stretches
-        each gives one sample, at a place that is drawn, as classes may also take turns; the same in every run.
+        Splits may be in the order of their classes, so that the first batches show one class. Therefore the split is
+        divided into stretches of equal length and one sample is taken from each, at a random place, as classes may also
+        alternate. The choice is the same in every run.
         """
         total = len(samples)
         count = total if self.limit_batches is None else self.limit_batches * batch_size
@@ -173,47 +190,82 @@ class Task(ABC):
 
     @abstractmethod
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """One pass over ``split``; ``train`` draws order and augmentation from ``generator`` and nowhere else.
+        """Yield the batches of one pass over ``split``.
 
-        Of the others, ``limit_batches`` at most, with samples from the whole of the split (``spread``).
+        Args:
+            split: train, val or test. Of ``val`` and ``test`` at most ``limit_batches``, with samples from the whole
+                split (``spread``).
+            generator: the only source of randomness of ``train``: order and augmentation; None for torch's global one.
+
+        Returns:
+            pairs of inputs (N, *input_shape) in float32, and targets with N as their first dimension, on ``device``.
         """
 
     @abstractmethod
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Scalar training loss, a mean over the batch."""
+    def loss(self, output: Tensor, target: Tensor, *, training: bool) -> Tensor:
+        """Return the scalar loss, a mean over the batch.
 
-    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Scalars that are means over the batch, so that a weighted mean of batches is the mean of the split."""
+        Args:
+            output: (N, *output_shape) float32.
+            target: (N, ...), as ``batches`` yields it.
+            training: whether the batch is trained on; label smoothing and the like are for training alone.
+        """
+
+    def metrics(self, output: Tensor, target: Tensor, *, training: bool) -> dict[str, Tensor]:
+        """Return scalars that are means over the batch: a weighted mean of batches is the mean of the split.
+
+        Arguments as of ``loss``. In training only what is cheap and worth a column of metrics.csv.
+        """
         return {}
 
-    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Loss and metrics over ``split``, in eval mode and without gradients.
-
-        A name with a slash, such as ``iou/road``, is a class's own score: of the test it is written to classes.csv.
-        """
+    @torch.inference_mode()
+    def predictions(self, network: nn.Module, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield output (float32) and target of each batch of ``split``, in eval mode and without gradients."""
         network.eval()
-        means = Means()
-        with torch.inference_mode():
-            for input, target in islice(self.batches(split), self.limit_batches):
-                output = network(input).float()
-                means.add(len(target), loss=self.loss(output, target), **self.metrics(output, target))
+        for inputs, target in islice(self.batches(split), self.limit_batches):
+            yield network(inputs).float(), target
+
+    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+        """Return loss and metrics over ``split``, in eval mode and without gradients.
+
+        A name with a slash, such as ``iou/road``, is the score of a class: for the test it is written to classes.csv.
+        """
+        means = RunningMeans()
+        for output, target in self.predictions(network, split):
+            means.add(len(target), **self.scalars(output, target))
         return means.result()
 
+    def scalars(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return loss and metrics of a batch that is evaluated."""
+        loss = self.loss(output, target, training=False)
+        return {"loss": loss, **self.metrics(output, target, training=False)}
+
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
-        """Named figures of what the trained network does, if there is anything to see."""
+        """Return named figures of what the trained network does, or none."""
         return {}
 
     def look(self, generator: torch.Generator) -> "Look":
-        """What the data are; augmentation that is shown is drawn from ``generator``."""
+        """Return a summary of the data; augmentation that is shown is drawn from ``generator``."""
         from tasks.look import Look
 
         return Look({"fingerprint": self.fingerprint})
 
 
-class Means:
-    """Weighted means of named scalars, summed on the device in float64 so that no step waits for it."""
+class RunningMeans:
+    """Weighted means of named scalars, summed on the device in float64 so that no step waits for it.
 
-    def __init__(self, state: dict[str, Any] | None = None) -> None:
+    Args:
+        state: what ``state`` returned, to continue from; None to begin.
+
+    Examples:
+        >>> means = RunningMeans()
+        >>> means.add(3, loss=torch.tensor(1.0))
+        >>> means.add(1, loss=torch.tensor(5.0))
+        >>> means.result()
+        {'loss': 2.0}
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self.count: int = state["count"] if state else 0
         self.sums: dict[str, Tensor] = dict(state["sums"]) if state else {}
 
@@ -228,13 +280,13 @@ class Means:
             self.sums[name].add_(value.detach(), alpha=weight)
 
     def result(self) -> dict[str, float]:
-        """The means as plain numbers."""
+        """Return the means as plain numbers; waits for the device."""
         return {name: value.item() / self.count for name, value in self.sums.items()}
 
     def finite(self) -> bool:
-        """Whether the loss so far is a number; waits for the device."""
+        """Return whether the loss so far is finite; waits for the device."""
         return math.isfinite(self.sums["loss"].item())
 
     def state(self) -> dict[str, Any]:
-        """What ``Means(state)`` needs to go on."""
+        """Return count and sums, to continue from in another process."""
         return {"count": self.count, "sums": {name: value.cpu() for name, value in self.sums.items()}}

@@ -1,41 +1,43 @@
-"""What a task's data are, in numbers and on a contact sheet: what ``runner=check`` shows."""
+"""A summary of a task's data in numbers and on a contact sheet, for ``runner=check``."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tasks.base import some
-from tasks.data.cache import cached, save
+from tasks.base import summarize
+from tasks.data.cache import CacheEntry, save
 from tasks.data.store import CHUNK, Store
+from tasks.data.survey import Survey
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from tasks.images import ImageTask
+
 SPLITS = ("train", "val", "test")
-# up to so many classes: columns of the sheet, training and test images of each class, inches of an image
+# maximum number of classes; columns of the sheet, training and test images of each class, width of an image in inches
 LAYOUTS = ((12, 1, (8, 4), 0.72), (30, 2, (5, 3), 0.62), (60, 3, (4, 2), 0.55), (120, 4, (3, 2), 0.5))
-AUGMENTED = 12  # training images as they are augmented
-SCENES = 6  # images with masks of a split
+AUGMENTED = 12  # number of augmented training images
+SCENES = 6  # number of images with masks of each split
 SCENE_WIDTH = 2.2  # inches
-LISTED = 40  # rows of a table on the terminal
+MAX_ROWS = 40  # of a table on the terminal
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is to be said and shown of a task's data.
+    """A summary of a task's data.
 
     Attributes:
         facts: name -> text.
         table: lines of cells, the first one the head; or none.
-        figure: the contact sheet, if there is something to see.
+        figure: the contact sheet, or None if the data cannot be drawn.
     """
 
     facts: Mapping[str, str]
@@ -43,7 +45,7 @@ class Look:
     figure: "Figure | None" = None
 
     def text(self, rows: int | None = None) -> str:
-        """Facts and table with aligned columns, of the table so many ``rows`` at most."""
+        """Return facts and table with aligned columns, of the table at most ``rows``."""
         width = max(map(len, self.facts), default=0)
         lines = [f"{name:{width}}  {text}" for name, text in self.facts.items()]
         if self.table:
@@ -60,11 +62,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Samples:
-    """What one reading of all samples tells, a row for each.
+    """What one reading of all samples yields, a row for each.
 
     Attributes:
-        images, masks: numbers of the contents: equal where all pixels are. ``masks`` are 0 where there are none.
-        low, high: (N, planes) extreme values.
+        images, masks: (N,) numbers that are equal where all pixels are equal. ``masks`` are 0 where there are none.
+        low, high: (N, planes) minimum and maximum.
         sums, squares: (N, planes) int64, over the pixels.
         pixels: (N, 256) int64, how often each value occurs in the mask.
     """
@@ -78,24 +80,24 @@ class Samples:
     pixels: Tensor
 
 
-def read_samples(store: Store, planes: int, kept: tuple[Path, str] | None) -> Samples:
-    """Read all samples once; where ``kept`` names a cache the result is kept there.
+def read_samples(store: Store, planes: int, cache: CacheEntry | None) -> Samples:
+    """Read all samples once.
 
     Args:
         store: the samples.
-        planes: so many of each are an image; a mask may follow.
-        kept: as for ``store.mean_std``.
+        planes: number of planes of a sample that are the image; a mask may follow.
+        cache: as for ``store.mean_std``.
     """
-    if kept is None:
+    if cache is None:
         arrays = _read(store, planes)
     else:
-        key = hashlib.sha256(f"{kept[1]} {planes}".encode()).hexdigest()[:20]
-        arrays = cached(kept[0], f"look-{key}", lambda folder: save(folder, **_read(store, planes)))
+        entry = cache.derived(f" {planes}")
+        arrays = entry.arrays("look", lambda folder: save(folder, **_read(store, planes)))
     return Samples(**{name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
 
 
 def _read(store: Store, planes: int) -> dict[str, np.ndarray]:
-    numbers: dict[bytes, int] = {}  # of contents
+    numbers: dict[bytes, int] = {}  # of images and masks, by their hash
     rows: dict[str, list[np.ndarray]] = {name: [] for name in Samples.__annotations__}
     chunks = torch.arange(len(store)).split(CHUNK)
     bar = tqdm(total=len(store), desc="looking", unit="img", leave=False, disable=None)
@@ -116,20 +118,22 @@ def _read(store: Store, planes: int) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-def image_facts(task: Any, samples: Samples, answers: Tensor, answer: str) -> dict[str, str]:
-    """What classification and segmentation have in common.
+def image_facts(task: "ImageTask", samples: Samples, targets: Tensor, target: str) -> dict[str, str]:
+    """Return the facts of any task on images.
 
     Args:
-        task: with ``store``, ``index``, ``classes``, ``input_shape``, ``fingerprint`` and ``data``.
+        task: of classification or segmentation.
         samples: of its store.
-        answers: (N,) what is to be found for each sample: equal numbers where it is the same.
-        answer: what that is called.
+        targets: (N,) equal numbers where the targets of two samples are equal.
+        target: what a target is called.
     """
     planes, (height, width) = task.input_shape[0], task.store.shape[1:]
     seen = " x ".join(map(str, task.input_shape[1:]))
     size = f"{height} x {width} pixels"
-    carved = [split for split in SPLITS[1:] if getattr(task.data, split, None) is None]
-    held_out = f" ({' and '.join(carved)} held out of the training images by a fixed rule)" if carved else ""
+    missing = [split for split in SPLITS[1:] if getattr(task.data, split) is None]
+    held_out = (
+        f" ({' and '.join(missing)} held out of the training images by a fixed rule)" if missing else ""
+    )
     if unused := len(task.store) - sum(map(len, task.index.values())):
         held_out += f", not used {unused:,}"
     facts = {
@@ -147,53 +151,51 @@ def image_facts(task: Any, samples: Samples, answers: Tensor, answer: str) -> di
         low, high = int(samples.low[index].min()), int(samples.high[index].max())
         facts[f"values, {split}"] = f"{low} to {high}, mean {_listed(mean)}, std {_listed(std)}"
     trained = samples.images[task.index["train"]]
-    copies = [_copies(samples, answers, task.index, split, answer) for split in ("val", "test")]
+    copies = [_copies(samples, targets, task.index, split, target) for split in ("val", "test")]
     within = len(trained) - len(trained.unique())
     facts["copies"] = "; ".join([*copies, f"within train {within:,}"])
-    return facts | _of_files(task.data)
+    return facts | _of_files(task.data.survey)
 
 
-def _copies(samples: Samples, answers: Tensor, index: Mapping[str, Tensor], split: str, answer: str) -> str:
-    """How many images of a split are, pixel for pixel, in ``train``, and of how many the answer there is another."""
-    there: dict[int, set[int]] = {}
-    for image, value in zip(*(x[index["train"]].tolist() for x in (samples.images, answers)), strict=True):
-        there.setdefault(image, set()).add(value)
-    found = [
-        (position, value in there[image])
-        for position, image, value in zip(
-            *(x.tolist() for x in (index[split], samples.images[index[split]], answers[index[split]])),
-            strict=True,
-        )
-        if image in there
-    ]
-    other = sum(not same for _, same in found)
-    return f"{split} images that are in train, too: {len(found):,}" + (
-        f" ({other:,} with another {answer} there)" if other else ""
+def _copies(samples: Samples, targets: Tensor, index: Mapping[str, Tensor], split: str, target: str) -> str:
+    """Count the images of a split that are in ``train``, pixel for pixel, and those of them with another target there."""
+
+    def pairs(split: str) -> Iterator[tuple[int, int]]:
+        return zip(*(x[index[split]].tolist() for x in (samples.images, targets)), strict=True)
+
+    trained: dict[int, set[int]] = {}
+    for image, value in pairs("train"):
+        trained.setdefault(image, set()).add(value)
+    same_target = [value in trained[image] for image, value in pairs(split) if image in trained]
+    other = same_target.count(False)
+    return f"{split} images that are in train, too: {len(same_target):,}" + (
+        f" ({other:,} with another {target} there)" if other else ""
     )
 
 
-def _of_files(data: object) -> dict[str, str]:
-    """What the set knows of its files, if it was read from any."""
-    survey = getattr(data, "survey", None)
+def _of_files(survey: Survey | None) -> dict[str, str]:
+    """Return the facts about the files of a set, if it was read from any."""
     if survey is None:
         return {}
     left_out = {reason: names for reason, names in survey.left_out.items() if names}
     facts = {
-        "left out": "; ".join(f"{len(names):,} {reason}: {some(names)}" for reason, names in left_out.items())
+        "left out": "; ".join(
+            f"{len(names):,} {reason}: {summarize(names)}" for reason, names in left_out.items()
+        )
         or "nothing"
     }
-    for name, what in (
+    for name, text in (
         ("turned", "files as their EXIF orientation says"),
         ("transparent", f"images, composed over {list(survey.background)}"),
         ("sequences", "images of several frames or pages, of which the first is read"),
     ):
         if count := getattr(survey, name):
-            facts[name] = f"{count:,} {what}"
+            facts[name] = f"{count:,} {text}"
     return facts
 
 
 def class_table(labels: Tensor, index: Mapping[str, Tensor], classes: Sequence[str]) -> list[list[str]]:
-    """Images of each class and split."""
+    """Return the number of images of each class and split."""
     counts = [labels[index[split]].bincount(minlength=len(classes)).tolist() for split in SPLITS]
     rows = [[name, *(f"{count:,}" for count in row)] for name, *row in zip(classes, *counts, strict=True)]
     return [["class", *SPLITS], *rows]
@@ -202,8 +204,8 @@ def class_table(labels: Tensor, index: Mapping[str, Tensor], classes: Sequence[s
 def mask_table(
     pixels: Tensor, index: Mapping[str, Tensor], classes: Sequence[str], void: int
 ) -> list[list[str]]:
-    """For each class and split the share of the pixels, void being what is left, and the images that show it."""
-    head = ["class", *(f"{split} {what}" for split in SPLITS for what in ("pixels", "images"))]
+    """Return for each class and split, and for void, the share of the pixels and the number of images that contain it."""
+    head = ["class", *(f"{split} {unit}" for split in SPLITS for unit in ("pixels", "images"))]
     rows = [[name] for name in (*classes, "void")]
     for split in SPLITS:
         counts = pixels[index[split]][:, [*range(len(classes)), void]]
@@ -213,14 +215,14 @@ def mask_table(
     return [head, *rows]
 
 
-def class_sheet(task: Any, labels: Tensor, high: int, generator: torch.Generator) -> "Figure":
-    """Training and test images of every class, and training images as they are augmented."""
+def class_sheet(task: "ImageTask", labels: Tensor, high: int, generator: torch.Generator) -> "Figure":
+    """Draw training and test images of every class, and augmented training images."""
     from matplotlib.figure import Figure
 
-    most, columns, counts, side = next(
+    limit, columns, counts, side = next(
         (layout for layout in LAYOUTS if len(task.classes) <= layout[0]), LAYOUTS[-1]
     )
-    chosen = [int(k) for k in torch.linspace(0, len(task.classes) - 1, min(most, len(task.classes)))]
+    chosen = _spread(len(task.classes), limit).tolist()
     rows = -(-len(chosen) // columns)
     blocks = [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
     height, width = task.store.shape[1:]
@@ -251,8 +253,8 @@ def class_sheet(task: Any, labels: Tensor, high: int, generator: torch.Generator
     return figure
 
 
-def _class_strip(task: Any, labels: Tensor, k: int, counts: tuple[int, int]) -> Tensor:
-    """(n, C, H, W), first of train and then of test; -1 where a class has fewer."""
+def _class_strip(task: "ImageTask", labels: Tensor, k: int, counts: tuple[int, int]) -> Tensor:
+    """Return images (n, C, H, W) of class ``k``, first of train and then of test; -1 where a class has fewer."""
     parts = []
     for split, count in zip(("train", "test"), counts, strict=True):
         members = task.index[split][labels[task.index[split]] == k]
@@ -264,16 +266,16 @@ def _class_strip(task: Any, labels: Tensor, k: int, counts: tuple[int, int]) -> 
 
 
 def scene_sheet(
-    task: Any,
+    task: "ImageTask",
     colors: Mapping[str, str],
     palette: Tensor,
     shares: Sequence[float],
     generator: torch.Generator,
 ) -> "Figure":
-    """Images of train and test with their masks drawn over them, and training images as they are augmented.
+    """Draw images of train and test with their masks over them, and augmented training images.
 
     Args:
-        task: with ``store``, ``index`` and ``batches``.
+        task: of segmentation.
         colors: of the classes and of void, by name.
         palette: (256, 3) in [0, 1], of the masks' values.
         shares: of the training pixels, in percent, in the order of ``colors``.
@@ -297,7 +299,7 @@ def scene_sheet(
     axes = figure.subplots(len(groups), 1, height_ratios=sizes)
     for ax, (title, (images, masks)) in zip(list(axes), groups.items(), strict=True):
         drawn = 255 * palette[masks.long()].movedim(-1, 1)
-        # brightness is the image's and hue the class's: mixed colors would be those of other classes
+        # brightness from the image and hue from the class: a mixture of colors may be the color of another class
         over = (drawn * (0.4 + 0.6 * images.float().mean(1, keepdim=True) / 255)).round().to(torch.int16)
         _show(ax, torch.cat([_filled(images, SCENES), _filled(over, SCENES)]), SCENES, 255)
         ax.set_title(title, fontsize="medium", loc="left")
@@ -313,32 +315,32 @@ def scene_sheet(
     return figure
 
 
-def _as_trained(task: Any) -> str:
-    steps = [name for name, there in (("augmented", task.augment), ("mixed", task.recipe.mixup)) if there]
+def _as_trained(task: "ImageTask") -> str:
+    steps = [name for name, used in (("augmented", task.augment), ("mixed", task.recipe.mixup)) if used]
     return f"training images as they are {' and '.join(steps)}" if steps else "training images, not augmented"
 
 
-def _augmented(task: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images of the first training batch as the network gets them, but in their own values, and the targets."""
+def _augmented(task: "ImageTask", count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return images of the first training batch as the network receives them, but not normalized, and the targets."""
     batch, targets = next(iter(task.batches("train", generator)))
     images = ((batch[:count].cpu() - task.shift) / task.scale).round().clamp(0, 255).to(torch.int16)
     return images, targets[:count].cpu()
 
 
 def _filled(images: Tensor, count: int) -> Tensor:
-    """``images`` and as many blank ones as ``count`` takes."""
+    """Return ``images`` and blank ones, ``count`` in all."""
     return torch.cat([images, torch.full((count - len(images), *images.shape[1:]), -1, dtype=images.dtype)])
 
 
 def _show(ax: "Axes", images: Tensor, columns: int, high: int, apart: int | None = None) -> None:
-    """(n, C, H, W) images in rows of ``columns`` with white between them; -1 is white.
+    """Draw (n, C, H, W) images in rows with white between them; -1 is white.
 
     Args:
         ax: to draw on.
-        images: their number is a multiple of ``columns``.
-        columns: images in a row.
+        images: a multiple of ``columns`` of them.
+        columns: number of images in a row.
         high: the value that is white.
-        apart: the column before which there is more room.
+        apart: the column that has more space before it.
     """
     height, width = images.shape[2:]
     gap = _gap(width)
@@ -360,7 +362,7 @@ def _gap(width: int) -> int:
 
 
 def _spread(total: int, count: int) -> Tensor:
-    """Positions of ``count`` of ``total``, from the first to the last."""
+    """Return ``count`` positions of ``total``, from the first to the last."""
     return torch.linspace(0, total - 1, min(count, total)).long()
 
 
@@ -368,18 +370,18 @@ def _listed(values: Tensor) -> str:
     return " ".join(f"{value:.1f}" for value in values.tolist())
 
 
-def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _short(name: str, max_length: int = 22) -> str:
+    return name if len(name) <= max_length else name[: max_length - 1] + "…"
 
 
 def point_table(parts: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str]) -> list[list[str]]:
-    """Range, mean and standard deviation of every variable in each split of inputs and targets."""
+    """Return range, mean and standard deviation of every variable, inputs and targets, in each split."""
     rows = []
     for split, samples in parts.items():
         values = torch.cat(samples, dim=1).double()
         columns = (values.amin(0), values.amax(0), values.mean(0), values.std(0, correction=0))
         rows += [
-            # a mean that differs from 0 by rounding alone is 0
+            # 0 for a mean that differs from it by rounding alone
             [name, split, *(f"{value if abs(value) > 1e-6 * max(map(abs, row)) else 0:.4g}" for value in row)]
             for name, *row in zip(names, *(column.tolist() for column in columns), strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Regression of a function of few variables, of a picture's colours, of a column of a table."""
+"""Regression of a function of few variables, of the colors of a picture, of a column of a table."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tasks import plots
 from tasks.base import Batch, Recipe, Task
 from tasks.data.points import Points, SamplePoints
 
@@ -27,12 +28,21 @@ class Regression(Task):
     psnr: 10 log10(peak^2 / mse) in dB, where the data have a peak, as pictures do.
 
     Args:
-        recipe: how to train.
-        data: where the samples come from.
+        recipe: how the network is trained.
+        data: the source of the samples.
         network: called with ``act_layer``, ``input_shape`` and ``num_outputs``.
 
     Raises:
-        ValueError: targets that are all alike, or not finite.
+        ValueError: targets that are constant or not finite.
+
+    Examples:
+        >>> from tasks.data.functions import sine
+        >>> from tasks.data.points import FunctionPoints
+        >>> from tasks.networks.mlp import MLP
+        >>> data = FunctionPoints(function=sine, low=[-1], high=[1], steps_per_epoch=5, val_points=10, test_grid=20)
+        >>> task = Regression(recipe=Recipe(epochs=1, batch_size=8, lr=0.1), data=data, network=MLP)
+        >>> [(x.shape, y.shape) for x, y in task.batches("test")]
+        [(torch.Size([20, 1]), torch.Size([20, 1]))]
     """
 
     primary_metric = "mse"
@@ -53,11 +63,11 @@ class Regression(Task):
         self.fingerprint = data.fingerprint
 
     def split_for(self, seed: int) -> None:
-        """Take the fold of ``seed``, where the data have folds."""
+        """Use the fold of ``seed``, where the data have folds."""
         self._use(self.data.of_seed(seed))
 
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Training batches as the data make them, the fixed samples otherwise."""
+        """Yield the training batches that the data generate, or the fixed samples of another split."""
         batches = (
             self.data.epoch(self.recipe.batch_size, generator)
             if split == "train"
@@ -68,15 +78,13 @@ class Regression(Task):
         for x, y in batches:
             yield x.to(self.device), y.to(self.device)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error."""
+    def loss(self, output: Tensor, target: Tensor, *, training: bool) -> Tensor:
+        """Return the mean squared error."""
         return F.mse_loss(output, target)
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """loss and mse, which are one, r2, max_error and, of pictures, psnr."""
-        network.eval()
-        with torch.inference_mode():
-            error = torch.cat([network(x).float() - y for x, y in self.batches(split)]).double()
+        """Return loss and mse, which are equal, r2, max_error and, for pictures, psnr."""
+        error = torch.cat([output - target for output, target in self.predictions(network, split)]).double()
         mse = error.square().mean()
         metrics = {"loss": mse, "mse": mse, "r2": 100 * (1 - mse / self.variance[split])}
         metrics["max_error"] = error.abs().max()
@@ -85,14 +93,14 @@ class Regression(Task):
         return {name: value.item() for name, value in metrics.items()}
 
     def look(self, generator: torch.Generator) -> "Look":
-        """Range of every variable in each split, inputs that occur in two of them; figures of the target."""
+        """Range of every variable in each split, inputs that occur in two splits; a figure of the target."""
         from tasks import look
 
         epoch = list(self.data.epoch(self.recipe.batch_size, generator))
         inputs, outputs = self.input_shape[0], self.output_shape[0]
         parts = dict(self.points)
         facts = {
-            "data": f"{inputs} input{'s' * (inputs > 1)}, {outputs} target{'s' * (outputs > 1)}, as the network gets them",
+            "data": f"{inputs} input{'s' * (inputs > 1)}, {outputs} target{'s' * (outputs > 1)}, as the network receives them",
             "fingerprint": self.fingerprint,
             "steps": f"{self.steps_per_epoch:,} of {len(epoch[0][0])} samples an epoch",
         }
@@ -109,10 +117,10 @@ class Regression(Task):
             facts["steps"] += ", all of them fresh; of train the numbers below are of one epoch"
         facts["splits"] = ", ".join(f"{split} {len(x):,}" for split, (x, _) in parts.items()) + self.data.rule
         names = self.data.names(inputs, outputs)
-        return look.Look(facts, look.point_table(parts, names), self.data.look(parts["train"]))
+        return look.Look(facts, look.point_table(parts, names), plots.data_figure(self.data, parts["train"]))
 
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
-        """Target, fit and error of the test."""
+        """Draw target, fit and error of the test, where they can be drawn."""
         network.eval()
 
         def predict(x: Tensor) -> Tensor:
@@ -121,15 +129,13 @@ class Regression(Task):
                     [network(part.to(self.device)).float().cpu() for part in x.split(EVAL_BATCH)]
                 )
 
-        figure = self.data.picture(predict)
+        figure = plots.fit_figure(self.data, predict)
         return {} if figure is None else {"fit": figure}
 
 
 def _variance(split: str, target: Tensor) -> float:
-    """Mean square of the targets around the mean of each output."""
+    """Return the mean square of the targets around the mean of each output."""
     variance = target.double().var(0, correction=0).mean().item()
     if not 0 < variance < float("inf"):
-        raise ValueError(
-            f"task.data: the targets of {split} are all alike or not finite, nothing can be fitted"
-        )
+        raise ValueError(f"data: the targets of {split} are constant or not finite, nothing can be fitted")
     return variance

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from activations.base import Activation
-from runners.cell import Cell
+from runners.cell import Cell, CellSpec
 from runners.compose import component_names, compose
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers and the processes that they start share the cores
@@ -46,9 +46,9 @@ def make_task(name: str, *overrides: str) -> Any:
 def make_cell(outputs: Path, *overrides: str, activation: str = "toy", task: str = "digits") -> Cell:
     """A cell whose outputs go to a temporary folder."""
     composed = config(f"task={task}", f"outputs={outputs}", *overrides)
-    return Cell(
-        OmegaConf.to_container(composed, resolve=True), activation=activation, task=task, network="network"
-    )
+    tree = OmegaConf.to_container(composed, resolve=True)
+    spec = CellSpec.from_config(tree, activation=activation, task=task, network="network")
+    return Cell(spec, force=tree["force"])
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
     """Train a cell in this process; returns its record."""
     cell = make_cell(outputs, *overrides, task=task, **names)
     runner = instantiate(config(f"task={task}", f"outputs={outputs}", *overrides).runner)
-    return cell.attempt(lambda: runner(factory, make_task(task, *overrides), cell))
+    return cell.run(lambda: runner(factory, make_task(task, *overrides), cell))
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

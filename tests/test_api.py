@@ -28,7 +28,7 @@ import actbench
 from actbench import fit, leaderboard, load_study, make_act_layer, make_activation, make_task
 from activations.base import Activation
 from activations.prelu import PReLU
-from runners.cell import Busy
+from runners.cell import CellLockedError
 from runners.code import ACTIVATIONS as FOLLOWED
 from runners.code import code_hash, compiled_hash
 from runners.compose import Parts, choose, compose
@@ -143,33 +143,36 @@ def test_ids_are_those_of_the_command_line(call: Any, overrides: tuple[str, ...]
             "unexpected keyword argument 'foo'; hyper-parameters: start, ",
         ),
         (partial(make_activation, "prelu", 0), "num_features=0"),
-        (partial(make_activation, torch.nn.ReLU, 8), "is no subclass of activations.base.Activation"),
+        (partial(make_activation, torch.nn.ReLU, 8), "must be a subclass of activations.base.Activation"),
         (partial(make_activation, "nowhere.Unit", 8), "activation=nowhere.Unit: "),
         (partial(make_act_layer, "prelu", init=torch.ones(2)), "activation.init="),
-        (partial(make_act_layer, lambda n: None), "defined at the top level of a module is needed"),
+        (partial(make_act_layer, lambda n: None), "defined at the top level of a module"),
         (partial(make_act_layer, partial(Toy, 3)), "name the arguments"),
         (partial(make_task, "mnist"), "task=mnist: no such task"),
         (
             partial(make_task, "digits", "task.recipe.lrr=1"),
             "task.recipe.lrr: no such name; did you mean lr?",
         ),
-        (partial(make_task, "digits", "task.recipe.lr=nan"), "task.recipe.lr=nan: a number above 0"),
+        (
+            partial(make_task, "digits", "task.recipe.lr=nan"),
+            "task.recipe.lr=nan: must be a finite number > 0",
+        ),
         (
             partial(make_task, "digits", val_fractoin=0.1),
             "task.val_fractoin: no such name; did you mean val_fraction",
         ),
-        (partial(make_task, Toy), "task=Toy: has no usual network"),
+        (partial(make_task, Toy), "task=Toy: has no default network"),
         (
             partial(make_task, "digits", network=partial(MLP, hiden=[3])),
             "network.hiden: no such name; did you mean hidden?",
         ),
-        (partial(fit, "relu", seed=-1), "seed=-1: a whole number"),
-        (partial(fit, "relu", force=1), "force=1: legal values are true, false"),
+        (partial(fit, "relu", seed=-1), "seed=-1: must be an integer >= 0"),
+        (partial(fit, "relu", force=1), "force=1: must be true or false"),
         (partial(fit, "relu", study="../up"), "study=../up"),
         (partial(fit, "relu", runner="check"), "runner=check: trains nothing"),
         (partial(fit, "relu", runner="smok"), "runner=smok: no such runner; did you mean smoke?"),
-        (partial(fit, "relu", overrides=["seed=3"]), "seed=3: is an argument of its own"),
-        (partial(fit, "relu", overrides="runner.device=cuda:7"), "runner.device=cuda:7: this machine has"),
+        (partial(fit, "relu", overrides=["seed=3"]), "seed=3: must be passed as the argument seed"),
+        (partial(fit, "relu", overrides="runner.device=cuda:7"), "runner.device=cuda:7: must be one of auto"),
         (partial(fit, "relu", overrides="a b=c d"), "a b=c d"),
         (partial(load_study, "none"), "none: no such folder"),
     ],
@@ -283,7 +286,10 @@ def test_an_error_in_training_is_raised_as_it_is() -> None:
 
 
 def test_a_cell_that_another_holds_is_busy() -> None:
-    with choose(settings={"outputs": "outputs"}, runner="smoke").cell().opened(), pytest.raises(Busy):
+    with (
+        choose(settings={"outputs": "outputs"}, runner="smoke").cell().locked(),
+        pytest.raises(CellLockedError),
+    ):
         smoke("relu")
 
 
@@ -299,7 +305,7 @@ def test_logging_and_streams_are_left_alone(capsys: pytest.CaptureFixture) -> No
     finally:
         logging.getLogger().removeHandler(handler)
     assert (log.level, log.propagate, log.handlers) == before
-    assert heard == ["epoch 0: nothing is trained, all parameters rest"], (
+    assert heard == ["epoch 0: nothing is trained, all parameters are frozen"], (
         "warnings, as the root logger is set"
     )
     assert "started at epoch 0" in Path(record["folder"], "log.txt").read_text()

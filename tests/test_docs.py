@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -124,6 +125,16 @@ def test_margins_of_the_protocol_are_those_of_the_code() -> None:
     stated = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+)", section, flags=re.MULTILINE))
     margins = {name: m.margin * (100 if m.relative else 1) for name, m in KNOWN_METRICS.items()}
     assert {name: float(value) for name, value in stated.items()} == pytest.approx(margins)
+
+
+def test_version_and_date_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    released = re.search(
+        r"^## (\S+) \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert (project["version"], str(citation["version"])) == (released[1], released[1])
+    assert str(citation["date-released"]) == released[2]
 
 
 def test_generated_pages_are_up_to_date() -> None:

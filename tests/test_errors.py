@@ -37,30 +37,41 @@ CASES = {
     ),
     "hyper-parameter of the wrong kind": (
         ("activation=prelu", "activation.init=big"),
-        "activation=prelu: init='big': must be a number",
+        "activation=prelu: init='big': ",
     ),
     "no such class": (("activation._target_=nowhere.Unit",), "Error loading 'nowhere.Unit'"),
     "no activation": (
         ("activation._target_=torch.nn.ReLU",),
-        "activation=ReLU: torch.nn.modules.activation.ReLU is no subclass of activations.base.Activation",
+        "activation=ReLU: torch.nn.modules.activation.ReLU must be a subclass of activations.base.Activation",
     ),
-    "epochs": (("runner.epochs=-1",), "runner.epochs=-1: a whole number of at least 1 is needed"),
+    "crop": (
+        (*FOLDER, "task.augment.crop.padding=-1"),
+        "task.augment.crop.padding=-1: must be an integer >= 0",
+    ),
+    "a step that comes late": (
+        (*FOLDER, "task.augment.crop.padding=40", "task.train_size=null", "task.test_size=null"),
+        "task.augment.crop.padding=40: must be below the images' size, 32 x 32",
+    ),
+    "epochs": (("runner.epochs=-1",), "runner.epochs=-1: must be an integer >= 1"),
     "batch size": (
         ("task.recipe.batch_size=0",),
-        "task.recipe.batch_size=0: a whole number of at least 1 is needed",
+        "task.recipe.batch_size=0: must be an integer >= 1",
     ),
-    "learning rate": (("task.recipe.lr=nan",), "task.recipe.lr=nan: a number above 0 is needed"),
-    "seed": (("seed=one",), "seed=one: a whole number of at least 0 is needed"),
-    "study": (("study=../up",), "study=../up: letters, digits"),
-    "device": (("runner.device=cuda:7",), "runner.device=cuda:7: this machine has auto, "),
+    "learning rate": (("task.recipe.lr=nan",), "task.recipe.lr=nan: must be a finite number > 0"),
+    "seed": (("seed=one",), "seed='one': must be an integer >= 0"),
+    "study": (("study=../up",), "study=../up: must consist of letters"),
+    "device": (("runner.device=cuda:7",), "runner.device=cuda:7: must be one of auto, "),
     "depth": (
         (*FOLDER, "task.train_size=30", "task.test_size=10", "network.depth=9"),
-        "network.depth=9: 6 n + 2 is needed",
+        "network.depth=9: must be 6 n + 2",
     ),
     "sweep without -m": (("seed=0,1",), "add --multirun to your command line"),
     "no outputs": (("outputs={tmp}/file",), "Not a directory"),
-    "no data": ((*FOLDER, "task.data.root={tmp}/none"), "none: no such folder; needed are train/ and test/"),
-    "empty data": ((*FOLDER, "task.data.root={tmp}/empty"), "empty: is empty; needed are train/ and test/"),
+    "no data": (
+        (*FOLDER, "task.data.root={tmp}/none"),
+        "task.data.root={tmp}/none: no such folder; must contain train/ and test/",
+    ),
+    "empty data": ((*FOLDER, "task.data.root={tmp}/empty"), "empty: is empty; must contain train/ and test/"),
     "empty tree": (
         (*FOLDER, "task.data.root={tmp}/tree"),
         "tree: no images in train/c0/ (.jpg, .jpeg,",
@@ -77,7 +88,7 @@ CASES = {
     "truncated image": ((*FOLDER, "task.data.root={tmp}/cut"), "cut/test/c0/0.png: not a readable image"),
     "images of two sizes": (
         (*FOLDER, "task.data.root={tmp}/sizes"),
-        "images of one size are needed, this one is 20 x 32",
+        "0.png: is 20 x 32, must be 32 x 32",
     ),
     "other classes than CIFAR-10": (
         (*FOLDER, "task.data.root={tmp}/two"),
@@ -95,20 +106,20 @@ CASES = {
     ),
     "images smaller than what is stored": (
         (*OWN, "task.data.root={tmp}/two"),
-        "0.png: 32 x 32 is smaller than task.data.stored=160; task.data.enlarge=true enlarges such images",
+        "0.png: 32 x 32 is smaller than stored=160; enlarge=true",
     ),
     "images smaller than the crop": (
         (*OWN, "task.data.root={tmp}/two", "task.data.stored=32"),
-        "task.augment.crop.size=128 x 128: the images are 32 x 32, smaller than the crop",
+        "task.augment.crop.size=128 x 128: must be at most that of the images, 32 x 32",
     ),
     "wnid not found": (
         ("task=imagenet_subset", "task.data.root={tmp}/two", "task.data.classes=[n01440764,n02102040]"),
         "task.data.classes: no folder n01440764 in {tmp}/two/train, which has 2, from c0 to c1",
     ),
-    "mixup": (("task.recipe.mixup=-1",), "task.recipe.mixup=-1: a number at least 0 is needed"),
+    "mixup": (("task.recipe.mixup=-1",), "task.recipe.mixup=-1: must be a number >= 0"),
     "more training images than there are": (
         (*FOLDER,),
-        "task.train_size: cannot choose 10000 of 36 samples: 1 to 35 are possible",
+        "task.train_size=10000: cannot choose 10000 of 36 samples: must be from 1 to 35",
     ),
 }
 

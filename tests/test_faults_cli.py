@@ -38,14 +38,14 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown at the top": (("lr=0.1",), "lr: no such name; did you mean task.recipe.lr? Legal: activation,"),
     "added group": (("+activation@other=relu",), "other: no such name; Legal: activation, force,"),
     "deleted setting": (("~seed",), "seed: is missing"),
-    "deleted component": (("~network",), "network: is missing, and every run needs one, such as network=mlp"),
+    "deleted component": (("~network",), "network: is missing; must be set, such as network=mlp"),
     "deleted class": (
         ("~activation._target_",),
-        "activation=relu: its configuration needs _target_ and _partial_",
+        "activation=relu: its configuration must have _target_ and _partial_",
     ),
     "a list": (
         ("activation=[relu,prelu]",),
-        "activation=[relu,prelu]: one activation a run; python run.py -m activation=relu,prelu compares several",
+        "activation=[relu,prelu]: must be one activation; python run.py -m activation=relu,prelu compares several",
     ),
     "a grid without -m": (
         ("activation=relu,prelu",),
@@ -68,26 +68,26 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a grid over nothing": (
         ("-m", "seed=range(0)"),
-        "seed=range(0): there is nothing of this kind to sweep over",
+        "seed=range(0): matches nothing to sweep over",
     ),
     "a glob of nothing": (
         ("-m", "activation=glob(zz*)"),
-        "activation=glob(zz*): there is nothing of this kind",
+        "activation=glob(zz*): matches nothing",
     ),
-    "a grid over a wrong study": (("-m", "study=a,../up"), "study=../up: letters, digits"),
+    "a grid over a wrong study": (("-m", "study=a,../up"), "study=../up: must consist of letters"),
     "out of its folder": (
         ("activation=../activation/relu",),
-        "activation=../activation/relu: the name of a configuration in activation/ is needed",
+        "activation=../activation/relu: must be the name of a configuration in activation/",
     ),
     "unknown in a sub-folder": (
         ("activation=mine/relu",),
         "activation=mine/relu: no such activation; ",
     ),
-    "no outputs": (("outputs=",), "outputs=: the name of a folder is needed"),
-    "no outputs of a grid": (("-m", "outputs="), "outputs=: the name of a folder is needed"),
-    "outputs of null": (("outputs=null",), "outputs=null: the name of a folder is needed"),
+    "no outputs": (("outputs=",), "outputs=: must be the name of a folder"),
+    "no outputs of a grid": (("-m", "outputs="), "outputs=: must be the name of a folder"),
+    "outputs of null": (("outputs=null",), "outputs=null: must be the name of a folder"),
     "a tilde": (("outputs=~/x",), """put the value in quotes, as in 'outputs="~/x"'"""),
-    "half a seed": (("seed=1.5",), "seed=1.5: a whole number of at least 0 is needed"),
+    "half a seed": (("seed=1.5",), "seed=1.5: must be an integer >= 0"),
     "not a bool": (("hydra.job.chdir=maybe",), "hydra.job.chdir=maybe: Value 'maybe' is not a valid bool"),
 }
 
@@ -106,8 +106,8 @@ UNREAD: dict[tuple[str, ...], str] = {
         "activation=gct",
         "+activation.base.channel_dim=2",
     ): "activation.base.channel_dim: no such name; Legal: none",
-    ("~task.recipe.lr",): "task.recipe.lr: is missing, and Recipe needs it",
-    ("~network.model",): "network.model: is missing, and build needs it",
+    ("~task.recipe.lr",): "task.recipe.lr: is missing; Recipe takes it",
+    ("~network.model",): "network.model: is missing; build takes it",
 }
 
 
@@ -307,7 +307,7 @@ def test_no_home(tmp_path: Path) -> None:
     for arguments, said in (
         (
             ("task=cifar10", 'task.data.root="~/x"'),
-            "ACTBENCH_CACHE=FOLDER or task.data.cache=FOLDER is where",
+            "ACTBENCH_CACHE=FOLDER or task.data.cache=FOLDER is the folder",
         ),
         (
             ("runner=smoke", 'outputs="~/x"'),

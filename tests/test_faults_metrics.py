@@ -22,15 +22,15 @@ from toy import Toy
 
 from results.collect import add_labels, read_records
 from results.leaderboard import leaderboard
-from runners.cell import Cell
+from runners.cell import CellSpec
 from runners.check import Check
-from runners.words import one_line
+from runners.errors import format_error
 from tasks.base import Recipe
 from tasks.classification import Classification
 from tasks.confusion import Confusion
 from tasks.data.files import sklearn_file
-from tasks.data.images import ImageSet
 from tasks.data.pairs import VOID
+from tasks.data.sets import ImageSet
 from tasks.data.store import Memory
 from tasks.regression import Regression
 from tasks.segmentation import boundary
@@ -231,7 +231,7 @@ def test_without_folds_no_seed_changes_a_split() -> None:
 def test_folds_that_cannot_be_are_refused(folds: str) -> None:
     with pytest.raises(InstantiationException) as caught:
         make_task("diabetes", f"task.data.folds={folds}")
-    assert "whole number from 2 to 44 is needed, or null" in one_line(caught.value)
+    assert "must be an integer >= 2 and <= 44" in format_error(caught.value)
 
 
 def test_cross_validated_cells_are_seeds_of_one_another_and_say_so(tmp_path) -> None:
@@ -261,14 +261,17 @@ def test_an_option_that_is_newer_than_cells_leaves_their_ids_alone(tmp_path) -> 
     del old["task"]["data"]["folds"]
     used = copy.deepcopy(composed)
     used["task"]["data"]["folds"] = 5
-    ids = [Cell(tree, activation="relu", task="diabetes", network="mlp").id for tree in (old, composed, used)]
+    ids = [
+        CellSpec.from_config(tree, activation="relu", task="diabetes", network="mlp").id
+        for tree in (old, composed, used)
+    ]
     assert ids[0] == ids[1] != ids[2]
     record = train(tmp_path, make_factory("relu"), "runner.epochs=1", task="diabetes")
     cell = make_cell(tmp_path, "runner.epochs=1", task="diabetes")
     stored = yaml.safe_load((cell.folder / "config.yaml").read_text())
     del stored["task"]["data"]["folds"]  # as it was written then
     (cell.folder / "config.yaml").write_text(yaml.safe_dump(stored))
-    assert cell.finished()["primary"] == record["primary"]
+    assert cell.completed_record()["primary"] == record["primary"]
 
 
 # an early look -------------------------------------------------------------------------------------------------
@@ -382,8 +385,8 @@ def test_sheets_of_many_classes_are_readable(classes: int) -> None:
     every = torch.arange(len(samples))
     test = every % 10 == 9  # one of each class: fewer than there is room for
     data = ImageSet(
-        Memory(samples.to(torch.uint8)),
-        labels,
+        store=Memory(samples.to(torch.uint8)),
+        labels=labels,
         train=every[~test],
         test=every[test],
         classes=names,

@@ -38,14 +38,14 @@ from activations.kernels import library
 from results import figures, files
 from results.collect import add_labels, read_metrics, read_records
 from results.escape import figure_text, markdown
-from results.files import remove_leftovers, replacing, write_all, write_csv, write_json
+from results.files import atomic_write, remove_leftovers, write_all, write_csv, write_json
 from results.leaderboard import leaderboard
 from results.learnt import read_learnt, write_cell_figures
 from results.report import write_report
 from results.schema import read_record
 from runners import code
 from runners import record as record_module
-from runners.cell import Busy, Cell
+from runners.cell import Cell, CellLockedError
 from runners.checkpoint import RunState, fingerprint
 from runners.code import ACTIVATIONS, HARNESS, code_hash, targets_of
 from tasks.data.images import cifar10, fashion_mnist
@@ -232,7 +232,7 @@ def test_a_record_that_cannot_be_relied_on_is_said_before_training(tmp_path: Pat
     with pytest.raises(
         ValueError, match=r"record\.json: damaged \(primary='abc': a finite number is needed\)"
     ):
-        cell.finished()
+        cell.completed_record()
 
 
 # metrics ---------------------------------------------------------------------------------------------------------
@@ -572,17 +572,17 @@ def test_a_finished_cell_of_edited_code_is_not_finished(package: Path, tmp_path:
     overrides = ("activation._target_=mine.unit.Unit", "runner=smoke")
     record = train(tmp_path, Unit, *overrides, activation="Unit")
     assert record["status"] == "ok"
-    assert cell_of(tmp_path).finished()["primary"] == record["primary"]
+    assert cell_of(tmp_path).completed_record()["primary"] == record["primary"]
     (package / "helper.py").write_text("def half(x):\n    return x / 3\n")
     fresh_hash("mine.unit.Unit")
     said = rf"the activation's code \({re.escape(str(package / 'unit.py'))}, .* has changed .*; force=true"
     with pytest.raises(ValueError, match=said):
-        cell_of(tmp_path).finished()
-    assert cell_of(tmp_path, "force=true").finished() is None
+        cell_of(tmp_path).completed_record()
+    assert cell_of(tmp_path, "force=true").completed_record() is None
     change(cell_of(tmp_path).folder, activation_code="0123456789abcdef")  # a hash of the kind before
-    assert cell_of(tmp_path).finished()
+    assert cell_of(tmp_path).completed_record()
     change(cell_of(tmp_path).folder, activation_code=...)
-    assert cell_of(tmp_path).finished()
+    assert cell_of(tmp_path).completed_record()
 
 
 def test_files_that_git_does_not_know_are_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -772,7 +772,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path, d
             os.utime(tmp_path / name, (1, 1))
     remove_leftovers(tmp_path)
     assert {name: (tmp_path / name).exists() for name in names} == names
-    with replacing(tmp_path / "x") as temporary:
+    with atomic_write(tmp_path / "x") as temporary:
         temporary.touch()
         remove_leftovers(tmp_path)
         assert temporary.exists()
@@ -792,7 +792,7 @@ def test_reports_pictures_and_cells_are_cleaned_when_they_are_written_again(
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()
     write_report(study)
-    with cell.opened():
+    with cell.locked():
         pass
     assert not [place for place in places if place.exists()]
 
@@ -836,19 +836,19 @@ def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path: Path, monkeypatch: p
         return proxy
 
     monkeypatch.setattr(FileLock, "acquire", acquire_late)
-    with pytest.raises(Busy), cell.opened():
+    with pytest.raises(CellLockedError), cell.locked():
         pass
     third.release()
-    with cell.opened():
+    with cell.locked():
         assert (cell.folder / ".lock").exists()
 
 
 def test_a_cell_that_never_began_leaves_no_trace_and_no_second_holder(tmp_path: Path) -> None:
     cell, other = make_cell(tmp_path / "o"), make_cell(tmp_path / "o")
-    with cell.opened(), pytest.raises(Busy), other.opened():
+    with cell.locked(), pytest.raises(CellLockedError), other.locked():
         pass
     assert not (tmp_path / "o").exists()
-    with cell.opened():
+    with cell.locked():
         cell.write_record("failed")
     assert (cell.folder / ".lock").exists()
 
@@ -943,7 +943,9 @@ def test_the_files_that_are_missing_are_named(tmp_path: Path) -> None:
     root, cache = tmp_path / "root", str(tmp_path / "cache")
     put_fashion(root / "FashionMNIST" / "raw")
     (root / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte.gz").unlink()
-    with pytest.raises(ValueError, match=r"has no FashionMNIST/raw/t10k-images-idx3-ubyte\.gz; needed are "):
+    with pytest.raises(
+        ValueError, match=r"has no FashionMNIST/raw/t10k-images-idx3-ubyte\.gz; must contain "
+    ):
         fashion_mnist(str(root), cache=cache)
     (root / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b broken")
     with pytest.raises(ValueError, match=r"cannot unpack FashionMNIST/raw/t10k-images-idx3-ubyte\.gz \("):

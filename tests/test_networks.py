@@ -88,14 +88,14 @@ def test_weights_of_heads_for_training_only_are_left_out(tmp_path: Path) -> None
 WEIGHTS = {
     "nothing": (None, "no such file"),
     "text": (b"text", "not a file of weights"),
-    "a tensor": (torch.ones(2), "a state_dict .* is needed"),
+    "a tensor": (torch.ones(2), "must contain a state_dict"),
     "another network": (
         {"conv.weight": torch.ones(2)},
-        "weights of another network: missing bias, weight; unknown conv",
+        "belongs to another network: missing bias, weight; unknown conv",
     ),
     "other shapes": (
         {"0.weight": torch.ones(3, 3), "1.weight": torch.ones(3, 3)},
-        "more than the number of classes differs: 0.weight, 1.weight of another shape",
+        "differs in more than the number of classes: 0.weight, 1.weight have another shape",
     ),
 }
 
@@ -112,7 +112,7 @@ def test_weights_that_do_not_fit(case: str, tmp_path: Path) -> None:
     network = (
         nn.Sequential(nn.Linear(2, 2, False), nn.Linear(2, 2, False)) if case == "other shapes" else linear
     )
-    with pytest.raises(ValueError, match=f"network.weights={path}: {message}"):
+    with pytest.raises(ValueError, match=f"^weights={path}: {message}"):
         load_weights(network, path, 2)
 
 
@@ -128,15 +128,15 @@ ERRORS = {
     ),
     "hyper-parameter out of range": (
         ("network=resnet20", "network.depth=9"),
-        "network.depth=9: 6 n + 2 is needed",
+        "network.depth=9: must be 6 n + 2",
     ),
     "images for points": (
         ("task=sines2d", "network=resnet20"),
-        "network=resnet: takes images (C, H, W), this task has samples of shape (2,)",
+        "the network takes images (C, H, W), but samples of this task have shape (2,)",
     ),
     "points for torchvision": (
         ("task=sines2d", "network=torchvision"),
-        "network=torchvision: its models take images of 1 or 3 channels, this task has (2,)",
+        "torchvision's models take images of 1 or 3 channels, this task has (2,)",
     ),
     "images that are too small": (
         ("network=torchvision", "network.name=alexnet"),
@@ -144,7 +144,7 @@ ERRORS = {
     ),
     "maps where numbers are wanted": (
         ("network=torchvision", "network.name=lraspp_mobilenet_v3_large"),
-        "the network makes (10, 8, 8) of a sample, this task needs (10,): it is for another kind of task",
+        "the network's output for a sample is (10, 8, 8), must be (10,): it is for another kind of task",
     ),
     "a size that a model refuses": (
         ("network=torchvision", "network.name=maxvit_t"),
@@ -156,7 +156,7 @@ ERRORS = {
     ),
     "a number for weights": (("network.weights=3",), "network.weights=3: no such file"),
     "sites": (("network.sites=some",), "sites=some"),
-    "a number for sites": (("network.sites=3",), "sites=3: legal values are all, one_per_block"),
+    "a number for sites": (("network.sites=3",), "network.sites=3: must be one of all, one_per_block"),
 }
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from runners import seeding
+from runners.errors import format_error
 from runners.train import build_network
-from runners.words import one_line
 from tasks.data import functions
 from tasks.data.files import sklearn_file
 from tasks.regression import Regression
@@ -408,27 +408,27 @@ def pole(x: Tensor) -> Tensor:
 ERRORS = {
     "low above high": (
         ("task.data.low=[1.0]", "task.data.high=[0.5]"),
-        "low=[1.0], task.data.high=[0.5]: low ",
+        "task.data.low=[1.0]: each number must be below that of high=[0.5]",
     ),
     "corners of unequal length": (
         ("task.data.high=[1.0,1.0]",),
-        "task.data.high=[1.0, 1.0]: a list of 1 numbers",
+        "task.data.high=[1.0, 1.0]: must be a list of 1 numbers",
     ),
-    "no corner": (("task.data.low=[]",), "task.data.low=[]: a list of one or more"),
-    "steps": (("task.data.steps_per_epoch=0",), "task.data.steps_per_epoch=0: a whole number of at least 1"),
-    "points": (("task.data.val_points=0",), "task.data.val_points=0: a whole number of at least 1"),
-    "grid": (("task.data.test_grid=0",), "task.data.test_grid=0: a whole number of at least 1"),
+    "no corner": (("task.data.low=[]",), "task.data.low=[]: must be a non-empty list"),
+    "steps": (("task.data.steps_per_epoch=0",), "task.data.steps_per_epoch=0: must be an integer >= 1"),
+    "points": (("task.data.val_points=0",), "task.data.val_points=0: must be an integer >= 1"),
+    "grid": (("task.data.test_grid=0",), "task.data.test_grid=0: must be an integer >= 1"),
     "large grid": (
         ("task.data.test_grid=1000001",),
-        "test_grid=1000001: 1000001^1 points, at most 1,000,000",
+        "test_grid=1000001: the grid has 1000001^1 points, must be at most 1,000,000",
     ),
-    "noise": (("task.data.noise=-0.1",), "task.data.noise=-0.1: a number of at least 0"),
+    "noise": (("task.data.noise=-0.1",), "task.data.noise=-0.1: must be a number >= 0"),
     "shape": (
         ("task.data.function.path=test_regression.flat",),
-        "task.data.function: makes (2000,) of points",
+        "task.data.function: returns shape (2000,) for points",
     ),
-    "constant": (("task.data.function.path=test_regression.constant",), "targets of val are all alike"),
-    "not finite": (("task.data.function.path=test_regression.pole",), "all alike or not finite"),
+    "constant": (("task.data.function.path=test_regression.constant",), "targets of val are constant"),
+    "not finite": (("task.data.function.path=test_regression.pole",), "constant or not finite"),
     "variables": (
         ("task.data.function.path=tasks.data.functions.sines2d",),
         "takes no points of 1 variables",
@@ -446,8 +446,8 @@ def refusal(name: str, *overrides: str) -> str:
     """What a user is told."""
     with pytest.raises(InstantiationException) as error:
         make_task(name, *overrides)
-    assert "HYDRA_FULL_ERROR" not in one_line(error.value)  # which goes with what nobody expected
-    return one_line(error.value)
+    assert "HYDRA_FULL_ERROR" not in format_error(error.value)  # which goes with what nobody expected
+    return format_error(error.value)
 
 
 def test_an_image_that_cannot_be_is_said(tmp_path: Path) -> None:
@@ -459,13 +459,13 @@ def test_an_image_that_cannot_be_is_said(tmp_path: Path) -> None:
         "none.png": "none.png: no such file",
         ".": "no such file",
         "text.png": "text.png: not a readable image",
-        "thin.png": "thin.png: 128 x 4 pixels (task.data.longer_side=128), at least 8 x 8 are needed",
-        "small.png": "small.png: 7 x 7 pixels",
-        "black.png": "task.data: the targets of val are all alike",
+        "thin.png": "thin.png: has 128 x 4 pixels with longer_side=128, must have at least 8 x 8",
+        "small.png": "small.png: has 7 x 7 pixels",
+        "black.png": "task.data: the targets of val are constant",
     }
     for name, message in cases.items():
         assert message in refusal("photograph", f"task.data.file={tmp_path / name}")
-    assert "longer_side=7: a whole number of at least 8" in refusal("photograph", "task.data.longer_side=7")
+    assert "longer_side=7: must be an integer >= 8" in refusal("photograph", "task.data.longer_side=7")
 
 
 @pytest.mark.parametrize("share", ["0", "1.0", "1e-05"])

@@ -14,7 +14,7 @@ import torch
 from conftest import PROCESS, command, make_factory, make_task, train
 from toy import Toy
 
-from results.files import replacing
+from results.files import atomic_write
 from runners import checkpoint, seeding
 from runners.checkpoint import RunState
 
@@ -120,7 +120,7 @@ def test_a_run_killed_again_and_again_comes_to_the_same_end(tmp_path: Path, unin
 def test_replacing_leaves_the_old_file_on_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
+    with pytest.raises(UnicodeEncodeError), atomic_write(path) as temporary:
         temporary.write_text("half, then a lone surrogate: \udc00", encoding="utf-8")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]

@@ -15,6 +15,7 @@ from PIL import Image
 from test_data import WNIDS, make_folders, usual
 
 from tasks.data import store
+from tasks.data.cache import CacheEntry
 from tasks.data.files import ReadImages, read_image
 from tasks.data.folders import image_folder, imagenet_subset, imagenette
 from tasks.data.store import Memory, Stream, available_memory, mean_std, open_store
@@ -104,7 +105,7 @@ def test_images_are_stored_as_torchvision_resizes_and_crops(size: tuple[int, int
     for i, path in enumerate(read.paths):
         assert np.array_equal(read(i), usual(path, 32))
     if min(size) < 32:
-        with pytest.raises(ValueError, match=r"0\.JPEG: 20 x 25 is smaller than task\.data\.stored=32"):
+        with pytest.raises(ValueError, match=r"0\.JPEG: 20 x 25 is smaller than stored=32"):
             ReadImages(read.paths, stored=32, enlarge=False)(0)
 
 
@@ -135,7 +136,11 @@ class ReadNumbers:
 def both(tmp_path: Path, count: int = 150) -> list[store.Store]:
     return [
         open_store(
-            ReadNumbers(), count, (2, 3, 4), in_memory=in_memory, cache=tmp_path / "cache", key="numbers"
+            ReadNumbers(),
+            count,
+            (2, 3, 4),
+            in_memory=in_memory,
+            cache=CacheEntry(tmp_path / "cache", "numbers"),
         )
         for in_memory in (True, False)
     ]
@@ -175,7 +180,7 @@ def test_an_error_in_a_worker_is_as_short_as_outside(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^number 70: not readable$"):
         next(batches)
     with pytest.raises(ValueError, match=r"^number 70: not readable$"):
-        open_store(ReadNumbers(70), 150, (2, 3, 4), in_memory=True, cache=tmp_path, key="broken")
+        open_store(ReadNumbers(70), 150, (2, 3, 4), in_memory=True, cache=CacheEntry(tmp_path, "broken"))
     assert not (tmp_path / "broken").exists()
 
 
@@ -187,23 +192,25 @@ def test_a_set_that_fits_in_half_of_the_memory_is_kept_there(
 ) -> None:
     monkeypatch.setattr(store, "available_memory", lambda: available)
     with caplog.at_level(logging.INFO, "actbench"):
-        opened = open_store(ReadNumbers(), 150, (2, 3, 4), in_memory="auto", cache=tmp_path, key="numbers")
+        opened = open_store(
+            ReadNumbers(), 150, (2, 3, 4), in_memory="auto", cache=CacheEntry(tmp_path, "numbers")
+        )
     assert isinstance(opened, kind)
     assert f"150 samples of 2 x 3 x 4, 0.00 GB decoded, 0.00 GB available: {words}" in caplog.text
-    with pytest.raises(ValueError, match=r"task\.data\.in_memory=maybe: legal values are auto, true, false"):
-        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory="maybe", cache=tmp_path, key="numbers")
+    with pytest.raises(ValueError, match=r"in_memory='maybe': must be one of auto, true, false"):
+        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory="maybe", cache=CacheEntry(tmp_path, "numbers"))
 
 
 @pytest.mark.parametrize("word", ["auto", "Auto", "AUTO"])
 def test_words_may_be_capital(word: str, tmp_path: Path) -> None:
-    opened = open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=word, cache=tmp_path, key="numbers")
+    opened = open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=word, cache=CacheEntry(tmp_path, "numbers"))
     assert isinstance(opened, Memory)
-    with pytest.raises(ValueError, match=r"task\.data\.in_memory=none: legal values are auto, true, false"):
-        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=None, cache=tmp_path, key="numbers")
+    with pytest.raises(ValueError, match=r"in_memory='none': must be one of auto, true, false"):
+        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=None, cache=CacheEntry(tmp_path, "numbers"))
 
 
 def test_streamed_samples_are_checked_once(tmp_path: Path, monkeypatch) -> None:
-    settings = {"in_memory": False, "cache": tmp_path, "key": "numbers"}
+    settings = {"in_memory": False, "cache": CacheEntry(tmp_path, "numbers")}
     for _ in range(2):
         with pytest.raises(ValueError, match=r"^number 149: not readable$"):
             open_store(ReadNumbers(149), 150, (2, 3, 4), **settings)
@@ -218,8 +225,8 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(ValueError, match=r"^task\.data\.cache=.*\(No space left on device\)$"):
-        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=True, cache=tmp_path, key="numbers")
+    with pytest.raises(ValueError, match=r"^cache=.*\(No space left on device\)$"):
+        open_store(ReadNumbers(), 150, (2, 3, 4), in_memory=True, cache=CacheEntry(tmp_path, "numbers"))
 
 
 def open_tree(root: Path, cache: Path, in_memory: bool) -> int:
@@ -257,14 +264,14 @@ def test_statistics_are_those_of_the_chosen_samples_and_planes(tmp_path: Path, m
     assert torch.allclose(std[:2].double(), chosen[:, :2].std((0, 2, 3), correction=0), rtol=1e-6)
     assert std[2] == 1
 
-    kept = mean_std(Memory(samples), index, 3, (tmp_path, "key"))
+    kept = mean_std(Memory(samples), index, 3, CacheEntry(tmp_path, "key"))
     monkeypatch.setattr(store, "_moments", None)  # must not be asked again
-    for again in (kept, mean_std(Memory(samples), index, 3, (tmp_path, "key"))):
+    for again in (kept, mean_std(Memory(samples), index, 3, CacheEntry(tmp_path, "key"))):
         assert torch.equal(again[0], mean)
         assert torch.equal(again[1], std)
     for other in ((index[1:], 3, "key"), (index, 2, "key"), (index, 3, "other")):
         with pytest.raises(TypeError):
-            mean_std(Memory(samples), *other[:2], (tmp_path, other[2]))
+            mean_std(Memory(samples), *other[:2], CacheEntry(tmp_path, other[2]))
 
 
 def test_decoding_takes_little_more_memory_than_its_result(tmp_path: Path) -> None:
@@ -330,12 +337,12 @@ def test_classes_of_imagenet_by_number_list_and_file(imagenet: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("classes", "words"),
     [
-        (5, r"classes=5: there are 4 in train/$"),
-        (1, r"classes=1: a whole number of at least 2"),
+        (5, r"^classes=5: must be an integer >= 2 and <= 4"),
+        (1, r"classes=1: must be an integer >= 2"),
         ([WNIDS[0], "n01234567"], r"classes: no folder n01234567 in .*train, which has 4, from n01440764 to n09999999"),
         ([WNIDS[0], "tench"], r"classes: tench is no wnid, which is n and eight digits"),
-        ([WNIDS[0]], "two classes or more are needed"),
-        ("{tmp}/none.txt", r"none\.txt: no such file; legal are a file, a list of wnids or a number"),
+        ([WNIDS[0]], "two classes or more"),
+        ("{tmp}/none.txt", r"none\.txt: no such file; must be a file, a list of wnids or a number"),
     ],
 )  # fmt: skip
 def test_classes_that_cannot_be_are_said(classes: object, words: str, imagenet: Path, tmp_path: Path) -> None:
@@ -376,7 +383,7 @@ def test_hidden_and_other_files_do_not_count(tmp_path: Path, caplog) -> None:
 def test_images_that_were_enlarged_are_not_found_when_they_may_not_be(tmp_path: Path) -> None:
     root = make_folders(tmp_path / "small", {".": 2}, "ab", (20, 40))
     image_folder(str(root), stored=32, enlarge=True, cache=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"smaller than task\.data\.stored=32"):
+    with pytest.raises(ValueError, match=r"smaller than stored=32"):
         image_folder(str(root), stored=32, cache=str(tmp_path / "cache"))
 
 
@@ -398,18 +405,18 @@ def test_trees_that_cannot_be_are_said(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             get(str(root), stored=32, cache=str(tmp_path / "cache"))
 
-    said(tmp_path / "none", "none: no such folder; one with a folder for each class is needed")
+    said(tmp_path / "none", "none: no such folder; must contain a folder for each class")
     (tmp_path / "empty").mkdir()
     said(tmp_path / "empty", "no folder of a class in .*empty")
     (make_folders(tmp_path / "class", {"train": 2, "val": 1}, "ab") / "train" / "c").mkdir()
     (tmp_path / "class" / "val" / "c").mkdir()
-    said(tmp_path / "class", r"no images in train/c/ \(\.jpg, \.jpeg, .* are looked for\)")
+    said(tmp_path / "class", r"no images in train/c/ \(\.jpg, \.jpeg, .* \.ppm\)")
     make_folders(tmp_path / "differ", {"train": 2}, "abc")
     make_folders(tmp_path / "differ", {"test": 2}, "acd")
     said(tmp_path / "differ", "classes differ: only in train: b; only in test: d")
     said(
         make_folders(tmp_path / "small", {".": 2}, "ab", (20, 40)),
-        "20 x 40 is smaller than task.data.stored=32",
+        "20 x 40 is smaller than stored=32",
     )
     make_folders(tmp_path / "foreign", {"train": 2, "val": 2}, ["n01440764", "n09999999"])
     said(tmp_path / "foreign", "n09999999 is none of Imagenette's ten classes", imagenette)

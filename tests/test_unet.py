@@ -65,10 +65,10 @@ def test_weights_are_bitwise_equal_for_all_activations() -> None:
 @pytest.mark.parametrize(
     ("hyper", "shape", "message"),
     [
-        ({"width": 0}, (3, 16, 16), "network.width=0: a whole number of at least 1"),
-        ({"depth": 0}, (3, 16, 16), "network.depth=0: a whole number of at least 1"),
-        ({"depth": 4}, (3, 40, 15), "network.depth=4: halves images 4 times, so they need 16 x 16"),
-        ({}, (20,), "network=unet: takes images"),
+        ({"width": 0}, (3, 16, 16), "^width=0: must be an integer >= 1"),
+        ({"depth": 0}, (3, 16, 16), "^depth=0: must be an integer >= 1"),
+        ({"depth": 4}, (3, 40, 15), "^depth=4: 4 poolings .* 16 x 16"),
+        ({}, (20,), "the network takes images"),
     ],
 )
 def test_what_it_refuses(hyper: dict, shape: tuple[int, ...], message: str) -> None:

@@ -1,7 +1,7 @@
 """Augmentation as batched tensor operations on uint8 images, drawn per image.
 
-Each is called with images and a generator, the only place it draws from. Where ``masks`` is given, so many planes
-at the end of each sample are label maps: they move with the image, and their values are never mixed or changed.
+Each is called with images and a generator, its only source of randomness. ``masks`` planes at the end of each sample are
+label maps: they move with the image, and their values are never mixed or changed.
 """
 
 import math
@@ -11,34 +11,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.base import check_bool, check_list, check_range, check_whole
+from activations.checks import check_bool, check_int, check_list, check_number
+from tasks.settings import within
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
-ATTEMPTS = 10  # at a box that fits, as in torchvision
+ATTEMPTS = 10  # number of boxes that are tried, as in torchvision
 
 
 class Compose:
-    """One augmentation after the other, in the order of the configuration; null is left out."""
+    """Apply one augmentation after the other, in the order of the configuration; null is skipped.
+
+    Examples:
+        >>> augment = Compose(crop=CropFlip(padding=2), cutout=None)
+        >>> augment(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.Generator()).shape
+        torch.Size([1, 3, 8, 8])
+    """
 
     def __init__(self, **steps: Augment | None) -> None:
-        self.steps = [step for step in steps.values() if step is not None]
+        self.steps = {name: step for name, step in steps.items() if step is not None}
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        for step in self.steps:
-            images = step(images, generator)
+        for name, step in self.steps.items():
+            with within(name):
+                images = step(images, generator)
         return images
 
 
 def check_augment(name: str, augment: object, masks: int) -> None:
     """Raise ValueError unless ``augment`` is None or can be called, and treats ``masks`` planes as label maps."""
-    steps = augment.steps if isinstance(augment, Compose) else [augment]
-    if not all(step is None or callable(step) for step in steps):
-        raise ValueError(f"{name}={augment}: an augmentation (_target_: ...) or null is needed")
-    for step in steps:
+    steps: dict[str, object] = {name: augment}
+    if isinstance(augment, Compose):
+        steps = {f"{name}.{part}": step for part, step in augment.steps.items()}
+    for place, step in steps.items():
+        if step is not None and not callable(step):
+            raise ValueError(f"{place}={step}: must be an augmentation (_target_: ...) or null")
         if (wrong := getattr(step, "masks", masks)) != masks:
             raise ValueError(
-                f"{name}: {type(step).__name__} has masks={wrong}, samples of this task have {masks}"
+                f"{place}.masks={wrong}: must be {masks}, the number of masks in a sample of this task"
             )
 
 
@@ -49,28 +59,26 @@ class CropFlip:
     probability 1/2, in one gather: rows and columns to read are computed per image, nothing is padded.
 
     Args:
-        padding: largest shift in pixels, at least 0 and below the image's size.
+        padding: maximum shift in pixels, >= 0 and below the image's size.
         flip: whether to flip.
 
     Shape:
-        (N, C, H, W) to the same; label maps may be among the planes.
+        (N, C, H, W) to the same; any of the planes may be label maps.
 
     Raises:
         ValueError: a padding as large as the images.
     """
 
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
-        check_whole("task.augment.crop.padding", padding, 0)
-        check_bool("task.augment.crop.flip", flip)
+        check_int("padding", padding, minimum=0)
+        check_bool("flip", flip)
         self.padding = padding
         self.flip = flip
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = images.shape
         if self.padding >= min(height, width):
-            raise ValueError(
-                f"task.augment.crop.padding={self.padding}: must be below the images' size, {height} x {width}"
-            )
+            raise ValueError(f"padding={self.padding}: must be below the images' size, {height} x {width}")
         shift = torch.randint(-self.padding, self.padding + 1, (2, n, 1), generator=generator)
         rows = _reflect(torch.arange(height) + shift[0], height)  # (N, H)
         columns = _reflect(torch.arange(width) + shift[1], width)  # (N, W)
@@ -83,13 +91,13 @@ class CropFlip:
 class Cutout:
     """A square of ``fill`` at a random place, cut off at the borders (DeVries, Taylor 2017, arXiv 1708.04552).
 
-    The centre is any pixel, so that on average less than a whole square is covered. The paper fills with zeros
-    after normalisation, which is the mean of the data; here it is a number of 0 .. 255.
+    The center is any pixel, so that on average less than a whole square is covered. The paper fills with zeros
+    after normalization, which is the mean of the data; here it is a number of 0 .. 255.
 
     Args:
-        size: side of the square in pixels; 0 is off.
+        size: side of the square in pixels, >= 0; 0 is off.
         fill: one number, or one per plane.
-        masks: planes at the end that stay as they are.
+        masks: number of planes at the end that are not changed.
 
     Shape:
         (N, C, H, W) to the same.
@@ -99,10 +107,10 @@ class Cutout:
     """
 
     def __init__(self, size: int = 8, fill: int | Sequence[int] = 128, masks: int = 0) -> None:
-        check_whole("task.augment.cutout.size", size, 0)
+        check_int("size", size, minimum=0)
         fill = [fill] if isinstance(fill, int) else fill
-        check_list("task.augment.cutout.fill", fill, "of 0 .. 255", lambda v: 0 <= v <= 255 and v == int(v))
-        check_whole("task.augment.cutout.masks", masks, 0)
+        check_list("fill", fill, integers=True, minimum=0, maximum=255)
+        check_int("masks", masks, minimum=0)
         self.size = size
         self.fill = torch.tensor(list(fill), dtype=torch.uint8).view(-1, 1, 1)
         self.masks = masks
@@ -113,7 +121,7 @@ class Cutout:
         n, planes, height, width = images.shape
         if len(self.fill) not in (1, planes - self.masks):
             raise ValueError(
-                f"task.augment.cutout.fill: {len(self.fill)} numbers for images of {planes - self.masks} planes"
+                f"fill: has {len(self.fill)} numbers, must have 1 or {planes - self.masks}, one per plane"
             )
         inside = [
             _between(torch.randint(side, (n, 1), generator=generator) - self.size // 2, self.size, side)
@@ -130,14 +138,14 @@ class RandomResizedCrop:
 
     The augmentation of Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6), with boxes drawn as torchvision
     draws them: up to ten attempts with area uniform in ``scale`` and ratio log-uniform in ``ratio``, then the
-    largest centred box of a legal ratio. Bilinear and, where the box is larger than ``size``, antialiased.
+    largest centered box of a legal ratio. Bilinear and, where the box is larger than ``size``, antialiased.
 
     Args:
         size: of the output, a number or [height, width]; at most that of the images.
-        scale: least and greatest share of the area, in (0, 1].
-        ratio: least and greatest width / height, above 0.
+        scale: minimum and maximum share of the area, in (0, 1].
+        ratio: minimum and maximum width / height, > 0.
         flip: whether to flip.
-        masks: planes at the end whose values are picked (nearest neighbour).
+        masks: number of planes at the end that are sampled (nearest neighbor), not interpolated.
 
     Shape:
         (N, C, H, W) to (N, C, *size).
@@ -154,28 +162,27 @@ class RandomResizedCrop:
         flip: bool = True,
         masks: int = 0,
     ) -> None:
-        at = "task.augment.crop."
-        self.size = _pair(at + "size", size)
-        check_list(at + "scale", scale, "in (0, 1]", lambda v: 0 < v <= 1, length=2)
-        check_list(at + "ratio", ratio, "above 0", lambda v: v > 0, length=2)
+        self.size = _pair("size", size)
+        check_list("scale", scale, length=2, above=0, maximum=1)
+        check_list("ratio", ratio, length=2, above=0)
         for name, (low, high) in (("scale", scale), ("ratio", ratio)):
             if low > high:
-                raise ValueError(f"{at}{name}=[{low}, {high}]: the lower number comes first")
-        check_bool(at + "flip", flip)
-        check_whole(at + "masks", masks, 0)
+                raise ValueError(f"{name}=[{low}, {high}]: the first number must be <= the second")
+        check_bool("flip", flip)
+        check_int("masks", masks, minimum=0)
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.flip = flip
         self.masks = masks
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, planes, height, width = images.shape
-        _check_size("task.augment.crop.size", self.size, height, width)
+        _check_size(self.size, height, width)
         boxes = self.boxes(n, height, width, generator)
         flips = (torch.rand(n, generator=generator) < 0.5) & self.flip
         pixels = images.contiguous(memory_format=torch.channels_last)
         out = images.new_empty(n, planes, *self.size)
 
-        # image by image, as each has a box of its own
+        # one image at a time, as each has its own box
         for i, (flipped, (top, left, h, w)) in enumerate(zip(flips.tolist(), boxes.tolist(), strict=True)):
             box = pixels[i : i + 1, :, top : top + h, left : left + w]
             one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
@@ -191,19 +198,18 @@ class RandomResizedCrop:
         return out
 
     def boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """(n, 4): top, left, height and width of each box."""
+        """Return (n, 4): top, left, height and width of each box."""
         draws = torch.rand(4, ATTEMPTS, n, dtype=torch.double, generator=generator)
         area = (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0]) * height * width
         low, high = (math.log(ratio) for ratio in self.ratio)
         ratio = (low + (high - low) * draws[1]).exp()
         h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
         fits = (h >= 1) & (h <= height) & (w >= 1) & (w <= width)
-        # attempt ATTEMPTS is the one that always fits
+        # The last attempt, with index ATTEMPTS, always fits.
         legal = min(max(width / height, self.ratio[0]), self.ratio[1])
         last = torch.tensor([min(height, round(width / legal)), min(width, round(height * legal))])
-        first = (
-            torch.cat([fits, torch.ones(1, n, dtype=torch.bool)]).int().argmax(0)
-        )  # of the attempts that fit
+        # the first attempt that fits
+        first = torch.cat([fits, torch.ones(1, n, dtype=torch.bool)]).int().argmax(0)
         pick = first.clamp_max(ATTEMPTS - 1)[None]
         failed = first == ATTEMPTS
         sides = torch.stack([h.gather(0, pick)[0], w.gather(0, pick)[0]])
@@ -215,15 +221,15 @@ class RandomResizedCrop:
 
 
 class CenterCrop:
-    """The middle of each image, resized to ``size``: what validation and test see where training crops at random.
+    """The middle of each image, resized to ``size``, for validation and test where training crops at random.
 
     The box has the aspect ratio of ``size`` and spans ``share`` of the largest such box. The usual share is
     224 / 256 (arXiv 1512.03385 and others resize to 256 and cut 224 out).
 
     Args:
         size: of the output, a number or [height, width]; at most that of the images.
-        share: in (0, 1].
-        masks: planes at the end whose values are picked (nearest neighbour).
+        share: of the largest box, in (0, 1].
+        masks: number of planes at the end that are sampled (nearest neighbor), not interpolated.
 
     Shape:
         (N, C, H, W) to (N, C, *size).
@@ -233,15 +239,15 @@ class CenterCrop:
     """
 
     def __init__(self, size: int | Sequence[int], share: float = 0.875, masks: int = 0) -> None:
-        self.size = _pair("task.eval_crop.size", size)
-        check_range("task.eval_crop.share", share, "in (0, 1]", lambda v: 0 < v <= 1)
-        check_whole("task.eval_crop.masks", masks, 0)
+        self.size = _pair("size", size)
+        check_number("share", share, above=0, maximum=1)
+        check_int("masks", masks, minimum=0)
         self.share = share
         self.masks = masks
 
     def __call__(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        _check_size("task.eval_crop.size", self.size, height, width)
+        _check_size(self.size, height, width)
         zoom = self.share * min(height / self.size[0], width / self.size[1])
         h, w = (max(1, round(zoom * side)) for side in self.size)
         top, left = (height - h) // 2, (width - w) // 2
@@ -259,7 +265,7 @@ class CenterCrop:
 
 
 def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixels at ``rows`` (N or 1, H') and ``columns`` (N or 1, W') of each image, all planes alike."""
+    """Return the pixels at ``rows`` (N or 1, H') and ``columns`` (N or 1, W') of each image, in all planes."""
     n, planes, _, width = images.shape
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(len(rows), 1, -1).expand(n, planes, -1)
     picked = images.reshape(n, planes, -1).gather(2, pixels.to(images.device))
@@ -273,28 +279,28 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 
 def _nearest(sides: Tensor, size: int) -> Tensor:
-    """(N, size): for ``sides`` (N, 1), the positions below each that are nearest to ``size`` even steps."""
+    """Return (N, size): for each of ``sides`` (N, 1), the integers below it that are nearest to ``size`` even steps."""
     return (2 * torch.arange(size) + 1) * sides // (2 * size)
 
 
 def _between(start: Tensor, length: int, size: int) -> Tensor:
-    """(N, size): which of 0 .. size - 1 lie in ``start`` (N, 1) .. ``start + length - 1``."""
+    """Return (N, size): which of 0 .. size - 1 lie in ``start`` (N, 1) .. ``start + length - 1``."""
     position = torch.arange(size)
     return (position >= start) & (position < start + length)
 
 
 def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width."""
+    """Return height and width."""
     if isinstance(size, Sequence):
-        check_list(name, size, "whole and at least 1", lambda v: v >= 1 and v == int(v), length=2)
+        check_list(name, size, length=2, integers=True, minimum=1)
         return (int(size[0]), int(size[1]))
-    check_whole(name, size, 1)
+    check_int(name, size, minimum=1)
     return (size, size)
 
 
-def _check_size(name: str, size: tuple[int, int], height: int, width: int) -> None:
+def _check_size(size: tuple[int, int], height: int, width: int) -> None:
     if height < size[0] or width < size[1]:
         raise ValueError(
-            f"{name}={size[0]} x {size[1]}: the images are {height} x {width}, smaller than the crop; "
-            "a larger task.data.stored or task.data.size, where a task has it, makes them larger"
+            f"size={size[0]} x {size[1]}: must be at most that of the images, {height} x {width}; a larger data.stored "
+            "or data.size, where the task has it, makes them larger"
         )

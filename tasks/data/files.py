@@ -1,15 +1,16 @@
-"""Image files: what a file becomes."""
+"""Image files: how a file is read, and how the folders that the user names are checked."""
 
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.base import check_list
+from activations.checks import check_list
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,47 +21,65 @@ WHITE = (255, 255, 255)
 UPRIGHT = 1  # EXIF's number for a picture that is stored as it is shown
 
 
+class LayoutError(ValueError):
+    """Files or folders below a root are not as they should be; the message does not name the root."""
+
+
+@contextmanager
+def data_root(root: str) -> Iterator[Path]:
+    """Yield the folder that the setting ``root`` names, and name it in a LayoutError raised meanwhile.
+
+    Raises:
+        ValueError: ``root`` is not the name of a folder, or what is below it is not as it should be.
+    """
+    folder = named_folder("root", root)
+    try:
+        yield folder
+    except LayoutError as error:
+        raise ValueError(f"root={root}: {error}") from None
+
+
 def named_folder(setting: str, value: object) -> Path:
-    """The folder that the user names.
+    """Return the folder that the user names.
 
     Raises:
         ValueError: ``value`` is null, a number, empty or not UTF-8.
     """
     if not isinstance(value, str | os.PathLike) or not str(value):
-        raise ValueError(f"{setting}={value}: a folder's name is needed")
+        raise ValueError(f"{setting}={value}: must be the name of a folder")
     if (name := printable(value)) != str(value):
         raise ValueError(f"{setting}={name}: the name is not UTF-8; rename the folder")
     return Path(value).expanduser()
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """The name with every byte that is not UTF-8 as ``\\xNN``, which any terminal and log file takes."""
+    """Return the name with every byte that is not UTF-8 as ``\\xNN``, which any terminal and log file accepts."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def checked_color(setting: str, value: object) -> tuple[int, int, int]:
-    """The color [red, green, blue] that the user gives.
+    """Return a color of the configuration, [red, green, blue].
 
     Raises:
-        ValueError: not three whole numbers from 0 to 255.
+        ValueError: not three integers from 0 to 255.
     """
-    check_list(setting, value, "(whole, from 0 to 255)", lambda v: v in range(256), length=3)
+    check_list(setting, value, length=3, integers=True, minimum=0, maximum=255)
     red, green, blue = (int(v) for v in value)  # type: ignore[attr-defined]  # just checked
     return red, green, blue
 
 
 class ReadImages:
-    """Position -> image, uint8 (3, H, W): what a store reads.
+    """Read the image at a position, uint8 (3, H, W), for a store.
 
     Args:
         paths: the files, one or more.
-        stored: resize to this shorter side and cut out the middle square, as torchvision's Resize and
-            CenterCrop do; None for images that all have one size.
+        stored: resize the shorter side to this and crop the middle square, as torchvision's Resize and CenterCrop do;
+            None for images that all have one size.
         enlarge: whether images smaller than ``stored`` are enlarged.
         background: color beneath transparent pixels.
 
     Raises:
-        ValueError: an unreadable file, or one whose size does not fit; named.
+        ValueError: an unreadable file, or one whose size does not fit; the message names it.
     """
 
     def __init__(
@@ -83,33 +102,33 @@ class ReadImages:
         if self.stored is not None:
             if min(image.size) < self.stored and not self.enlarge:
                 raise ValueError(
-                    f"{printable(path)}: {image.width} x {image.height} is smaller than task.data.stored={self.stored}; "
-                    "task.data.enlarge=true enlarges such images"
+                    f"{printable(path)}: {image.width} x {image.height} is smaller than stored={self.stored}; "
+                    "enlarge=true enlarges such images"
                 )
             image = _middle(image, self.stored)
         elif (image.height, image.width) != self.shape[1:]:
             raise ValueError(
-                f"{printable(path)}: images of one size are needed, this one is {image.width} x {image.height}, "
-                f"{printable(self.paths[0])} {self.shape[2]} x {self.shape[1]}"
+                f"{printable(path)}: is {image.width} x {image.height}, must be {self.shape[2]} x {self.shape[1]} as "
+                f"{printable(self.paths[0])}"
             )
         return np.asarray(image).transpose(2, 0, 1)
 
 
 def read_image(path: Path, stored: int | None = None, background: Color = WHITE) -> "Image":
-    """The image in a file as 8-bit RGB, as viewers show it.
+    """Return the image in a file as 8-bit RGB, as viewers show it.
 
-    It is turned as its EXIF orientation says. Gray becomes three equal channels, 16-bit gray is scaled (PIL's own
+    It is turned by its EXIF orientation. Gray becomes three equal channels, 16-bit gray is scaled (PIL's own
     conversion clips it at 255), a palette is looked up, CMYK is converted. Pixels that are wholly or partly
     transparent are composed over ``background``. Of several frames or pages the first is read.
 
     Args:
         path: a file.
-        stored: shorter side that is wanted of it: a JPEG at least four times as large is decoded at a half, a
+        stored: shorter side that it will be resized to: a JPEG at least four times as large is decoded at a half, a
             quarter or an eighth of its size, but not below twice ``stored``.
         background: color beneath transparent pixels.
 
     Raises:
-        ValueError: the file is not an image, or not all of one, or of other numbers than 8 or 16 bits.
+        ValueError: the file is not an image, is truncated, or has other pixels than of 8 or 16 bits.
     """
     from PIL import Image
 
@@ -123,14 +142,14 @@ def read_image(path: Path, stored: int | None = None, background: Color = WHITE)
 
 
 def unreadable() -> tuple[type[Exception], ...]:
-    """What Pillow raises of a file that is not an image, or not all of one."""
+    """Return the errors that Pillow raises for a file that is not an image, or is truncated."""
     from PIL import Image
 
     return OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError
 
 
 def upright(image: "Image") -> "Image":
-    """The image turned and mirrored as its EXIF orientation says, its mode unchanged."""
+    """Return the image turned and mirrored by its EXIF orientation, its mode unchanged."""
     if orientation(image) == UPRIGHT:
         return image
     from PIL import ImageOps
@@ -139,17 +158,17 @@ def upright(image: "Image") -> "Image":
 
 
 def orientation(image: "Image") -> int:
-    """EXIF's number, 1 to 8, for how an opened image is stored; 1, as it is shown, where there is none.
+    """Return EXIF's number, 1 to 8, for how an opened image is stored; 1, as it is shown, where there is none.
 
-    Pillow turns a TIFF while it decodes it: then its number is 1.
+    Pillow turns a TIFF while it decodes it: then the number is 1.
     """
     if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
-        return UPRIGHT  # to be told so by Pillow costs a tenth of what decoding a small JPEG does
+        return UPRIGHT  # asking Pillow takes a tenth of the time of decoding a small JPEG
     from PIL import ExifTags
 
     image.load()  # the metadata of a PNG may follow its pixels
     try:
-        with warnings.catch_warnings(action="ignore"):  # of metadata that is partly damaged
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns of partly damaged metadata
             number = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except Exception:  # damaged metadata: viewers show the pixels as they are stored
         return UPRIGHT
@@ -162,11 +181,11 @@ def _as_rgb(image: "Image", background: Color) -> "Image":
     from PIL import Image
 
     if image.mode == "F":
-        raise ValueError("floating-point pixels; 8 or 16 bits are needed")
+        raise ValueError("floating-point pixels; must have 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"pixels of {values.min()} to {values.max()}; 8 or 16 bits are needed")
+            raise ValueError(f"pixels of {values.min()} to {values.max()}; must have 8 or 16 bits")
         gray = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
         if "transparency" in image.info:
             clear = Image.fromarray(values == image.info["transparency"])
@@ -179,7 +198,7 @@ def _as_rgb(image: "Image", background: Color) -> "Image":
 
 
 def is_transparent(image: "Image") -> bool:
-    """Whether any pixel of an opened image lets its background through."""
+    """Return whether any pixel of an opened image is transparent, wholly or partly."""
     if image.mode.startswith("I"):
         clear = image.info.get("transparency")
         return clear is not None and bool((np.asarray(image) == clear).any())
@@ -189,7 +208,7 @@ def is_transparent(image: "Image") -> bool:
 
 
 def _middle(image: "Image", side: int) -> "Image":
-    """Shorter side to ``side``, then the square in the middle."""
+    """Resize the shorter side to ``side``, and crop the square in the middle."""
     from PIL.Image import Resampling
 
     short = min(image.size)
@@ -201,8 +220,8 @@ def _middle(image: "Image", side: int) -> "Image":
 
 
 def sklearn_file(name: str) -> Path:
-    """A file below scikit-learn's ``datasets``, found without importing scikit-learn, which takes seconds."""
+    """Return a file below scikit-learn's ``datasets`` without importing scikit-learn, which takes seconds."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise ValueError("task.data: scikit-learn, which ships the data, is not installed")
+        raise ValueError("scikit-learn, which ships the data, is not installed; pip install scikit-learn")
     return Path(spec.origin).parent / "datasets" / name

@@ -1,6 +1,6 @@
 """Regression targets in closed form, each on the box that its task gives it.
 
-All of them are vectorised, (N, D) to (N, 1), in the dtype and on the device of their input.
+All are vectorized, (N, D) to (N, 1), in the dtype and on the device of their input.
 """
 
 import torch

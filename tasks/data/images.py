@@ -1,7 +1,6 @@
 """Sets of small images that live in memory as one tensor: digits, CIFAR-10, CIFAR-100, Fashion-MNIST."""
 
 import gzip
-import hashlib
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,48 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
-from tasks.base import check_bool
-from tasks.data.cache import cached, key_of_files, save
-from tasks.data.files import WHITE, ReadImages, named_folder, sklearn_file
-from tasks.data.splits import stratified
-from tasks.data.store import Memory, Store, Stream, decode, mean_std
+from activations.checks import check_bool
+from tasks.data.cache import CacheEntry, cached, key_of_files, save
+from tasks.data.files import WHITE, LayoutError, ReadImages, data_root, named_folder, sklearn_file
+from tasks.data.hashing import content_hash
+from tasks.data.sets import ImageSet, labeled_set
+from tasks.data.store import Memory, Stream, decode
 from tasks.data.survey import Survey, survey_files
 from tasks.data.tree import list_tree
 
-STATISTICS_IMAGES = 50_000  # at most; more would take minutes to stream and change nothing
 CIFAR_TREE = "train/ and test/ with a folder of images for each class, or "
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images of one size with labels.
-
-    Attributes:
-        store: the images, (C, H, W) uint8 each.
-        labels: (N,) int64.
-        train, test: positions of the splits; ``test`` is None where the source has no test split.
-        classes: names, in the order of the labels.
-        fingerprint: hash of the content, the same wherever and however the images are stored.
-        kept: folder and key of the cache, if reading all images takes long.
-        survey: what is known of the files; None of a set that is not read from image files.
-    """
-
-    store: Store
-    labels: Tensor
-    train: Tensor
-    test: Tensor | None
-    classes: tuple[str, ...]
-    fingerprint: str
-    kept: tuple[Path, str] | None = None
-    survey: Survey | None = None
-
-    def mean_std(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation per channel, of at most 50,000 of the images at ``index`` (stratified)."""
-        if len(index) > STATISTICS_IMAGES:
-            index = index[stratified(self.labels[index], STATISTICS_IMAGES)[1]]
-        return mean_std(self.store, index, self.store.shape[0], self.kept)
 
 
 @lru_cache(maxsize=1)
@@ -64,6 +32,10 @@ def digits() -> ImageSet:
     """The 1,797 images of 8 x 8 pixels (0 to 16) that scikit-learn ships: UCI optical digits, test part.
 
     The file is read directly, since importing scikit-learn's loader takes longer than training on it.
+
+    Examples:
+        >>> len(digits().train), digits().classes
+        (1797, ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))
     """
     with gzip.open(sklearn_file("data/digits.csv.gz"), "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
@@ -78,74 +50,80 @@ def cifar10(root: str, *, download: bool = False, cache: str) -> ImageSet:
 
     Args:
         root: the folder that holds either ``train`` and ``test``, or ``cifar-10-batches-py`` (or its archive).
-        download: let torchvision download the archive (170 MB) into ``root`` if it is not there.
+        download: whether torchvision may download the archive (170 MB) into ``root``.
         cache: folder for the decoded images, about 185 MB.
 
     Raises:
-        ValueError: nothing usable in ``root``, not ten classes, or images of another size than 32 x 32.
+        ValueError: no such files in ``root``, not ten classes, or images of another size than 32 x 32.
     """
-    published = Published("CIFAR10", "cifar-10-batches-py", ("cifar-10-python.tar.gz",), 170, CIFAR_TREE)
-    return _cifar(published, "CIFAR-10", 10, root, download, cache)
+    source = TorchvisionDownload(
+        "CIFAR10", "cifar-10-batches-py", ("cifar-10-python.tar.gz",), 170, CIFAR_TREE
+    )
+    return _cifar(source, "CIFAR-10", 10, root, download, cache)
 
 
 def cifar100(root: str, *, download: bool = False, cache: str) -> ImageSet:
     """CIFAR-100 with its 100 fine classes; arguments and errors as of ``cifar10``, in ``cifar-100-python``."""
-    published = Published("CIFAR100", "cifar-100-python", ("cifar-100-python.tar.gz",), 169, CIFAR_TREE)
-    return _cifar(published, "CIFAR-100", 100, root, download, cache)
+    source = TorchvisionDownload(
+        "CIFAR100", "cifar-100-python", ("cifar-100-python.tar.gz",), 169, CIFAR_TREE
+    )
+    return _cifar(source, "CIFAR-100", 100, root, download, cache)
 
 
 def fashion_mnist(root: str, *, download: bool = False, cache: str) -> ImageSet:
-    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747), 28 x 28 and grey, from torchvision's files.
+    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747), 28 x 28 and gray, from torchvision's files.
 
     Args:
-        root: the folder that holds ``FashionMNIST/raw`` and in it the four files, packed or not.
-        download: let torchvision download the files (31 MB) into ``root`` if they are not there.
+        root: the folder that holds ``FashionMNIST/raw`` and in it the four files, compressed or not.
+        download: whether torchvision may download the files (31 MB) into ``root``.
         cache: folder for the images as one array, 55 MB.
 
     Raises:
-        ValueError: nothing usable in ``root``.
+        ValueError: no such files in ``root``.
     """
-    check_bool("task.data.download", download)
+    check_bool("download", download)
     raw = "FashionMNIST/raw"
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    # the last of the four is the last that torchvision unpacks
+    # torchvision unpacks the last of the four files last
     unpacked, archives = f"{raw}/{names[-1]}-ubyte", tuple(f"{raw}/{name}-ubyte.gz" for name in names)
-    published = Published("FashionMNIST", unpacked, archives, 31, tree="")
-    return _of_torchvision(published, named_folder("task.data.root", root), download, cache)
+    with data_root(root) as folder:
+        return _of_torchvision(
+            TorchvisionDownload("FashionMNIST", unpacked, archives, 31), folder, download, cache
+        )
 
 
 @dataclass(frozen=True)
-class Published:
+class TorchvisionDownload:
     """A data set that torchvision can download.
 
     Attributes:
         name: torchvision's class.
-        unpacked: what is there, below the root, once all is unpacked.
-        archives: files below the root; if all are there, nothing has to be downloaded.
+        unpacked: a file or folder below the root that exists when everything is unpacked.
+        archives: files below the root; if all of them exist, nothing is downloaded.
         megabytes: to download.
-        tree: the folders that serve as well, in words, or nothing.
+        tree: folders that can be used instead, in words, or nothing.
     """
 
     name: str
     unpacked: str
     archives: tuple[str, ...]
     megabytes: int
-    tree: str
+    tree: str = ""
 
-    def packed(self, folder: Path) -> bool:
-        """Whether all archives are there."""
+    def has_archives(self, folder: Path) -> bool:
+        """Return whether all archives exist."""
         return all((folder / archive).is_file() for archive in self.archives)
 
-    def fetch(self, folder: Path, download: bool, load: Callable[[], object]) -> None:
-        """Unpack the archives if they are there, or call ``load`` to download, unless all is unpacked already.
+    def ensure(self, folder: Path, download: bool, load: Callable[[], object]) -> None:
+        """Unpack the archives if they exist, or call ``load`` to download, unless everything is unpacked already.
 
         Raises:
-            ValueError: there is nothing to unpack, and nothing may be downloaded, or not into this folder.
+            LayoutError: there is nothing to unpack, and ``download`` is false or the folder is not writable.
         """
         unpacked = folder / self.unpacked
         if unpacked.exists() and not os.access(folder, os.W_OK):
-            return  # all of it: nobody can be unpacking here
-        if not (download or self.packed(folder) or unpacked.exists()):
+            return  # a read-only folder: assume that it is complete
+        if not (download or self.has_archives(folder) or unpacked.exists()):
             missing = [archive for archive in self.archives if not (folder / archive).is_file()]
             if not folder.is_dir():
                 state = "no such folder"
@@ -153,34 +131,33 @@ class Published:
                 state = f"has no {', '.join(missing)}"
             else:
                 state = "has none of them" if any(folder.iterdir()) else "is empty"
-            raise ValueError(
-                f"task.data.root={folder}: {state}; needed are "
-                f"{self.tree}torchvision's {self.unpacked} or {', '.join(self.archives)}, "
-                f"which task.data.download=true fetches ({self.megabytes} MB)"
+            raise LayoutError(
+                f"{state}; must contain {self.tree}torchvision's {self.unpacked} or {', '.join(self.archives)}, "
+                f"which download=true fetches ({self.megabytes} MB)"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held = FileLock(folder / ".actbench.lock").acquire()
+            lock = FileLock(folder / ".actbench.lock").acquire()
         except OSError as error:
-            if unpacked.exists():  # and the lock is another user's
+            if unpacked.exists():  # the lock belongs to another user
                 return
-            raise ValueError(f"task.data.root={folder}: cannot write there ({error.strerror})") from None
-        with held:  # the cells of a grid must not download side by side
+            raise LayoutError(f"cannot write there ({error.strerror})") from None
+        with lock:  # the cells of a grid must not download at the same time
             if not unpacked.exists():
-                if self.packed(folder) and not download:
+                if self.has_archives(folder) and not download:
                     self.unpack(folder)
                 else:
                     load()
             if not unpacked.exists():
-                raise ValueError(f"task.data.root={folder}: no {self.unpacked} in {', '.join(self.archives)}")
+                raise LayoutError(f"no {self.unpacked} in {', '.join(self.archives)}")
 
     def unpack(self, folder: Path) -> None:
-        """Unpack the archives where they lie; what is in one appears as a whole.
+        """Unpack the archives in their folder; the content of each appears as a whole.
 
-        torchvision would compare their checksums first and ask the network for others.
+        torchvision would compare their checksums first and try to download others.
 
         Raises:
-            ValueError: an archive is damaged or cannot be unpacked there.
+            LayoutError: an archive is damaged or cannot be unpacked there.
         """
         from torchvision.datasets.utils import extract_archive
 
@@ -189,18 +166,18 @@ class Published:
             try:
                 with TemporaryDirectory(dir=path.parent, prefix=".actbench-") as temporary:
                     extract_archive(str(path), temporary)
-                    for made in sorted(Path(temporary).iterdir()):
-                        _put_in_place(made, path.parent / made.name)
+                    for entry in sorted(Path(temporary).iterdir()):
+                        _put_in_place(entry, path.parent / entry.name)
             except (EOFError, OSError, TarError, zlib.error) as error:
-                raise ValueError(f"task.data.root={folder}: cannot unpack {archive} ({error})") from None
+                raise LayoutError(f"cannot unpack {archive} ({error})") from None
 
-    def load(self, folder: Path, download: bool, into: Path | None = None, **kwargs: Any) -> Any:
-        """torchvision's data set in ``folder`` (or ``into``); the network is asked only where ``download`` allows it.
+    def open(self, folder: Path, download: bool, into: Path | None = None, **kwargs: Any) -> Any:
+        """Return torchvision's data set in ``folder`` (or ``into``), downloaded only where ``download`` allows it.
 
         Raises:
-            ValueError: torchvision could not.
+            LayoutError: torchvision failed.
         """
-        from torchvision import datasets  # takes seconds to import, so only where it is needed
+        from torchvision import datasets  # imported here, as that takes seconds
 
         def read() -> Any:
             return getattr(datasets, self.name)(str(into or folder), download=download, **kwargs)
@@ -209,50 +186,42 @@ class Published:
             try:
                 return read()
             except (RuntimeError, EOFError, OSError):
-                if download or not self.packed(folder):
+                if download or not self.has_archives(folder):
                     raise
-                self.unpack(folder)  # again: an earlier attempt was stopped in its middle
+                self.unpack(folder)  # once more: an earlier attempt was interrupted
                 return read()
         except (RuntimeError, EOFError, OSError) as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"task.data.root={folder}: torchvision says: {said}") from None
+            raise LayoutError(f"torchvision failed: {' '.join(str(error).split())}") from None
 
 
-def _put_in_place(made: Path, place: Path) -> None:
-    """Move a file or folder to where others of its name may be, whose files it replaces."""
-    if made.is_dir() and place.is_dir():
-        for inner in sorted(made.iterdir()):
+def _put_in_place(entry: Path, place: Path) -> None:
+    """Move a file or folder to ``place``; files of a folder that exists there are replaced."""
+    if entry.is_dir() and place.is_dir():
+        for inner in sorted(entry.iterdir()):
             _put_in_place(inner, place / inner.name)
     else:
-        made.replace(place)
+        entry.replace(place)
 
 
 def _cifar(
-    published: Published, title: str, num_classes: int, root: str, download: bool, cache: str
+    source: TorchvisionDownload, title: str, num_classes: int, root: str, download: bool, cache: str
 ) -> ImageSet:
-    """CIFAR-10 or -100 from either kind of files."""
-    check_bool("task.data.download", download)
-    folder = named_folder("task.data.root", root)
-    image_set = (
-        _of_tree(root, folder, cache)
-        if (folder / "train").is_dir() or (folder / "test").is_dir()
-        else _of_torchvision(published, folder, download, cache)
-    )
-    if len(image_set.classes) != num_classes:
-        raise ValueError(
-            f"task.data.root={root}: {title} has {num_classes} classes, this folder has {len(image_set.classes)}"
-        )
-    if image_set.store.shape != (3, 32, 32):
-        height, width = image_set.store.shape[1:]
-        raise ValueError(
-            f"task.data.root={root}: {title} has images of 32 x 32, this folder of {height} x {width}"
-        )
+    """Return CIFAR-10 or -100 from either kind of files."""
+    check_bool("download", download)
+    with data_root(root) as folder:
+        is_tree = (folder / "train").is_dir() or (folder / "test").is_dir()
+        image_set = _of_tree(folder, cache) if is_tree else _of_torchvision(source, folder, download, cache)
+        if len(image_set.classes) != num_classes:
+            raise LayoutError(f"{title} has {num_classes} classes, this folder has {len(image_set.classes)}")
+        if image_set.store.shape != (3, 32, 32):
+            height, width = image_set.store.shape[1:]
+            raise LayoutError(f"{title} has images of 32 x 32, this folder of {height} x {width}")
     return image_set
 
 
-def _of_tree(root: str, folder: Path, cache: str) -> ImageSet:
-    """Images of one size in a tree {train,test}/<class>/, decoded once."""
-    files = list_tree(root, folder, ("train", "test"))
+def _of_tree(folder: Path, cache: str) -> ImageSet:
+    """Return the images of one size in a tree {train,test}/<class>/, which are decoded once."""
+    files = list_tree(folder, ("train", "test"))
     read = ReadImages(files.paths)
 
     def build(entry: Path) -> None:
@@ -260,14 +229,15 @@ def _of_tree(root: str, folder: Path, cache: str) -> ImageSet:
         images = np.load(entry / "images.npy", mmap_mode="r")
         save(entry, **_facts(images, np.array(files.labels), files.num_train, files.classes))
 
-    place, key = named_folder("task.data.cache", cache), key_of_files("image-folder-3", folder, files.paths)
-    arrays = cached(place, key, build)
+    key = key_of_files("image-folder-3", folder, files.paths)
+    entry = CacheEntry(named_folder("cache", cache), key)
+    arrays = cached(entry.folder, key, build)
     survey = survey_files(
         files.paths,
         files.labels,
         files.classes,
         "as stored",
-        (place, key),
+        entry,
         background=WHITE,
         left_out=files.left_out,
         splits={"train": "train", "test": "test"},
@@ -275,51 +245,45 @@ def _of_tree(root: str, folder: Path, cache: str) -> ImageSet:
     return _image_set(arrays, survey)
 
 
-def _of_torchvision(published: Published, folder: Path, download: bool, cache: str) -> ImageSet:
-    """Arrays as torchvision reads them from its files."""
+def _of_torchvision(source: TorchvisionDownload, folder: Path, download: bool, cache: str) -> ImageSet:
+    """Return the arrays that torchvision reads from its files."""
 
-    def load(train: bool) -> Any:
-        return published.load(folder, download, train=train)
+    def read(train: bool) -> Any:
+        return source.open(folder, download, train=train)
 
     def build(entry: Path) -> None:
-        train, test = load(True), load(False)
+        train, test = read(True), read(False)
         images = np.concatenate([train.data, test.data])
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         images = np.ascontiguousarray(images)
         labels = np.concatenate([train.targets, test.targets]).astype(np.int64)
         save(entry, images=images, **_facts(images, labels, len(train.data), train.classes))
 
-    published.fetch(folder, download, lambda: load(True))
-    unpacked = folder / published.unpacked
+    source.ensure(folder, download, lambda: read(True))
+    unpacked = folder / source.unpacked
     files = unpacked if unpacked.is_dir() else unpacked.parent
     paths = sorted(path for path in files.iterdir() if path.is_file())
-    key = key_of_files(f"{published.name.lower()}-1", folder, paths)
-    return _image_set(cached(named_folder("task.data.cache", cache), key, build))
+    key = key_of_files(f"{source.name.lower()}-1", folder, paths)
+    return _image_set(cached(named_folder("cache", cache), key, build))
 
 
 def _facts(
     images: np.ndarray, labels: np.ndarray, num_train: int, classes: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """What is stored of a set beside its images; the first ``num_train`` are for training."""
-    digest = hashlib.sha256(str(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).data)
-    digest.update(labels.data)
+    """Return what is stored of a set beside its images; the first ``num_train`` are for training."""
     return {
         "labels": labels,
         "num_train": np.array(num_train),
         "classes": np.array(classes),
-        "fingerprint": np.array(digest.hexdigest()[:16]),
+        "fingerprint": np.array(content_hash(str(images.shape), np.ascontiguousarray(images), labels)),
     }
 
 
 def _image_set(arrays: dict[str, np.ndarray], survey: Survey | None = None) -> ImageSet:
-    images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
-    num_train = int(arrays["num_train"])
-    return ImageSet(
-        Memory(images),
-        labels,
-        train=torch.arange(num_train),
-        test=torch.arange(num_train, len(labels)) if num_train < len(labels) else None,
+    return labeled_set(
+        Memory(torch.from_numpy(arrays["images"])),
+        torch.from_numpy(arrays["labels"]),
+        int(arrays["num_train"]),
         classes=tuple(arrays["classes"].tolist()),
         fingerprint=str(arrays["fingerprint"]),
         survey=survey,

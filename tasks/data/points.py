@@ -1,23 +1,17 @@
 """What to regress on: a function, sampled as needed, or a fixed set of samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tasks import fits
-from tasks.base import Batch, check_list, check_range, check_whole
+from activations.checks import check_int, check_list, check_number
+from tasks.base import Batch
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-VAL_SEED = 1  # part of the task's definition: every run is judged on the same points
-MOST_POINTS = 1_000_000  # of a grid
-SHOWN = 200  # noisy samples in a picture
-
-Predict = Callable[[Tensor], Tensor]  # (N, D) to (N, K), both on the CPU
+VAL_SEED = 1  # part of the task's definition: all runs are validated on the same points
+MAX_POINTS = 1_000_000  # of a grid
 
 
 class Points(ABC):
@@ -26,8 +20,8 @@ class Points(ABC):
     Attributes:
         val, test: the fixed samples of these splits.
         fingerprint: of the data; see ``Task``.
-        peak: the largest value that a target can have, where a signal-to-noise ratio is of interest, else None.
-        rule: what is to be said of the splits besides their sizes, or nothing.
+        peak: the largest possible value of a target, where a signal-to-noise ratio is of interest, else None.
+        rule: a remark on how the splits are chosen, or nothing.
     """
 
     val: Batch
@@ -37,48 +31,46 @@ class Points(ABC):
     rule: str = ""
 
     def of_seed(self, seed: int) -> "Points":
-        """The same data as a run with ``seed`` is to split them: these, unless folds are asked for."""
+        """Return the data as a run with ``seed`` splits them: these, unless there are folds."""
         return self
 
     @abstractmethod
     def steps_per_epoch(self, batch_size: int) -> int:
-        """How many batches an epoch has."""
+        """Return the number of batches in an epoch."""
 
     @abstractmethod
     def epoch(self, batch_size: int, generator: torch.Generator | None) -> Iterator[Batch]:
-        """The training batches of an epoch; what is random about them comes from ``generator`` alone."""
-
-    @abstractmethod
-    def picture(self, predict: Predict) -> "Figure | None":
-        """Target, fit and error of the test, if they can be drawn."""
-
-    def look(self, train: Batch) -> "Figure | None":
-        """The target, and where the training samples of an epoch are, if they can be drawn."""
-        return None
+        """Yield the training batches of an epoch; all randomness comes from ``generator``."""
 
     def names(self, inputs: int, targets: int) -> list[str]:
-        """What the variables are called."""
+        """Return the names of the variables."""
         return [f"x{i + 1}" for i in range(inputs)] + [f"y{i + 1}" for i in range(targets)]
 
 
 class FunctionPoints(Points):
     """A function on a box: fresh uniform points to train on, fixed ones to validate, a regular grid to test.
 
-    The grid divides the box into equal cells and takes their centres: the mean over it is the midpoint rule, and
-    it misses ends and, if ``test_grid`` is even, the middle and its likes, where functions jump.
+    The grid divides the box into equal cells and takes their centers: the mean over it is the midpoint rule, and it
+    contains neither the ends of the box nor, if ``test_grid`` is even, the middle and similar places, where functions
+    jump.
 
     Args:
         function: (N, D) to (N, 1), in closed form.
         low, high: corners of the box, D numbers each.
-        steps_per_epoch: there is no data set to pass over, so an epoch is so many steps.
-        val_points: how many uniform points to validate on, the same for all runs.
-        test_grid: grid points along each of the D axes, at most a million in all.
-        noise: standard deviation, at least 0, of Gaussian noise on the training targets; validation and test
-            have none.
+        steps_per_epoch: number of steps that count as an epoch, as there is no data set to pass over, >= 1.
+        val_points: number of uniform points to validate on, the same for all runs, >= 1.
+        test_grid: number of grid points along each of the D axes, >= 1, at most a million in all.
+        noise: standard deviation of Gaussian noise on the training targets, >= 0; validation and test have none.
 
     Raises:
-        ValueError: corners of unequal length or in the wrong order, a size below 1, negative noise, a grid too
-            large, a function that does not fit.
+        ValueError: corners of unequal length or in the wrong order, a number outside its range, a grid too large, a
+            function that does not fit.
+
+    Examples:
+        >>> from tasks.data.functions import sine
+        >>> data = FunctionPoints(function=sine, low=[-1], high=[1], steps_per_epoch=5, val_points=10, test_grid=4)
+        >>> data.test[0].flatten().tolist()
+        [-0.75, -0.25, 0.25, 0.75]
     """
 
     def __init__(
@@ -92,20 +84,17 @@ class FunctionPoints(Points):
         test_grid: int,
         noise: float = 0.0,
     ) -> None:
-        at = "task.data."
-        check_list(at + "low", low, "(one per variable)", lambda v: True)
-        check_list(at + "high", high, "(one per variable)", lambda v: True, len(low))
+        check_list("low", low)
+        check_list("high", high, length=len(low))
         if any(a >= b for a, b in zip(low, high, strict=True)):
-            raise ValueError(
-                f"{at}low={list(low)}, {at}high={list(high)}: low must be below high, number by number"
-            )
+            raise ValueError(f"low={list(low)}: each number must be below that of high={list(high)}")
         sizes = {"steps_per_epoch": steps_per_epoch, "val_points": val_points, "test_grid": test_grid}
         for name, size in sizes.items():
-            check_whole(at + name, size, 1)
-        check_range(at + "noise", noise, "of at least 0", lambda v: v >= 0)
-        if test_grid ** len(low) > MOST_POINTS:
+            check_int(name, size, minimum=1)
+        check_number("noise", noise, minimum=0)
+        if test_grid ** len(low) > MAX_POINTS:
             raise ValueError(
-                f"{at}test_grid={test_grid}: {test_grid}^{len(low)} points, at most {MOST_POINTS:,}"
+                f"test_grid={test_grid}: the grid has {test_grid}^{len(low)} points, must be at most {MAX_POINTS:,}"
             )
         self.function, self.steps, self.noise = function, steps_per_epoch, noise
         self.low = torch.tensor(low, dtype=torch.float32)
@@ -114,13 +103,13 @@ class FunctionPoints(Points):
             self.val = self._draw(val_points, torch.Generator().manual_seed(VAL_SEED))
             self.test = self._grid(test_grid)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise ValueError(f"{at}function: takes no points of {len(low)} variables: {error}") from error
+            raise ValueError(f"function: takes no points of {len(low)} variables: {error}") from error
         for x, y in (self.val, self.test):
             if y.shape != (len(x), 1):
                 raise ValueError(
-                    f"{at}function: makes {tuple(y.shape)} of points {tuple(x.shape)}, ({len(x)}, 1) is needed"
+                    f"function: returns shape {tuple(y.shape)} for points {tuple(x.shape)}, must be ({len(x)}, 1)"
                 )
-        # of six digits, as the last ones differ between machines
+        # six digits, as the last ones differ between machines
         self.fingerprint = f"{self.val[1].double().sum():.6g} {self.test[1].double().square().sum():.6g}"
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -128,29 +117,16 @@ class FunctionPoints(Points):
 
     def epoch(self, batch_size: int, generator: torch.Generator | None) -> Iterator[Batch]:
         for _ in range(self.steps):
-            yield self._noisy(self._draw(batch_size, generator), generator)
+            yield self.draw(batch_size, generator)
 
-    def picture(self, predict: Predict) -> "Figure | None":
-        """A curve of one variable, a map of two."""
-        x, y = self.test
-        low, high = self.low.tolist(), (self.low + self.span).tolist()
-        if len(self.low) == 1:
-            generator = torch.Generator().manual_seed(VAL_SEED)
-            samples = self._noisy(self._draw(SHOWN, generator), generator) if self.noise else None
-            return fits.interval(x, y, predict(x), limits=(low[0], high[0]), samples=samples)
-        if len(self.low) == 2:
-            return fits.plane(y, predict(x), extent=(low[0], high[0], low[1], high[1]))
-        return None
+    @property
+    def high(self) -> Tensor:
+        """The upper corner of the box, (D,)."""
+        return self.low + self.span
 
-    def look(self, train: Batch) -> "Figure | None":
-        """A curve of one variable, a map of two; of the training samples a few."""
-        (x, y), (low, high) = self.test, (self.low.tolist(), (self.low + self.span).tolist())
-        samples = train[0][:SHOWN], train[1][:SHOWN]
-        if len(self.low) == 1:
-            return fits.target_curve(x, y, samples, limits=(low[0], high[0]))
-        if len(self.low) == 2:
-            return fits.target_map(y, samples, extent=(low[0], high[0], low[1], high[1]))
-        return None
+    def draw(self, count: int, generator: torch.Generator | None) -> Batch:
+        """Return ``count`` training samples, with noise."""
+        return self._noisy(self._draw(count, generator), generator)
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Batch:
         x = self.low + self.span * torch.rand(count, len(self.low), generator=generator)
@@ -163,44 +139,39 @@ class FunctionPoints(Points):
         return x, y + self.noise * torch.randn(y.shape, generator=generator)
 
     def _grid(self, count: int) -> Batch:
-        centres = (torch.arange(count) + 0.5) / count
-        axes = [low + span * centres for low, span in zip(self.low, self.span, strict=True)]
+        centers = (torch.arange(count) + 0.5) / count
+        axes = [low + span * centers for low, span in zip(self.low, self.span, strict=True)]
         x = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, -2)
         return x, self.function(x)
 
 
 class SamplePoints(Points):
-    """A fixed set of samples; an epoch is a shuffled pass over those for training, less a last partial batch.
+    """A fixed set of samples; an epoch is a shuffled pass over those for training, without a last partial batch.
 
     Args:
         inputs: (N, D) float.
         targets: (N, K) float.
         index: positions of ``train``, ``val`` and ``test``.
-        draw: makes a figure, given a function to predict with.
-        show: makes a figure of the samples themselves.
+        fingerprint, peak, rule: see ``Points``.
         variables: names of inputs and targets, or none.
-        fingerprint: of the data.
-        peak: see ``Points``.
-        rule: see ``Points``.
-        folds: makes the same set with another fold as the test, given a seed; None where there are no folds.
+        folds: makes the same set with another fold as the test, called with the seed; None where there are no folds.
     """
 
     def __init__(
         self,
         inputs: Tensor,
         targets: Tensor,
-        index: dict[str, Tensor],
+        index: Mapping[str, Tensor],
         *,
-        draw: Callable[[Predict], "Figure"],
-        show: Callable[[], "Figure"],
         fingerprint: str,
         variables: Sequence[str] = (),
         peak: float | None = None,
         rule: str = "",
         folds: "Callable[[int], SamplePoints] | None" = None,
     ) -> None:
-        self.index, self.draw, self.fingerprint, self.peak = index, draw, fingerprint, peak
-        self.show, self.variables, self.rule, self.folds = show, variables, rule, folds
+        self.inputs, self.targets, self.index = inputs, targets, index
+        self.fingerprint, self.peak, self.rule = fingerprint, peak, rule
+        self.variables, self.folds = variables, folds
         self.train, self.val, self.test = (
             (inputs[index[split]], targets[index[split]]) for split in ("train", "val", "test")
         )
@@ -217,11 +188,43 @@ class SamplePoints(Points):
         order = torch.randperm(len(inputs), generator=generator)[: self.steps_per_epoch(batch_size) * size]
         yield from zip(inputs[order].split(size), targets[order].split(size), strict=True)
 
-    def picture(self, predict: Predict) -> "Figure | None":
-        return self.draw(predict)
-
-    def look(self, train: Batch) -> "Figure | None":
-        return self.show()
-
     def names(self, inputs: int, targets: int) -> list[str]:
         return list(self.variables) or super().names(inputs, targets)
+
+
+class TablePoints(SamplePoints):
+    """A table whose last column is the target, standardized.
+
+    Args:
+        table: (N, D + 1) as in the source.
+        mean, std: (D + 1,) by which it is standardized.
+        quantity: what the target is called in figures.
+        others: of ``SamplePoints``; ``variables`` are the names of the columns.
+    """
+
+    def __init__(
+        self,
+        table: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        index: Mapping[str, Tensor],
+        *,
+        quantity: str,
+        **others: Any,
+    ) -> None:
+        samples = ((table - mean) / std).float()
+        super().__init__(samples[:, :-1], samples[:, -1:], index, **others)
+        self.table, self.mean, self.std, self.quantity = table, mean, std, quantity
+
+
+class PicturePoints(SamplePoints):
+    """A picture as a function of its coordinates.
+
+    Args:
+        shape: (height, width, 3) of the picture, whose pixels are the samples, row by row.
+        others: of ``SamplePoints``.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *samples: Any, **others: Any) -> None:
+        super().__init__(*samples, **others)
+        self.shape = shape

@@ -13,15 +13,20 @@ def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
     class stands at (i + 1/2) / n. The chosen are the first ``size``, so a smaller choice is part of a larger one.
 
     Args:
-        labels: (N,) whole numbers.
-        size: how many to choose.
+        labels: (N,) integers.
+        size: number of samples to choose.
 
     Raises:
         ValueError: ``size`` outside 1 .. N - 1.
+
+    Examples:
+        >>> rest, chosen = stratified(torch.tensor([0, 0, 0, 0, 1, 1]), 3)
+        >>> len(rest), (chosen < 4).sum().item()
+        (3, 2)
     """
     if not 0 < size < len(labels):
         raise ValueError(
-            f"cannot choose {size} of {len(labels)} samples: 1 to {len(labels) - 1} are possible"
+            f"cannot choose {size} of {len(labels)} samples: must be from 1 to {len(labels) - 1}"
         )
     chosen = _merged(labels)[:size]
     rest = torch.ones(len(labels), dtype=torch.bool)
@@ -29,16 +34,35 @@ def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return rest.nonzero().squeeze(1), chosen.sort().values
 
 
-def folds(labels: Tensor, count: int) -> list[Tensor]:
-    """Split positions into ``count`` sorted parts of nearly one size, each class in proportion in each of them.
+def hold_out(index: Tensor, labels: Tensor, share: float, name: str) -> tuple[Tensor, Tensor]:
+    """Split ``index`` into (rest, chosen), each of the labels in proportion.
 
-    They are the first, second, ... part of the order that ``stratified`` takes its choice from.
+    Args:
+        index: (n,) positions.
+        labels: (N,) of all samples.
+        share: of ``index`` to choose.
+        name: the setting that ``share`` comes from.
+
+    Raises:
+        ValueError: ``share`` leaves one of the two empty.
+    """
+    try:
+        rest, chosen = stratified(labels[index], round(share * len(index)))
+    except ValueError as error:
+        raise ValueError(f"{name}={share}: {error}") from None
+    return index[rest], index[chosen]
+
+
+def folds(labels: Tensor, count: int) -> list[Tensor]:
+    """Split positions into ``count`` sorted parts of nearly equal size, each class in proportion in each of them.
+
+    They are the first, second, ... part of the order that ``stratified`` chooses from.
     """
     return [part.sort().values for part in _merged(labels).tensor_split(count)]
 
 
 def _merged(labels: Tensor) -> Tensor:
-    """All positions in the fixed order of the rule."""
+    """Return all positions in the fixed order of the rule."""
     place = torch.empty(len(labels), dtype=torch.double)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)

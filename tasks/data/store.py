@@ -1,10 +1,9 @@
-"""Where the samples of a set live: as one uint8 tensor in memory, or in their files until they are asked for.
+"""Where the samples of a set are: in one uint8 tensor in memory, or in their files, read whenever they are needed.
 
-Both give the same bytes: in memory is what the files' reader gave once, streamed is what it gives every time.
+Both give the same bytes, as both come from the same reader.
 """
 
 import errno
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -23,17 +22,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from tqdm import tqdm
 
-from tasks.base import check_choice
-from tasks.data.cache import cached, save
+from activations.checks import check_choice
+from tasks.data.cache import CacheEntry, save
 
-# picklable: position -> sample, uint8 (planes, H, W); ValueError names a file that cannot be read
+# position -> sample, uint8 (planes, H, W); picklable, and a ValueError names a file that cannot be read
 Read = Callable[[int], np.ndarray]
 
 T = TypeVar("T")
 
-CHUNK = 64  # samples that a worker decodes at a time when all of them are read
+CHUNK = 64  # number of samples that a worker decodes at a time when all of them are read
 MAX_WORKERS = 16
-# decoded files are kept pixel by pixel: torch resizes such images more than twice as fast
+# decoded files are stored pixel by pixel: torch resizes such images more than twice as fast
 TO_PIXELS, TO_PLANES = (0, 2, 3, 1), (0, 3, 1, 2)
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -48,7 +47,7 @@ class Store(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """For each of ``chunks``, (n,) positions, the samples there: (n, planes, H, W) uint8."""
+        """Yield the samples at each of ``chunks``, (n,) positions: (n, planes, H, W) uint8."""
         ...
 
 
@@ -63,8 +62,8 @@ class Memory:
         return len(self.samples)
 
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Copies of the samples at each of ``chunks``."""
-        # index_select copies whole samples, indexing goes byte by byte: 8 and 55 us for 77 kB
+        """Yield copies of the samples at each of ``chunks``."""
+        # index_select copies whole samples, indexing copies single bytes: 8 and 55 us for 77 kB
         pixels = self.samples.permute(TO_PIXELS)
         for chunk in chunks:
             if pixels.is_contiguous():
@@ -74,11 +73,11 @@ class Memory:
 
 
 class Stream:
-    """Samples that the workers of a DataLoader read while they are wanted, in order.
+    """Samples that the workers of a DataLoader read when they are needed, in order.
 
     Args:
-        read: gives one sample; pickled or forked to the workers.
-        count: how many there are.
+        read: returns the sample at a position; pickled or forked to the workers.
+        count: number of samples.
         shape: of each.
     """
 
@@ -91,32 +90,32 @@ class Stream:
         return self.count
 
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The samples at each of ``chunks``; workers read ahead by two chunks each.
+        """Yield the samples at each of ``chunks``; workers read ahead by two chunks each.
 
         Raises:
-            ValueError: a sample that cannot be read, in the reader's own words, or a worker that died.
+            ValueError: a sample that cannot be read, with the reader's message, or a worker that died.
         """
         return in_workers(_Batches(self.read), chunks)
 
 
 def in_workers(work: Callable[[list[int]], T], chunks: Sequence[Tensor]) -> Iterator[T]:
-    """``work(positions)`` for each of ``chunks``, in order, by processes that work ahead by two chunks each.
+    """Yield ``work(positions)`` for each of ``chunks``, in order, by processes that work ahead by two chunks each.
 
     Args:
-        work: pickled or forked to the workers; tensors among its results come by way of /dev/shm.
+        work: pickled or forked to the workers; tensors among its results are sent through /dev/shm.
         chunks: (n,) positions each.
 
     Raises:
-        ValueError: of ``work``, or because a worker died.
+        ValueError: what ``work`` raises, or a worker that died.
     """
     workers = min(_cores(), MAX_WORKERS, len(chunks))
     loader: DataLoader[Any] = DataLoader(
-        _Work(work),  # type: ignore[arg-type]  # it serves whole batches only
+        _Work(work),  # type: ignore[arg-type]  # serves whole batches only
         batch_sampler=[chunk.tolist() for chunk in chunks],
         num_workers=workers,
         multiprocessing_context=_start_method() if workers else None,
         collate_fn=_as_it_is,
-        generator=torch.Generator(),  # else each pass would draw from torch's global one
+        generator=torch.Generator(),  # without it each pass would draw from torch's global one
     )
     try:
         for result in _without_handler(loader):
@@ -130,37 +129,37 @@ def in_workers(work: Callable[[list[int]], T], chunks: Sequence[Tensor]) -> Iter
 
 
 def _without_handler(loader: DataLoader[Any]) -> Iterator[Any]:
-    """An iterator over ``loader`` that says itself when a worker is gone, a few seconds later.
+    """Iterate over ``loader``, which notices a dead worker within seconds, without its handler of SIGCHLD.
 
-    DataLoader also sets a handler of SIGCHLD for that, which raises in whatever the main thread does at the moment.
+    The handler would raise in whatever the main thread is doing at that moment.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
     results = iter(loader)
-    if before is not None:  # it was set by Python
+    if before is not None:  # the handler was set by Python
         signal.signal(signal.SIGCHLD, before)
     return results
 
 
 def _cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lost_worker(error: RuntimeError) -> str:
-    """What to do about a worker that died, most often because /dev/shm or the memory was full."""
+    """Return the message for a worker that died, most often because /dev/shm or the memory was full."""
     said = " ".join(str(error).split())
     shared = Path("/dev/shm")
     free = f"{shared} has {shutil.disk_usage(shared).free / 1e6:,.0f} MB free: " if shared.is_dir() else ""
     return (
-        f"task.data: a worker that reads the images failed ({said}); {free}make it larger (a container's --shm-size), "
-        "set task.data.in_memory=true, or use fewer workers: there is one for each CPU core that taskset allows"
+        f"data: a worker that reads the images failed ({said}); {free}make it larger (a container's --shm-size), "
+        "set in_memory=true of the data, or use fewer workers: there is one for each CPU core that taskset allows"
     )
 
 
 class _Work:
-    """A DataLoader's view of ``work``. Errors travel as values: raised in a worker they become a page of text."""
+    """``work`` as a DataLoader's data set. It returns errors: one raised in a worker would become a page of text."""
 
     def __init__(self, work: Callable[[list[int]], Any]) -> None:
         self.work = work
@@ -174,7 +173,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Batches:
-    """Positions -> the samples there, in memory that the main process shares."""
+    """Return the samples at some positions, in memory that the main process shares."""
 
     read: Read
 
@@ -182,7 +181,7 @@ class _Batches:
         pixels = np.stack([self.read(position).transpose(1, 2, 0) for position in positions])
         batch = torch.from_numpy(pixels)
         if get_worker_info() is not None:
-            # else it would be done when the result is sent, where an error is lost and the main process waits for ever
+            # Otherwise it is done when the result is sent, where an error is lost and the main process waits for ever.
             try:
                 batch.share_memory_()
             except RuntimeError as error:
@@ -191,7 +190,7 @@ class _Batches:
 
 
 def _start_method() -> str:
-    """How workers start. Said, as in a worker of joblib the default is a method that DataLoader cannot use."""
+    """Return how workers start. In a worker of joblib the default is a method that DataLoader cannot use."""
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -200,27 +199,25 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def open_store(
-    read: Read, count: int, shape: Sequence[int], *, in_memory: bool | str, cache: Path, key: str
+    read: Read, count: int, shape: Sequence[int], *, in_memory: bool | str, cache: CacheEntry
 ) -> Store:
-    """Decode the samples into memory by way of ``cache``, or stream them if they are too many for that.
+    """Decode the samples into memory through ``cache``, or stream them if they are too large for that.
 
-    Either way every sample has been read once before this returns: one that cannot be read is said at the beginning
-    of a training and not in its middle. That streamed samples have been read is kept in ``cache``.
+    Either way every sample is read once before this returns, so that unreadable samples are reported before training
+    starts. For streamed samples the cache remembers that this was done.
 
     Args:
-        read: gives one sample.
-        count: how many there are.
+        read: returns the sample at a position.
+        count: number of samples.
         shape: of each, (planes, H, W).
-        in_memory: true, false, or auto, which is true if the decoded set takes at most half of the memory
-            that is available.
-        cache: folder for decoded sets.
-        key: changes whenever what ``read`` gives does (``key_of_files``).
+        in_memory: true, false, or auto, which is true if the decoded set takes at most half of the available memory.
+        cache: entry for the decoded samples; its key changes whenever they do.
 
     Raises:
         ValueError: another ``in_memory``, a cache that cannot be written to, or a sample that cannot be read.
     """
     choice = str(in_memory).lower()
-    check_choice("task.data.in_memory", choice, ("auto", "true", "false"))
+    check_choice("in_memory", choice, ("auto", "true", "false"))
     size, available = count * prod(shape), available_memory()
     in_memory = 2 * size <= available if choice == "auto" else choice == "true"
     log.info(
@@ -230,27 +227,27 @@ def open_store(
     )
     stream = Stream(read, count, shape)
     if not in_memory:
-        cached(cache, f"checked-{key}", lambda folder: save(folder, samples=_check(stream)))
+        cache.arrays("checked", lambda folder: save(folder, samples=_check(stream)))
         return stream
-    arrays = cached(cache, f"pixels-{key}", lambda folder: decode(stream, folder / "pixels.npy"))
+    arrays = cache.arrays("pixels", lambda folder: decode(stream, folder / "pixels.npy"))
     return Memory(torch.from_numpy(arrays["pixels"]).permute(TO_PLANES))
 
 
 def _check(stream: Stream) -> int:
-    """Read all samples once; how many there are."""
+    """Read all samples once, and return their number."""
     over_all(_Check(stream.read), len(stream), "checking")
     return len(stream)
 
 
 def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
-    """Read all samples, with all cores, into an array file, of which a few chunks are in memory beside it.
+    """Read all samples, with all cores, into an array file, with a few chunks in memory at a time.
 
-    The workers write to the file themselves: nothing goes through /dev/shm, which in a container is small.
+    The workers write to the file themselves: nothing is sent through /dev/shm, which is small in a container.
 
     Args:
         stream: the samples.
         path: of the file.
-        planar: (N, planes, H, W) instead of (N, H, W, planes).
+        planar: whether the array is (N, planes, H, W) instead of (N, H, W, planes).
     """
     planes, *size = stream.shape
     shape = (len(stream), planes, *size) if planar else (len(stream), *size, planes)
@@ -260,7 +257,7 @@ def decode(stream: Stream, path: Path, *, planar: bool = False) -> None:
 
 
 def over_all(work: Callable[[list[int]], Any], count: int, title: str) -> list[Any]:
-    """``work`` on the positions 0 to ``count`` - 1, a chunk at a time."""
+    """Return the results of ``work`` on the positions 0 to ``count`` - 1, chunk by chunk."""
     chunks = torch.arange(count).split(CHUNK)
     results = []
     with tqdm(total=count, desc=title, unit="img", disable=None) as bar:
@@ -272,7 +269,7 @@ def over_all(work: Callable[[list[int]], Any], count: int, title: str) -> list[A
 
 @dataclass(frozen=True)
 class _Check:
-    """Positions -> None, after the samples there have been read."""
+    """Read the samples at some positions, to see whether that is possible."""
 
     read: Read
 
@@ -283,7 +280,7 @@ class _Check:
 
 @dataclass(frozen=True)
 class _Write:
-    """Positions -> None, after the samples there have been written to their places in an array file."""
+    """Write the samples at some positions to their places in an array file."""
 
     read: Read
     path: Path
@@ -297,22 +294,22 @@ class _Write:
 
 
 def _reserve(path: Path) -> None:
-    """Give a sparse file its blocks: writing to a map of it where the disk is full would kill the process."""
+    """Allocate the blocks of a sparse file: writing to a map of it while the disk is full would kill the process."""
     if not hasattr(os, "posix_fallocate"):
         return
     with path.open("r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this kind of disk
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system does not support it
                 raise
 
 
 def one_threaded(batches: Iterator[T]) -> Iterator[T]:
-    """``batches``, each made with one of torch's threads.
+    """Yield ``batches``, each computed with one of torch's threads.
 
-    Making a batch is many small operations, and for those the threads wait for each other longer than they work:
-    two of them made less than half of what one makes (docs/log.md).
+    A batch takes many small operations, for which threads wait for each other longer than they work: two of them had
+    less than half the throughput of one (docs/log.md).
     """
     while True:
         threads = torch.get_num_threads()
@@ -327,7 +324,7 @@ def one_threaded(batches: Iterator[T]) -> Iterator[T]:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping: the kernel's estimate, or what a container's limit leaves of it."""
+    """Return the bytes that can be allocated without swapping: the kernel's estimate, or what a container leaves of it."""
     try:
         lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
@@ -342,24 +339,24 @@ def available_memory() -> int:
 
 
 def mean_std(
-    store: Store, index: Tensor, planes: int, kept: tuple[Path, str] | None = None
+    store: Store, index: Tensor, planes: int, cache: CacheEntry | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (1 where it is 0) of each of the first ``planes``, float32.
+    """Return mean and standard deviation (1 where it is 0) of each of the first ``planes``, float32.
 
     Args:
         store: the samples.
-        index: (n,) positions, of the training split and of nothing else.
-        planes: so many of each sample are images; masks behind them have no mean.
-        kept: folder of the cache and key of the samples, as for ``open_store``: the result is kept there, as
-            reading many files takes minutes. None computes it anew.
+        index: (n,) positions, of the training split alone.
+        planes: number of planes of a sample that are images; masks after them have no mean.
+        cache: entry of the samples, as for ``open_store``: the result is stored there, as reading many files takes
+            minutes. None computes it anew.
     """
-    if kept is None:
+    if cache is None:
         total = _moments(store, index, planes)
     else:
-        digest = hashlib.sha256(f"{kept[1]} {planes}".encode())
-        digest.update(index.numpy().tobytes())
-        key = f"statistics-{digest.hexdigest()[:20]}"
-        arrays = cached(kept[0], key, lambda folder: save(folder, moments=_moments(store, index, planes)))
+        entry = cache.derived(f" {planes}", index.numpy().tobytes())
+        arrays = entry.arrays(
+            "statistics", lambda folder: save(folder, moments=_moments(store, index, planes))
+        )
         total = torch.from_numpy(arrays["moments"])
     mean, square = total.double() / (len(index) * prod(store.shape[1:]))
     std = (square - mean.square()).clamp_min(0).sqrt()
@@ -367,7 +364,7 @@ def mean_std(
 
 
 def _moments(store: Store, index: Tensor, planes: int) -> Tensor:
-    """Sums of the values and of their squares over all pixels, (2, planes) whole numbers."""
+    """Return the sums of the values and of their squares over all pixels, (2, planes) int64."""
     total = torch.zeros(2, planes, dtype=torch.int64)
     chunks = index.split(CHUNK)
     with tqdm(total=len(index), desc="statistics", unit="img", leave=False, disable=None) as bar:

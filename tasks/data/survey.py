@@ -1,4 +1,4 @@
-"""What is to be known of a set's files besides their pixels: fingerprint, copies, how they are stored."""
+"""Facts about a set's files besides their pixels: fingerprint, copies, orientation, transparency."""
 
 import hashlib
 import io
@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tasks.data.cache import cached, save
+from tasks.data.cache import CacheEntry, save
 from tasks.data.files import UPRIGHT, Color, is_transparent, orientation, unreadable
 
-# one of them is in every file with an orientation, but for a JPEG, whose head tells, and a TIFF, which Pillow turns
+# Every file with an orientation contains one of these, except a JPEG, which has it in its head, and a TIFF, which Pillow
+# turns.
 METADATA = (b"Exif", b"eXIf", b"EXIF", b"exif", b"rientation")
 SEQUENCES = (
     "GIF",
     "TIFF",
     "PNG",
     "WEBP",
-)  # formats of which later frames or pages are pictures that a user may miss
+)  # formats whose later frames or pages are pictures that are not read
 
 log = logging.getLogger("actbench")
 
@@ -39,7 +40,7 @@ class Survey:
         transparent: number of images that were composed over ``background``.
         sequences: number of images of more than one frame or page, of which the first was read.
         background: red, green, blue.
-        left_out: names of the files that are part of no split, by the reason.
+        left_out: reason -> names of the files that are in no split.
         splits: split -> name of the folder that it was read from.
     """
 
@@ -58,26 +59,26 @@ def survey_files(
     labels: Sequence[int],
     names: Sequence[str],
     kind: str,
-    kept: tuple[Path, str],
+    cache: CacheEntry,
     *,
     background: Color,
     step: int = 1,
     left_out: Mapping[str, Sequence[str]] | None = None,
     splits: Mapping[str, str] | None = None,
 ) -> Survey:
-    """Read every file once and say what is to be known of them; what changes pixels is logged.
+    """Read every file once and return facts about them; those that change pixels are logged.
 
     The fingerprint is a hash of ``kind``, the classes' names, and every file's name, label and content, and of how
-    orientation and transparency were treated where a file has any. Each image costs a hash of its own besides, and a
-    look at its header; that happens once, as the result is kept in the cache.
+    orientation and transparency are treated where a file has any. In addition each image is hashed by itself and its
+    header is read. The result is stored in the cache.
 
     Args:
-        paths, labels: the files, one by one.
+        paths, labels: of each file.
         names: of the classes.
-        kind: what is made of the files.
-        kept: folder and key of the cache to keep it in, as reading all files may take a minute.
+        kind: how samples are computed from the files.
+        cache: entry of the samples.
         background: color beneath transparent pixels.
-        step: every so many files, from the first on, one is an image; the others are masks.
+        step: of this number of files, the first is an image and the others are masks.
         left_out, splits: see ``Survey``.
     """
 
@@ -94,8 +95,8 @@ def survey_files(
             digest.update(content)
             is_image = i % step == 0
             if is_image:
-                own = hashlib.blake2b(content, digest_size=16).digest()
-                originals[i // step] = first.setdefault(own, i // step)
+                image_hash = hashlib.blake2b(content, digest_size=16).digest()
+                originals[i // step] = first.setdefault(image_hash, i // step)
             counts += _traits(content, is_image)
         turned, transparent, _ = counts.tolist()
         if turned:
@@ -104,8 +105,7 @@ def survey_files(
             digest.update(f"\0over {tuple(background)}".encode())
         save(entry, fingerprint=digest.hexdigest()[:16], originals=originals, counts=counts)
 
-    key = hashlib.sha256(f"{kept[1]} {kind} {tuple(background)} {step}".encode()).hexdigest()[:20]
-    arrays = cached(kept[0], f"survey-{key}", build)
+    arrays = cache.derived(f" {kind} {tuple(background)} {step}").arrays("survey", build)
     turned, transparent, sequences = arrays["counts"].tolist()
     survey = Survey(
         str(arrays["fingerprint"]),
@@ -127,7 +127,7 @@ def survey_files(
 
 
 def _traits(content: bytes, is_image: bool) -> tuple[bool, bool, bool]:
-    """Whether a file is turned, is transparent, is one of several frames; of a mask whether it is turned alone."""
+    """Return whether a file is turned, is transparent, has several frames; the last two are false for a mask."""
     from PIL import Image
 
     try:
@@ -136,15 +136,15 @@ def _traits(content: bytes, is_image: bool) -> tuple[bool, bool, bool]:
             may_turn = image.format == "JPEG" or any(mark in content for mark in METADATA)
             turned = may_turn and orientation(image) != UPRIGHT
             return turned, is_image and is_transparent(image), sequence
-    except unreadable():  # the samples have been read before, so these are files of no image
+    except unreadable():  # the samples have been read before, so this is no file of an image
         return False, False, False
 
 
 def count_copies(survey: Survey | None, index: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many images of ``val`` and of ``test`` are byte for byte also in ``train``; a warning says so.
+    """Count the images of ``val`` and of ``test`` that are also in ``train``, byte for byte, and log a warning.
 
     Args:
-        survey: of the images; None where they are not read from files of their own, and nothing is known.
+        survey: of the images; None where they are not read from files of their own, and copies are unknown.
         index: positions of each split.
     """
     if survey is None:
@@ -152,13 +152,13 @@ def count_copies(survey: Survey | None, index: Mapping[str, Tensor]) -> dict[str
     if torch.equal(survey.originals, torch.arange(len(survey.originals))):
         return {"val": 0, "test": 0}
     trained = survey.originals[index["train"]].unique()
-    found = {
+    copies = {
         split: int(torch.isin(survey.originals[index[split]], trained).sum()) for split in ("val", "test")
     }
-    for split, count in found.items():
+    for split, count in copies.items():
         if count:
             log.warning(
                 "data: %d of %d %s images are, byte for byte, also training images",
                 *(count, len(index[split]), {"val": "validation"}.get(split, split)),
             )
-    return found
+    return copies

@@ -1,4 +1,4 @@
-"""Networks of other libraries, by name and without their weights."""
+"""Networks of other libraries, by name, with fresh weights."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 
 def torchvision(input_shape: Sequence[int], num_outputs: int, *, name: str) -> nn.Module:
-    """A classification or segmentation model of torchvision, with fresh weights.
+    """Return a classification or segmentation model of torchvision.
 
     Args:
-        input_shape: (C, H, W); grey images are repeated three times, as all of them take colour.
+        input_shape: (C, H, W); gray images are repeated three times, as all models take color.
+        num_outputs: number of classes.
         name: such as resnet18, mobilenet_v2, vit_b_16, deeplabv3_resnet50, lraspp_mobilenet_v3_large.
 
     Shape:
@@ -27,34 +28,35 @@ def torchvision(input_shape: Sequence[int], num_outputs: int, *, name: str) -> n
     _check("torchvision", name, names)
     if len(input_shape) != 3 or input_shape[0] not in (1, 3):
         raise ValueError(
-            f"network=torchvision: its models take images of 1 or 3 channels, this task has {tuple(input_shape)}"
+            f"torchvision's models take images of 1 or 3 channels, this task has {tuple(input_shape)}"
         )
-    given: dict[str, Any] = {"weights": None, "num_classes": num_outputs}
+    options: dict[str, Any] = {"weights": None, "num_classes": num_outputs}
     if name in segmentation:
-        given |= {"weights_backbone": None}
+        options |= {"weights_backbone": None}
     elif name in ("googlenet", "inception_v3"):
-        given |= {"aux_logits": False, "init_weights": True}
+        options |= {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
-        given |= {"image_size": input_shape[1]}
+        options |= {"image_size": input_shape[1]}
     elif name == "maxvit_t":
-        given |= {"input_size": tuple(input_shape[1:])}
+        options |= {"input_size": tuple(input_shape[1:])}
     try:
-        network = models.get_model(name, **given)
-    except (ValueError, AssertionError) as error:  # of sizes that do not suit it
-        raise ValueError(f"network.name={name}: {error}") from error
-    # hooks, as a module around it would give every weight and site another name
+        network = models.get_model(name, **options)
+    except (ValueError, AssertionError) as error:  # sizes that the model does not accept
+        raise ValueError(f"name={name}: {error}") from error
+    # hooks, as a wrapping module would change the name of every weight and site
     if input_shape[0] == 1:
-        network.register_forward_pre_hook(_colour)
+        network.register_forward_pre_hook(_to_color)
     if name in segmentation:
-        network.register_forward_hook(_out)
+        network.register_forward_hook(_main_output)
     return network
 
 
 def timm(input_shape: Sequence[int], num_outputs: int, *, name: str) -> nn.Module:
-    """A model of timm, with fresh weights.
+    """Return a model of timm.
 
     Args:
         input_shape: (C, H, W).
+        num_outputs: number of classes.
         name: such as convnext_atto, mobilenetv3_small_050, resnet10t.
 
     Shape:
@@ -66,25 +68,26 @@ def timm(input_shape: Sequence[int], num_outputs: int, *, name: str) -> nn.Modul
     try:
         import timm
     except ImportError:
-        raise ValueError("network=timm: timm is not installed; pip install timm") from None
+        raise ValueError("timm is not installed; pip install timm") from None
 
     _check("timm", name, set(timm.list_models()))
     return timm.create_model(name, pretrained=False, in_chans=input_shape[0], num_classes=num_outputs)
 
 
-def _colour(network: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Grey images as three equal channels."""
+def _to_color(network: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Turn gray images into three equal channels."""
     return tuple(x.expand(-1, 3, -1, -1) for x in args)
 
 
-def _out(network: nn.Module, args: tuple[Tensor, ...], outputs: dict[str, Tensor]) -> Tensor:
-    """The main output of torchvision's segmentation models."""
+def _main_output(network: nn.Module, args: tuple[Tensor, ...], outputs: dict[str, Tensor]) -> Tensor:
+    """Return the main output of torchvision's segmentation models."""
     return outputs["out"]
 
 
 def _check(library: str, name: str, legal: set[str]) -> None:
+    """Raise ValueError unless the library has a model called ``name``."""
     if name not in legal:
         near = difflib.get_close_matches(str(name), sorted(legal), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"it has {len(legal)}, such as "
         hint += "" if near else ", ".join(sorted(legal)[:3])
-        raise ValueError(f"network.name={name}: no such model of {library}; {hint}")
+        raise ValueError(f"name={name}: no such model of {library}; {hint}")

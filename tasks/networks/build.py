@@ -1,4 +1,4 @@
-"""The group `network`: one way to build networks of one's own making and those of others."""
+"""The group ``network``: build networks, ours and those of other libraries, with an activation at their sites."""
 
 import inspect
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.base import ActLayer, some
+from tasks.base import ActLayer, summarize
 
 log = logging.getLogger("actbench")
 
@@ -27,18 +27,19 @@ def build(
     weights: str | None = None,
     **hyper: Any,
 ) -> nn.Module:
-    """A network with fresh weights whose activations are made by ``act_layer``, one for every site.
+    """Return a network with fresh weights whose activations are made by ``act_layer``, one for every site.
 
-    A ``model`` that has a parameter ``act_layer`` calls it for each site. Any other is built as it is, and the
-    activation takes the places of those it came with (``activations.swap``); so is the former where
-    ``sites`` leaves some of its activations as they were, which is ReLU.
+    A ``model`` with a parameter ``act_layer`` calls it for each site. In any other network, and where ``sites`` selects
+    some sites only, the activations are replaced after it is built (``activations.swap``); a ``model`` with a parameter
+    ``act_layer`` then has ReLU at the other sites.
 
     Args:
+        act_layer: called once for every site.
         input_shape: of one sample.
-        num_outputs: classes, or numbers to regress on.
+        num_outputs: number of classes, or of numbers to regress on.
         model: called with ``input_shape``, ``num_outputs`` and ``hyper``.
-        sites, activations, shared: which of the sites receive the activation, which classes of the model's own are
-            activations, whether blocks that run several times are served by one; see ``replace_activations``.
+        sites, activations, shared: which of the sites receive the activation, which classes of the model count as
+            activations, whether blocks that run several times share one; see ``replace_activations``.
         weights: file with a state_dict to start from, as torch.save writes it, or None.
 
     Raises:
@@ -47,16 +48,16 @@ def build(
     """
     takes_act_layer = "act_layer" in inspect.signature(model).parameters
     direct = takes_act_layer and sites == "all" and not activations and shared == "call" and weights is None
-    made = {"act_layer": act_layer if direct else _relu} if takes_act_layer else {}
+    factory = {"act_layer": act_layer if direct else _relu} if takes_act_layer else {}
     try:
-        network = model(**made, input_shape=input_shape, num_outputs=num_outputs, **hyper)
+        network = model(**factory, input_shape=input_shape, num_outputs=num_outputs, **hyper)
     except TypeError as error:
         legal = inspect.signature(model).parameters.keys() - {"act_layer", "input_shape", "num_outputs"}
         if hyper.keys() <= legal:
             raise
         unknown = ", ".join(sorted(hyper.keys() - legal))
         raise ValueError(
-            f"network.{unknown}: no such hyper-parameter; {model.__name__} takes {', '.join(sorted(legal))}"
+            f"{unknown}: no such hyper-parameter; {model.__name__} takes {', '.join(sorted(legal))}"
         ) from error
     if weights is not None:
         load_weights(network, Path(str(weights)).expanduser(), num_outputs)
@@ -64,25 +65,25 @@ def build(
         from activations.surgery.runs import run_in_mode
         from activations.swap import replace_activations  # with torch.fx behind it
 
-        # of its own generator, as the network's weights must not depend on whether there is a swap
+        # a generator of its own, as the network's weights must not depend on whether activations are replaced
         example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(), blaming_the_network(input_shape):
+        with torch.no_grad(), reraise_as_value_error(input_shape):
             run_in_mode(network, example, training=False)
         report = replace_activations(
             network, act_layer, sites=sites, activations=activations, shared=shared, example_input=example
         )
         log.info("activations replaced:\n%s", report)
-        if kept := [row.site for row in report.rows if row.output and not row.replaced]:
+        if unchanged := [row.site for row in report.rows if row.output and not row.replaced]:
             log.warning(
-                "the activation of the network's output stays as it was: %s (network.sites=re:PATTERN replaces it)",
-                ", ".join(kept),
+                "the activation of the network's output is not replaced: %s (network.sites=re:PATTERN replaces it)",
+                ", ".join(unchanged),
             )
     return network
 
 
 @contextmanager
-def blaming_the_network(input_shape: Sequence[int]) -> Iterator[None]:
-    """What a network of somebody else's says of inputs that it cannot take, as a ValueError that says so."""
+def reraise_as_value_error(input_shape: Sequence[int]) -> Iterator[None]:
+    """Turn a network's error on unsuitable inputs into a ValueError that names their shape."""
     try:
         yield
     except (RuntimeError, AssertionError, IndexError) as error:
@@ -90,39 +91,37 @@ def blaming_the_network(input_shape: Sequence[int]) -> Iterator[None]:
 
 
 def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
-    """Start ``network`` from the state_dict in ``path``; a classifier of another number of outputs stays fresh.
+    """Load the state_dict in ``path`` into ``network``, except a classifier with another number of outputs.
 
     Raises:
-        ValueError: no such file, no state_dict, or names that differ.
+        ValueError: no such file, no state_dict, or other names or shapes.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"network.weights={path}: no such file") from None
-    except Exception as error:  # torch has no class of its own for this
-        raise ValueError(
-            f"network.weights={path}: not a file of weights ({str(error).splitlines()[0]})"
-        ) from None
-    own = network.state_dict()
+        raise ValueError(f"weights={path}: no such file") from None
+    except Exception as error:  # torch has no class of errors for this
+        raise ValueError(f"weights={path}: not a file of weights ({str(error).splitlines()[0]})") from None
+    current = network.state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"network.weights={path}: a state_dict (names and tensors) is needed")
-    # heads that help in training only are built without, but pretrained files have them
+        raise ValueError(f"weights={path}: must contain a state_dict (names and tensors)")
+    # pretrained files have auxiliary heads for training, which networks are built without here
     state = {name: value for name, value in state.items() if not name.lower().startswith("aux")}
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing, unknown = sorted(current.keys() - state.keys()), sorted(state.keys() - current.keys())
     if missing or unknown:
         raise ValueError(
-            f"network.weights={path}: weights of another network: missing {some(missing)}; unknown {some(unknown)}"
+            f"weights={path}: belongs to another network: missing {summarize(missing)}; unknown {summarize(unknown)}"
         )
-    fresh = [name for name, value in state.items() if value.shape != own[name].shape]
-    classifier = [name for name in fresh if own[name].shape == (num_outputs, *state[name].shape[1:])]
+    fresh = [name for name, value in state.items() if value.shape != current[name].shape]
+    classifier = [name for name in fresh if current[name].shape == (num_outputs, *state[name].shape[1:])]
     if others := [name for name in fresh if name not in classifier]:
         raise ValueError(
-            f"network.weights={path}: more than the number of classes differs: {some(others)} of another shape"
+            f"weights={path}: differs in more than the number of classes: {summarize(others)} have another shape"
         )
-    network.load_state_dict({name: own[name] if name in fresh else value for name, value in state.items()})
-    log.info(
-        "weights from %s%s", path, f"; of another shape, and so fresh: {', '.join(fresh)}" if fresh else ""
+    network.load_state_dict(
+        {name: current[name] if name in fresh else value for name, value in state.items()}
     )
+    log.info("weights from %s%s", path, f"; fresh, as the shape differs: {', '.join(fresh)}" if fresh else "")
 
 
 def _relu(num_features: int, *, channel_dim: int = 1) -> nn.Module:

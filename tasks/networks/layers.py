@@ -1,4 +1,4 @@
-"""Layers with the one initialisation that all networks here share."""
+"""Layers with the initialization that all networks here share."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution with same padding and no bias (a norm follows), He-initialised (arXiv 1502.01852, fan-out).
+    """Return a convolution with same padding and no bias (a norm follows), He-initialized (arXiv 1502.01852, fan-out).
 
     The gain is ReLU's whatever the activation: a gain that depended on it would be part of what is compared.
     """
@@ -15,14 +15,14 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
     return layer
 
 
-def image_channels(name: str, input_shape: Sequence[int]) -> int:
-    """Channels of the images that a convolutional network is to take.
+def image_channels(input_shape: Sequence[int]) -> int:
+    """Return the number of channels of the inputs of a convolutional network.
 
     Raises:
-        ValueError: no images.
+        ValueError: inputs that are not images.
     """
     if len(input_shape) != 3:
         raise ValueError(
-            f"network={name}: takes images (C, H, W), this task has samples of shape {tuple(input_shape)}"
+            f"the network takes images (C, H, W), but samples of this task have shape {tuple(input_shape)}"
         )
     return input_shape[0]

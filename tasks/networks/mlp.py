@@ -6,21 +6,30 @@ from math import prod
 
 from torch import Tensor, nn
 
-from tasks.base import ActLayer, check_list
+from activations.checks import check_list
+from tasks.base import ActLayer
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation between them, torch's default initialisation.
+    """Linear layers with an activation between them, torch's default initialization.
 
     Args:
         act_layer: called once for each hidden layer.
-        hidden: widths of the hidden layers, one or more.
+        input_shape: of one sample.
+        num_outputs: number of outputs.
+        hidden: widths of the hidden layers, one or more, >= 1.
 
     Shape:
         (N, *input_shape) to (N, num_outputs).
 
     Raises:
         ValueError: no hidden layer.
+
+    Examples:
+        >>> import torch
+        >>> from activations.prelu import PReLU
+        >>> MLP(PReLU, (2,), 1, hidden=[50])(torch.zeros(4, 2)).shape
+        torch.Size([4, 1])
     """
 
     def __init__(
@@ -32,7 +41,7 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (50,),
     ) -> None:
         super().__init__()
-        check_list("network.hidden", hidden, "whole and at least 1", lambda v: v >= 1 and v == int(v))
+        check_list("hidden", hidden, integers=True, minimum=1)
         layers: list[nn.Module] = []
         for before, width in pairwise((prod(input_shape), *hidden)):
             layers += [nn.Linear(before, width), act_layer(width)]

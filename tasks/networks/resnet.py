@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import ActLayer, check_whole
+from activations.checks import check_int
+from tasks.base import ActLayer
 from tasks.networks.layers import conv, image_channels
 
 
@@ -16,14 +17,22 @@ class ResNet(nn.Module):
 
     Args:
         act_layer: called once for each of the 2 * 3 n + 1 sites.
+        input_shape: (C, H, W).
+        num_outputs: number of outputs.
         depth: 8, 14, 20, 32, 44, 56, 110, ...
-        width: channels of the first stage; doubled at each of the next two.
+        width: channels of the first stage, >= 1; doubled at each of the next two.
 
     Shape:
         (N, *input_shape) to (N, num_outputs).
 
     Raises:
         ValueError: a depth that is not 6 n + 2.
+
+    Examples:
+        >>> import torch
+        >>> from activations.prelu import PReLU
+        >>> ResNet(PReLU, (3, 32, 32), 10, depth=8)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -36,11 +45,11 @@ class ResNet(nn.Module):
         width: int = 16,
     ) -> None:
         super().__init__()
-        check_whole("network.width", width, 1)
-        check_whole("network.depth", depth, 8)
+        check_int("width", width, minimum=1)
+        check_int("depth", depth, minimum=8)
         if (depth - 2) % 6:
-            raise ValueError(f"network.depth={depth}: 6 n + 2 is needed, such as 8, 14, 20, 32, 44 or 56")
-        self.conv = conv(image_channels("resnet", input_shape), width, 3)
+            raise ValueError(f"depth={depth}: must be 6 n + 2, such as 8, 14, 20, 32, 44 or 56")
+        self.conv = conv(image_channels(input_shape), width, 3)
         self.norm = nn.BatchNorm2d(width)
         self.act = act_layer(width)
         blocks: list[nn.Module] = []
@@ -79,7 +88,7 @@ class BasicBlock(nn.Module):
         return self.act2(out + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Identity where shapes agree, else the paper's option A."""
+        """Return the input if shapes agree, else the paper's option A of it."""
         if self.stride == 1 and self.missing == 0:
             return x
         x = x[:, :, :: self.stride, :: self.stride]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tasks.base import ActLayer, check_list
+from activations.checks import check_list
+from tasks.base import ActLayer
 from tasks.networks.layers import conv, image_channels
 
 
@@ -13,13 +14,21 @@ class SmallCNN(nn.Module):
 
     Args:
         act_layer: called once for each width.
-        widths: channels of the layers, one or more.
+        input_shape: (C, H, W).
+        num_outputs: number of outputs.
+        widths: channels of the layers, one or more, >= 1.
 
     Shape:
         (N, *input_shape) to (N, num_outputs).
 
     Raises:
         ValueError: no widths.
+
+    Examples:
+        >>> import torch
+        >>> from activations.prelu import PReLU
+        >>> SmallCNN(PReLU, (1, 8, 8), 10)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -31,8 +40,8 @@ class SmallCNN(nn.Module):
         widths: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
-        check_list("network.widths", widths, "whole and at least 1", lambda v: v >= 1 and v == int(v))
-        channels = image_channels("small_cnn", input_shape)
+        check_list("widths", widths, integers=True, minimum=1)
+        channels = image_channels(input_shape)
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             layers += [

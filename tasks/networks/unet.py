@@ -1,8 +1,8 @@
 """U-Net. Ronneberger, Fischer, Brox: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015, arXiv 1505.04597.
 
-Other than there: same padding, so that the map is as large as the image (the paper's shrinks by 184 pixels); batch norm
-after every convolution; a skip is joined after upsampling to its size by nearest neighbours, without the paper's 2 x 2
-up-convolution; no dropout; 16 and not 64 channels at full size, and three poolings, not four.
+Differences to the paper: same padding, so that the map is as large as the image (the paper's shrinks by 184 pixels); batch
+norm after every convolution; a skip is concatenated after upsampling to its size by nearest neighbors, without the paper's
+2 x 2 up-convolution; no dropout; 16 and not 64 channels at full size, and three poolings, not four.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import ActLayer, check_whole
+from activations.checks import check_int
+from tasks.base import ActLayer
 from tasks.networks.layers import conv, image_channels
 
 
@@ -20,14 +21,22 @@ class UNet(nn.Module):
 
     Args:
         act_layer: called once for each of the 2 (2 depth + 1) sites.
-        width: channels at full size, at least 1; doubled by each pooling.
-        depth: number of poolings, at least 1; sizes need not be multiples of 2^depth.
+        input_shape: (C, H, W).
+        num_outputs: number of outputs per pixel.
+        width: channels at full size, >= 1; doubled by each pooling.
+        depth: number of poolings, >= 1; sizes need not be multiples of 2^depth.
 
     Shape:
         (N, C, H, W) to (N, num_outputs, H, W).
 
     Raises:
-        ValueError: no images, or images that the last pooling would leave nothing of.
+        ValueError: inputs that are not images, or are too small for the last pooling.
+
+    Examples:
+        >>> import torch
+        >>> from activations.prelu import PReLU
+        >>> UNet(PReLU, (3, 20, 24), 6, width=8)(torch.zeros(1, 3, 20, 24)).shape
+        torch.Size([1, 6, 20, 24])
     """
 
     def __init__(
@@ -40,13 +49,13 @@ class UNet(nn.Module):
         depth: int = 3,
     ) -> None:
         super().__init__()
-        check_whole("network.width", width, 1)
-        check_whole("network.depth", depth, 1)
-        channels = image_channels("unet", input_shape)
+        check_int("width", width, minimum=1)
+        check_int("depth", depth, minimum=1)
+        channels = image_channels(input_shape)
         if min(input_shape[1:]) < 2**depth:
             raise ValueError(
-                f"network.depth={depth}: halves images {depth} times, so they need {2**depth} x {2**depth} pixels, "
-                f"this task has {input_shape[1]} x {input_shape[2]}"
+                f"depth={depth}: {depth} poolings take images of at least {2**depth} x {2**depth} pixels, this task has "
+                f"{input_shape[1]} x {input_shape[2]}"
             )
         widths = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(

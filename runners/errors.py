@@ -1,4 +1,4 @@
-"""Errors in one line that names the value, the place and the legal values."""
+"""Format errors as one line that names the value, the place and the legal values."""
 
 import difflib
 import re
@@ -13,11 +13,13 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-# what others say of common mistakes, and what can be done about it
-SAID_BY_OTHERS = {
+from tasks.settings import placed
+
+# messages of other libraries on common mistakes -> what to do about them
+OTHER_MESSAGES = {
     r"Could not determine home directory": (
-        "~: this user has no home folder and HOME is not set; name folders in full: ACTBENCH_CACHE=FOLDER or "
-        "task.data.cache=FOLDER is where decoded data go"
+        "~: this user has no home folder and HOME is not set; use absolute paths: ACTBENCH_CACHE=FOLDER or "
+        "task.data.cache=FOLDER is the folder of decoded data"
     ),
     r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'": (
         "{0}: several values are a grid: add --multirun to your command line, python run.py -m ...; "
@@ -29,24 +31,36 @@ SAID_BY_OTHERS = {
     ),
     r"Error merging override (.*)": "{0}: {cause}",
     r"LexerNoViableAltException: ([^=;]*)=([^;]*)": (
-        "{0}={1}: characters that Hydra takes for its own; put the value in quotes, as in '{0}=\"{1}\"'"
+        "{0}={1}: contains special characters of Hydra; put the value in quotes, as in '{0}=\"{1}\"'"
     ),
 }
 
+FULL_KEY = re.compile(
+    r"\nfull_key: (\S+)\s*$"
+)  # at the end of what Hydra says of a component that cannot be made
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, for somebody who can mend it, without line breaks."""
+
+def format_error(error: BaseException) -> str:
+    """Return a one-line message for the user.
+
+    Examples:
+        >>> format_error(ValueError("lr=0: must be a number > 0"))
+        'lr=0: must be a number > 0'
+    """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    place = ""
     while error.__cause__ is not None and (
         isinstance(error, InstantiationException)
-        # a module that refuses to be imported, such as one that reads a wrong word in the environment
+        # a module that refuses to be imported, such as one that reads an illegal value in the environment
         or (isinstance(error, ImportError) and isinstance(error.__cause__, ValueError))
     ):
-        error = error.__cause__  # Hydra says only where; the cause says what
+        if isinstance(error, InstantiationException) and (key := FULL_KEY.search(str(error))):
+            place = key[1]
+        error = error.__cause__  # Hydra's error has the place and the cause the reason
     if isinstance(error, MissingConfigException) and error.options is not None:
         path = str(error.missing_cfg_file).removesuffix(".yaml")
-        # the groups of Hydra have two parts, as in hydra/launcher; one of ours may have folders in it
+        # Groups of Hydra have two parts, as in hydra/launcher; the name in one of ours may contain folders.
         group, _, name = path.rpartition("/") if path.startswith("hydra/") else path.partition("/")
         return f"{group}={name}: no such {group}; {choices(name, error.options)}"
     cause = error.__cause__
@@ -55,19 +69,19 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}"
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    for pattern, said in SAID_BY_OTHERS.items():
-        if found := re.match(pattern, text):
-            return said.format(*found.groups(), cause=cause and str(cause).partition("\n")[0])
+    for pattern, message in OTHER_MESSAGES.items():
+        if match := re.match(pattern, text):
+            return message.format(*match.groups(), cause=cause and str(cause).partition("\n")[0])
     expected = isinstance(error, ValueError | OSError | ImportError | HydraException | OmegaConfBaseException)
     if expected and text:
-        return text
+        return placed(text, place) if isinstance(error, ValueError) else text
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def no_such_name(full_key: str, parent: DictConfig, legal: Iterable[str] | None = None) -> str:
-    """What is said of a key that ``parent`` does not have, and which was probably meant.
+    """Return the message for a key that ``parent`` does not have, with the key that was probably meant.
 
-    At the top level that may be one of the same name further down, as ``lr`` of ``task.recipe.lr``.
+    At the top level that may be a key of the same name further down, as ``task.recipe.lr`` for ``lr``.
     """
     key = full_key.rpartition(".")[2]
     places = _places(cast(dict[str, Any], OmegaConf.to_container(parent))) if key == full_key else ()
@@ -77,7 +91,7 @@ def no_such_name(full_key: str, parent: DictConfig, legal: Iterable[str] | None 
 
 
 def _places(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all keys, less Hydra's."""
+    """Yield the dotted names of all keys except Hydra's."""
     for key, value in tree.items():
         if prefix or key != "hydra":
             yield f"{prefix}{key}"
@@ -86,7 +100,7 @@ def _places(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def choices(wrong: str, legal: Iterable[str]) -> str:
-    """The legal names, and the one that was probably meant."""
+    """Return the legal names in words, with the one that was probably meant."""
     legal = sorted(name for name in legal if not name.startswith("_"))
     near = difflib.get_close_matches(wrong, legal, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

@@ -1,14 +1,58 @@
 """Figures of regressions: target, fit and error; and of their data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+from tasks.data.points import VAL_SEED, FunctionPoints, PicturePoints, Points, TablePoints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#BBBBBB"
+NOISY_SAMPLES = 200  # maximum number of training samples in a figure
+
+Predict = Callable[[Tensor], Tensor]  # (N, D) to (N, K), both on the CPU
+
+
+def fit_figure(data: Points, predict: Predict) -> "Figure | None":
+    """Draw target, fit and error of the test; None for functions of more than two variables."""
+    if isinstance(data, FunctionPoints):
+        x, y = data.test
+        low, high = data.low.tolist(), data.high.tolist()
+        if len(low) == 1:
+            generator = torch.Generator().manual_seed(VAL_SEED)
+            samples = data.draw(NOISY_SAMPLES, generator) if data.noise else None
+            return interval(x, y, predict(x), limits=(low[0], high[0]), samples=samples)
+        if len(low) == 2:
+            return plane(y, predict(x), extent=(low[0], high[0], low[1], high[1]))
+    elif isinstance(data, TablePoints):
+        x, y = data.test
+        true, fit = (data.mean[-1] + data.std[-1] * part for part in (y, predict(x)))
+        return scatter(true, fit, data.quantity)
+    elif isinstance(data, PicturePoints):
+        fit = predict(data.inputs)
+        psnr = -10 * (fit - data.targets)[data.index["test"]].square().mean().log10()
+        return photograph(data.targets.view(data.shape), fit.view(data.shape), f"fit, {psnr:.1f} dB")
+    return None
+
+
+def data_figure(data: Points, train: tuple[Tensor, Tensor]) -> "Figure | None":
+    """Draw the target, and where the training samples ``train`` are; None for functions of more than two variables."""
+    if isinstance(data, FunctionPoints):
+        (x, y), low, high = data.test, data.low.tolist(), data.high.tolist()
+        samples = train[0][:NOISY_SAMPLES], train[1][:NOISY_SAMPLES]
+        if len(low) == 1:
+            return target_curve(x, y, samples, limits=(low[0], high[0]))
+        if len(low) == 2:
+            return target_map(y, samples, extent=(low[0], high[0], low[1], high[1]))
+    elif isinstance(data, TablePoints):
+        return columns({name: data.table[part] for name, part in data.index.items()}, data.variables)
+    elif isinstance(data, PicturePoints):
+        return pixels(data.targets.view(data.shape), data.index)
+    return None
 
 
 def interval(
@@ -19,14 +63,20 @@ def interval(
     limits: tuple[float, float],
     samples: tuple[Tensor, Tensor] | None = None,
 ) -> "Figure":
-    """Target and fit of one variable, and the error below; ``samples`` are what a noisy training sees."""
+    """Draw target and fit of one variable, and the error below.
+
+    Args:
+        x, target, fit: (N, 1).
+        limits: of the axis of x.
+        samples: noisy training samples, inputs and targets (n, 1).
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     if samples is not None:
         points = [part.flatten().numpy() for part in samples]
-        top.plot(*points, ".", color=GREY, markersize=4, label="noisy training samples")
+        top.plot(*points, ".", color=GRAY, markersize=4, label="noisy training samples")
     x, target, fit = (part.flatten() for part in (x, target, fit))
     error = fit - target
     top.plot(x, target, color="black", linewidth=2.2, label="target")
@@ -45,7 +95,12 @@ def interval(
 
 
 def plane(target: Tensor, fit: Tensor, extent: Sequence[float]) -> "Figure":
-    """Target, fit and error of two variables on a square grid, the first variable slowest; the error has its own scale."""
+    """Draw target, fit and error of two variables, the error with its own color scale.
+
+    Args:
+        target, fit: (N, 1) on a square grid, the first variable slowest.
+        extent: of the grid: lowest and highest value of either variable.
+    """
     from matplotlib.figure import Figure
 
     size = round(len(target) ** 0.5)
@@ -59,9 +114,9 @@ def plane(target: Tensor, fit: Tensor, extent: Sequence[float]) -> "Figure":
     )
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    for ax, (title, values, colours) in zip(axes, panels, strict=True):
+    for ax, (title, values, colors) in zip(axes, panels, strict=True):
         pixels = values.view(size, size).T.numpy()
-        image = ax.imshow(pixels, origin="lower", extent=tuple(extent), aspect="auto", **colours)
+        image = ax.imshow(pixels, origin="lower", extent=tuple(extent), aspect="auto", **colors)
         ax.set(title=title, xlabel="$x_1$")
         if title != "target":
             figure.colorbar(image, ax=ax if title.startswith("error") else axes[:2], shrink=0.9, pad=0.02)
@@ -70,7 +125,7 @@ def plane(target: Tensor, fit: Tensor, extent: Sequence[float]) -> "Figure":
 
 
 def photograph(target: Tensor, fit: Tensor, title: str) -> "Figure":
-    """Images (H, W, 3) in [0, 1] side by side, and the mean of the absolute errors over the channels."""
+    """Draw two images (H, W, 3) in [0, 1] side by side, and the mean of the absolute errors over the channels."""
     from matplotlib.figure import Figure
 
     height, width = target.shape[:2]
@@ -87,7 +142,7 @@ def photograph(target: Tensor, fit: Tensor, title: str) -> "Figure":
 
 
 def scatter(target: Tensor, fit: Tensor, quantity: str) -> "Figure":
-    """Fit against target with the diagonal, and the error against the fit."""
+    """Draw the fit against the target, both (N, 1), with the diagonal, and the error against the fit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -111,7 +166,7 @@ def scatter(target: Tensor, fit: Tensor, quantity: str) -> "Figure":
 def target_curve(
     x: Tensor, target: Tensor, samples: tuple[Tensor, Tensor], *, limits: tuple[float, float]
 ) -> "Figure":
-    """A target of one variable and training samples, the distribution of its values beside it."""
+    """Draw a target of one variable with training samples, and the distribution of its values; shapes as of ``interval``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -133,7 +188,7 @@ def target_curve(
 
 
 def target_map(target: Tensor, samples: tuple[Tensor, Tensor], extent: Sequence[float]) -> "Figure":
-    """A target of two variables on a square grid, the first variable slowest, and training samples of it."""
+    """Draw a target of two variables, and training samples of it; shapes as of ``plane``."""
     from matplotlib.figure import Figure
 
     size = round(len(target) ** 0.5)
@@ -153,20 +208,20 @@ def target_map(target: Tensor, samples: tuple[Tensor, Tensor], extent: Sequence[
 
 
 def columns(parts: Mapping[str, Tensor], names: Sequence[str]) -> "Figure":
-    """Every column of a table against its last one, and the last one's distribution in each split."""
+    """Draw every column of a table (N, D) against its last one, and the last one's distribution in each split."""
     from matplotlib.figure import Figure
 
-    colours = dict(zip(parts, (GREY, ORANGE, BLUE), strict=True))
+    colors = dict(zip(parts, (GRAY, ORANGE, BLUE), strict=True))
     across = min(4, len(names))
     figure = Figure(figsize=(2.9 * across, 2.5 * -(-len(names) // across) + 0.4), layout="constrained")
     axes = figure.subplots(-(-len(names) // across), across, squeeze=False).flatten()
     for k, (ax, name) in enumerate(zip(axes, names, strict=False)):
         for split, values in parts.items():
             if k < len(names) - 1:
-                ax.plot(values[:, k], values[:, -1], ".", color=colours[split], markersize=4, label=split)
+                ax.plot(values[:, k], values[:, -1], ".", color=colors[split], markersize=4, label=split)
         if k == len(names) - 1:
             samples = [values[:, k].numpy() for values in parts.values()]
-            ax.hist(samples, bins=15, stacked=True, color=list(colours.values()))
+            ax.hist(samples, bins=15, stacked=True, color=list(colors.values()))
         ax.set(xlabel=name, ylabel="samples" if k == len(names) - 1 else names[-1] if k % across == 0 else "")
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[len(names) :]:
@@ -177,7 +232,7 @@ def columns(parts: Mapping[str, Tensor], names: Sequence[str]) -> "Figure":
 
 
 def pixels(target: Tensor, index: Mapping[str, Tensor]) -> "Figure":
-    """An image (H, W, 3) in [0, 1], and of it the pixels of each split."""
+    """Draw an image (H, W, 3) in [0, 1], and the pixels of each split."""
     from matplotlib.figure import Figure
 
     height, width = target.shape[:2]
