@@ -45,7 +45,7 @@ def test_gain_scales_all_layers_but_the_last_and_no_activation(name: str, activa
 
 
 def test_siren_keeps_the_spread_of_every_layer() -> None:
-    """With its rule, inputs of the sines have unit variance at every depth (arXiv 2006.09661, theorem 1.8)."""
+    """The weights give the sines inputs of variance 1 at every depth (arXiv 2006.09661, theorem 1.8), the biases 30^2 / 3n more."""
     network = make_network("mlp_deep", "network.init=siren", "network.hidden=[512,512,512]", activation="sine")
     seen = []
     for unit in sites(network).values():
@@ -53,10 +53,10 @@ def test_siren_keeps_the_spread_of_every_layer() -> None:
     x = torch.rand(4096, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         network(x)
-    # the first layer's spread is that of 30 x w with w in U(-1/2, 1/2); then it is 1
-    assert seen[0].std().item() > 3
+    # the first layer has two inputs of variance 1/3, weights in U(-1/2, 1/2) and biases in U(-1/sqrt(2), 1/sqrt(2))
+    assert seen[0].std().item() == pytest.approx(30 * math.sqrt(2 / 3 / 12 + 1 / 6), rel=0.1)
     for later in seen[1:]:
-        assert later.std().item() == pytest.approx(1, abs=0.15)
+        assert later.std().item() == pytest.approx(math.sqrt(1 + 300 / 512), rel=0.05)
 
 
 def test_bias_of_the_first_layer_has_its_range() -> None:
