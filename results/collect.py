@@ -16,8 +16,9 @@ ABSENT = "null"
 UNKNOWN = "unknown"
 # where and how a cell was computed: said in the report, but seeds may differ in it
 INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
-# where in a network an activation stands is told with the activation: that is what is compared
-SITES = "network.sites"
+# Where in a network an activation stands, and from which weights the network starts with it, is told with the
+# activation: that is what is compared.
+WITH_ACTIVATION = ("network.sites", "network.init", "network.omega", "network.first_bias", "network.gain")
 ROOT = "task.data.root"
 # seeds that vary the split as well are never shown as if they did not
 FOLDS = "task.data.folds"
@@ -101,7 +102,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _networks(records: pd.DataFrame) -> pd.Series:
     """The networks' names; one that a damaged record does not tell is that of cells with the same settings."""
-    columns = [column for column in records if column.startswith("network.") and column != SITES]
+    columns = [
+        column for column in records if column.startswith("network.") and column not in WITH_ACTIVATION
+    ]
     keys = [tuple(_shown(value) for value in row) for row in records[columns].to_numpy(dtype=object)]
     names = [None if is_missing(name) else str(name) for name in records["network"]]
     known = {
@@ -166,7 +169,7 @@ def add_labels(records: pd.DataFrame) -> pd.DataFrame:
     """
     for incidental in (False, True):
         labelled = records.assign(
-            activation_settings=_labels(records, "activation", ("activation.", SITES), incidental),
+            activation_settings=_labels(records, "activation", ("activation.", *WITH_ACTIVATION), incidental),
             task_settings=_labels(records, "task", ("task.", "runner."), incidental),
         )
         networks = _labels(records, "network", ("network.",), incidental)
@@ -249,7 +252,7 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         column
         for column in records.columns
         if column.startswith(prefixes)
-        and (column != SITES or SITES in prefixes)
+        and (column not in WITH_ACTIVATION or column in prefixes)
         and column.rpartition(".")[2] != "_partial_"
         and (incidental or column not in INCIDENTAL)
     ]
@@ -260,8 +263,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
     for value, group in settings.groupby(records[name].astype(str)):
         # a cell without any settings failed before it had them; it tells nothing of what varies
         known = group[(group != ABSENT).any(axis=1)]
-        # what is compared with others at other sites says where it stands, though it is at one kind only
-        varying = [c for c in columns if (anywhere if c == SITES else known)[c].nunique() > 1]
+        # Sites and initial weights are named where they vary in the study, though they do not for this activation.
+        varying = [c for c in columns if (anywhere if c in WITH_ACTIVATION else known)[c].nunique() > 1]
         for index, row in known.iterrows():
             telling = [c for c in columns if c in varying or (c == FOLDS and row[c] != ABSENT)]
             given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]

@@ -38,6 +38,10 @@ ADDED = {
     "task.data.palette": None,
     "task.data.values": None,
     "network.activations": "[]",
+    "network.gain": 1.0,
+    "network.init": "torch",
+    "network.omega": 30.0,
+    "network.first_bias": None,
     "network.shared": "call",
 }
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from activations.base import Activation
+from activations.checks import check_number
 from tasks.base import ActLayer, summarize
 
 log = logging.getLogger("actbench")
@@ -24,6 +26,7 @@ def build(
     sites: str = "all",
     activations: str | Sequence[str] = (),
     shared: str = "call",
+    gain: float = 1.0,
     weights: str | None = None,
     **hyper: Any,
 ) -> nn.Module:
@@ -40,6 +43,9 @@ def build(
         model: called with ``input_shape``, ``num_outputs`` and ``hyper``.
         sites, activations, shared: which of the sites receive the activation, which classes of the model count as
             activations, whether blocks that run several times share one; see ``replace_activations``.
+        gain: factor > 0 on the initial weights of all linear layers and convolutions but the last. The networks'
+            own initial weights have ReLU's gain, whatever the activation. Behind a normalization layer it changes no
+            output, only the size of the relative updates.
         weights: file with a state_dict to start from, as torch.save writes it, or None.
 
     Raises:
@@ -59,6 +65,11 @@ def build(
         raise ValueError(
             f"{unknown}: no such hyper-parameter; {model.__name__} takes {', '.join(sorted(legal))}"
         ) from error
+    check_number("gain", gain, above=0)
+    if gain != 1:
+        if weights is not None:
+            raise ValueError(f"gain={gain}: must be 1 with weights={weights}, which are no initial weights")
+        _scale_weights(network, gain)
     if weights is not None:
         load_weights(network, Path(str(weights)).expanduser(), num_outputs)
     if not direct:
@@ -122,6 +133,19 @@ def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
         {name: current[name] if name in fresh else value for name, value in state.items()}
     )
     log.info("weights from %s%s", path, f"; fresh, as the shape differs: {', '.join(fresh)}" if fresh else "")
+
+
+def _scale_weights(network: nn.Module, gain: float) -> None:
+    """Multiply the weights of all linear layers and convolutions but the last; those inside activations stay."""
+    units = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, Activation))
+    layers = [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not name.startswith(units)
+    ]
+    with torch.no_grad():
+        for layer in layers[:-1]:
+            layer.weight.mul_(gain)
 
 
 def _relu(num_features: int, *, channel_dim: int = 1) -> nn.Module:
