@@ -69,7 +69,7 @@ class VisionTransformer(nn.Module):
             check_int(name, size, minimum=1)
         check_number("mlp_ratio", mlp_ratio, above=0)
         check_bool("gated", gated)
-        channels = image_channels("vit", input_shape)
+        channels = image_channels(input_shape)
         height, width = input_shape[1:]
         if height % patch_size or width % patch_size:
             raise ValueError(f"patch_size={patch_size}: must divide the images' {height} x {width}")
