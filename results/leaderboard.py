@@ -36,7 +36,7 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     higher = bool(ok["higher_is_better"].iloc[0]) if len(ok) else True
     metric = str(ok["primary_metric"].iloc[0]) if len(ok) else ""
     scores = {
-        label: _scores(records[records["activation_label"] == label], higher)
+        label: seed_scores(records[records["activation_label"] == label], higher)
         for label in records["activation_label"].unique()
     }
     if not scores.get(baseline):  # or none of its cells has a score, and those of other settings may
@@ -101,8 +101,8 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     )
 
 
-def _scores(cells: pd.DataFrame, higher_is_better: bool) -> dict[int, float]:
-    """Test score of every seed that finished; a diverged one is worse than every score."""
+def seed_scores(cells: pd.DataFrame, higher_is_better: bool) -> dict[int, float]:
+    """Return the test score of every seed that finished; a diverged one is worse than every score."""
     scores = {seed: worst_possible(higher_is_better) for seed in cells["seed"][cells["status"] == "diverged"]}
     ok = cells[cells["status"] == "ok"]
     if len(ok):  # a table without any has no such column

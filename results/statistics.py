@@ -199,6 +199,21 @@ class Comparisons:
         }
         return nothing | compared
 
+    def verdicts(self, margin: float = 0.0) -> dict[tuple[str, str], str]:
+        """Return better, worse, equal or undecided for each ordered pair with common seeds, as of the first of them.
+
+        The family is all pairs, so that a verdict here may be undecided where ``against`` the baseline alone is not.
+        """
+        count = len(self.names)
+        pairs = self._pairs(count * (count - 1) // 2)
+        words = np.array(["worse", "undecided", "better"], dtype=object)[pairs.verdicts.astype(int) + 1]
+        words[self._equal(pairs, margin)] = "equal"
+        return {
+            (self.names[i], self.names[j]): str(words[i, j])
+            for i, j in zip(*np.nonzero(pairs.n), strict=True)
+            if i != j
+        }
+
     def rank_sets(self) -> dict[str, tuple[int, int]]:
         """Return the lowest and highest rank that each activation may have; all hold together with 95 %.
 
@@ -239,12 +254,18 @@ class Comparisons:
         signs[(signs < 0) & (lost < lost.T)] = 0
         return _Pairs(n.astype(int), delta, half, np.sqrt(total), freedom, p, signs)
 
+    def _equal(self, pairs: "_Pairs", margin: float) -> np.ndarray:
+        """Return which pairs differ by less than ``margin``: neither is better, nor has either lost a seed."""
+        lost = self.lost.any(1)
+        within = np.abs(pairs.delta) + pairs.half < margin
+        return within & (pairs.verdicts == 0) & ~lost & ~lost[:, None]
+
     def _comparison(self, i: int, j: int, pairs: "_Pairs", family: int, margin: float) -> Comparison:
         n, delta, half, p = (float(part[i, j]) for part in (pairs.n, pairs.delta, pairs.half, pairs.p))
         if not n:
             return Comparison()
         verdict = {1: "better", -1: "worse"}.get(int(pairs.verdicts[i, j]), "undecided")
-        if verdict == "undecided" and abs(delta) + half < margin and not (self.lost[i] | self.lost[j]).any():
+        if self._equal(pairs, margin)[i, j]:
             verdict = "equal"
         seeds = self.present[i] & self.present[j]
         a, b = self.table[i][seeds], self.table[j][seeds]
@@ -303,16 +324,22 @@ def sign_flip(differences: np.ndarray) -> float:
 
     Above 16 differences it is that of 2^16 random patterns, always the same ones, the observed one among them.
     """
-    n = len(differences)
+    return float(sign_flips(differences[:, None])[0])
+
+
+def sign_flips(differences: np.ndarray) -> np.ndarray:
+    """Return ``sign_flip`` of each column."""
+    n, columns = differences.shape
     if n < 2:
-        return math.nan
+        return np.full(columns, math.nan)
     if n <= MAX_FLIPPED:
         signs = 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
     else:
         signs = np.random.default_rng(0).choice((-1.0, 1.0), (2**MAX_FLIPPED, n))
         signs[0] = 1
-    observed = abs(differences.sum())
-    return float((np.abs(signs @ differences) >= observed * (1 - 1e-9)).mean())
+    observed = np.abs(differences.sum(0)) * (1 - 1e-9)
+    # column by column: all of them at once may not fit into memory
+    return np.array([(np.abs(signs @ differences[:, i]) >= observed[i]).mean() for i in range(columns)])
 
 
 def worst_possible(higher_is_better: bool) -> float:

@@ -24,6 +24,7 @@ from results.files import (
     CLASSES,
     CONFUSION,
     CURVES,
+    EXAMPLES,
     METRICS,
     PICTURES,
     replacing,
@@ -36,7 +37,7 @@ from runners.cell import Cell
 from runners.checkpoint import Progress, RunState, fingerprint
 from runners.factory import check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
-from runners.record import provenance, write_curves
+from runners.record import provenance, write_curves, write_examples
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -228,6 +229,7 @@ class Train:
         val = run.rows[-1][task.primary_metric]
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
         confusion = task.confusion
+        write_examples(cell.folder / EXAMPLES, task.examples)
         samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
         with self._autocast(task.device):
             write_curves(cell.folder / CURVES, network, samples)

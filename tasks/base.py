@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -146,6 +147,8 @@ class Task(ABC):
     device: torch.device = torch.device("cpu")  # where batches are wanted; set by the runner
     limit_batches: int | None = None  # at most so many batches per pass (see ``spread``); set by a smoke run
     confusion: "Confusion | None" = None  # of classes, in the latest evaluation; set by ``evaluate``
+    # of each sample in the latest evaluation, by metric: a score, or whether it is right; set by ``evaluate``
+    examples: Mapping[str, Tensor] = MappingProxyType({})
 
     def split_for(self, seed: int) -> None:  # noqa: B027  # most have nothing to do
         """Choose the split of ``seed``; called by a runner before all else. Where folds are asked for, the seed chooses the one to test on."""

@@ -137,12 +137,14 @@ class Classification(Task):
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
         """Loss, top1, top5, ece, and for each class that occurs ``acc/``, ``precision/`` and ``f1/<class>``."""
         network.eval()
-        means, tally = Means(), Tally(len(self.classes), self.device)
+        means, tally, right = Means(), Tally(len(self.classes), self.device), []
         with torch.inference_mode():
             for input, target in self.batches(split):
                 output = network(input).float()
                 means.add(len(target), loss=self.loss(output, target), **self.metrics(output, target))
                 tally.add(output, target)
+                right.append(output.argmax(1) == target)
+        self.examples = {"top1": torch.cat(right)}
         self.confusion = Confusion(tally.counts.cpu(), self.classes, "images")
         return means.result() | {"ece": tally.ece()} | tally.of_classes(self.classes)
 

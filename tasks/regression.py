@@ -77,6 +77,7 @@ class Regression(Task):
         network.eval()
         with torch.inference_mode():
             error = torch.cat([network(x).float() - y for x, y in self.batches(split)]).double()
+        self.examples = {"mse": error.square().flatten(1).mean(1)}
         mse = error.square().mean()
         metrics = {"loss": mse, "mse": mse, "r2": 100 * (1 - mse / self.variance[split])}
         metrics["max_error"] = error.abs().max()

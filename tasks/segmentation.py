@@ -143,9 +143,13 @@ class Segmentation(Task):
         network.eval()
         total = torch.zeros(2, 2, *2 * self.output_shape[:1], dtype=torch.int64, device=self.device)
         loss = torch.zeros((), dtype=torch.double, device=self.device)
+        accuracies = []
         with torch.inference_mode():
             for input, target in self.batches(split):
                 output = network(input).float()
+                if split == "test":
+                    right = (_classes(output) == target).flatten(1).sum(1)
+                    accuracies.append(100 * right / (target != VOID).flatten(1).sum(1))  # nan: all of it is void
                 counts = self.counts(output, target)
                 total += counts
                 loss += self.loss(output, target).double() * counts.sum()
@@ -153,6 +157,7 @@ class Segmentation(Task):
         if pixels == 0:
             raise ValueError(f"task.data: every pixel of the {split} split is void")
         total = total.cpu()
+        self.examples = {"pixel_accuracy": torch.cat(accuracies)} if accuracies else {}
         self.confusion = Confusion(total.sum((0, 1)), self.classes, "pixels")
         return {"loss": loss.item() / pixels, **self.scores(total)}
 

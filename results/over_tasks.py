@@ -1,0 +1,490 @@
+"""Compare activations over the tasks of a study: ranks, shares and verdicts, and what depends on who else takes part.
+
+A block is a task and a seed: all activations had the same data order and initial weights there. A diverged cell is
+worse than every score of its block. docs/protocol.md describes the method.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from results.escape import markdown
+from results.leaderboard import rank_range, seed_scores
+from results.statistics import ALPHA, Comparisons, sign_flips
+
+TASKS_NEEDED = 5
+RESAMPLES = 10_000
+MOST_IN_MATRIX = 12  # activations in the matrix of leaderboard.md
+CHUNK = 64  # columns of which all resamples are in memory at once
+TOLERANCE = 1e-9  # between sums of the same shares in another order
+VERDICTS = ("better", "equal", "undecided", "worse")
+
+
+@dataclass(frozen=True)
+class OverTasks:
+    """Result of ``compare_tasks``.
+
+    Attributes:
+        baseline: the activation that most tasks are compared with; empty if there is none.
+        tasks: tasks that the ranks are over.
+        blocks: number of seeds that count on each of them.
+        activations: a row per activation, best mean rank first; the columns of ``report/over_tasks.csv``.
+        pairs: a row per unordered pair, the better mean rank first; the columns of ``report/pairs.csv``.
+        without: mean rank of the column's activation without the index's; nan on the diagonal.
+        critical_difference: mean ranks further apart than this differ; nan below 5 tasks.
+        p_equal: probability of mean ranks as far apart as these if all activations were alike; nan below 5 tasks.
+        gaps: distance of the index's activation to the best of the column's task, in margins of that task.
+        notes: sentences on what is not compared, and why.
+    """
+
+    baseline: str
+    tasks: list[str]
+    blocks: list[int]
+    activations: pd.DataFrame
+    pairs: pd.DataFrame
+    without: pd.DataFrame
+    critical_difference: float
+    p_equal: float
+    gaps: pd.DataFrame
+    notes: list[str]
+
+
+def compare_tasks(records: pd.DataFrame, table: pd.DataFrame) -> OverTasks | None:
+    """Compare the activations of a study over its tasks; None with a single task or activation.
+
+    Args:
+        records: cells with labels (``results.collect.add_labels``).
+        table: the leaderboard of the same records.
+    """
+    names = list(dict.fromkeys(map(str, table["activation"])))
+    tasks = [
+        _Task.of(str(task), records[records["task_label"] == task], rows, names)
+        for task, rows in table.groupby("task", sort=True)
+    ]
+    tasks = [task for task in tasks if task.present.any()]
+    if len(tasks) < 2 or len(names) < 2:
+        return None
+    ranks = _Ranks.of(tasks, len(names))
+    order = [ranks.rows[i] for i in np.argsort(ranks.means, kind="stable")]
+    order += [i for i in range(len(names)) if i not in ranks.rows]
+    pairs = _pairs(tasks, ranks, names, order)
+    gaps = pd.DataFrame(
+        {task.name: task.gaps[ranks.rows] for task in ranks.tasks if task.margin > 0},
+        index=[names[i] for i in ranks.rows],
+    )
+    baselines = table["baseline"].dropna()
+    baseline = str(baselines.mode()[0]) if len(baselines) else ""
+    return OverTasks(
+        baseline=baseline,
+        tasks=[task.name for task in ranks.tasks],
+        blocks=[scores.shape[1] for scores in ranks.blocks],
+        activations=_activations(table, tasks, ranks, pairs, gaps, names, order, baseline),
+        pairs=pairs,
+        without=pd.DataFrame(ranks.without, *2 * [[names[i] for i in ranks.rows]]),
+        critical_difference=ranks.critical,
+        p_equal=ranks.p_equal,
+        gaps=gaps,
+        notes=list(_notes(tasks, ranks, gaps, names)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A task of a study; arrays are in the order of the study's activations.
+
+    Attributes:
+        scores: (activations, seeds), larger is better; nan where there is none, -inf where training diverged.
+        verdicts: of all pairs.
+        margin: the smallest difference that matters; 0 if it is not known.
+        gaps: (activations,) distance of the adjusted mean to the best one, in margins; nan where there is none.
+    """
+
+    name: str
+    scores: np.ndarray
+    verdicts: dict[tuple[str, str], str]
+    margin: float
+    gaps: np.ndarray
+
+    @classmethod
+    def of(cls, name: str, cells: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]) -> "_Task":
+        higher, margin = bool(rows["higher_is_better"].iloc[0]), float(rows["margin"].iloc[0])
+        entries = {
+            str(label): seed_scores(group, higher) for label, group in cells.groupby("activation_label")
+        }
+        seeds = sorted({seed for entry in entries.values() for seed in entry})
+        sign = 1 if higher else -1
+        scores = [[sign * entries.get(label, {}).get(seed, math.nan) for seed in seeds] for label in names]
+        judged = Comparisons(entries, higher)
+        means = judged.adjusted_means()
+        adjusted = sign * np.array([means.get(label, math.nan) for label in names])
+        adjusted[[bool(entries.get(label)) and math.isnan(means[label]) for label in names]] = -math.inf
+        best = max(adjusted[np.isfinite(adjusted)], default=0.0)
+        gaps = (best - adjusted) / margin if margin > 0 else np.full(len(names), math.nan)
+        return cls(name, np.array(scores).reshape(len(names), -1), judged.verdicts(margin), margin, gaps)
+
+    @property
+    def present(self) -> np.ndarray:
+        """Whether each activation has finished a seed."""
+        return ~np.isnan(self.scores).all(1)
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds that any activation has finished."""
+        return int((~np.isnan(self.scores)).any(0).sum())
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """Mean ranks of the activations ``rows`` over complete blocks of ``tasks``; intervals are nan below 5 tasks."""
+
+    rows: list[int]
+    tasks: list[_Task]
+    blocks: list[np.ndarray]
+    means: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    critical: float
+    p_equal: float
+    without: np.ndarray
+
+    @classmethod
+    def of(cls, tasks: Sequence[_Task], count: int) -> "_Ranks":
+        rows, columns = _complete(np.array([task.present for task in tasks]).T)
+        blocks = [(task, task.scores[rows]) for task in (tasks[t] for t in columns)]
+        blocks = [(task, scores[:, ~np.isnan(scores).any(0)]) for task, scores in blocks]
+        blocks = [(task, scores) for task, scores in blocks if scores.shape[1]]
+        if len(rows) < 2 or len(blocks) < 2:
+            nothing = np.empty(0)
+            return cls([], [], [], nothing, nothing, nothing, math.nan, math.nan, np.empty((0, 0)))
+        wins = [_wins(scores) for _, scores in blocks]
+        # the rank in a block is 1 plus the number of activations that win there, ties counted half
+        means, low, high, _ = _over_tasks([1 + w.sum(1) for w in wins], (1, len(rows)))
+        critical, p_equal = _critical_difference(np.array([1 + w.sum(1).mean(0) for w in wins]))
+        without = means - np.mean([w.mean(0) for w in wins], axis=0)
+        np.fill_diagonal(without, math.nan)
+        chosen, scores = zip(*blocks, strict=True)
+        return cls(rows, list(chosen), list(scores), means, low, high, critical, p_equal, without)
+
+
+def _complete(present: np.ndarray) -> tuple[list[int], list[int]]:
+    """Return rows and columns that have everything: again and again, what lacks the largest share is left out.
+
+    Of a row and a column that lack the same share, the column goes.
+    """
+    rows, columns = np.arange(present.shape[0]), np.arange(present.shape[1])
+    while (lacking := ~present[np.ix_(rows, columns)]).any():
+        by_row, by_column = lacking.mean(1), lacking.mean(0)
+        if by_row.max() > by_column.max():
+            rows = np.delete(rows, by_row.argmax())
+        else:
+            columns = np.delete(columns, by_column.argmax())
+    return rows.tolist(), columns.tolist()
+
+
+def _wins(scores: np.ndarray) -> np.ndarray:
+    """Return (seeds, i, j): 1 where i is better than j, 1/2 where they are equal; nan where one is missing; 0 on the diagonal."""
+    a, b = scores.T[:, :, None], scores.T[:, None, :]
+    wins = np.where(np.isnan(a) | np.isnan(b), math.nan, (a > b) + 0.5 * (a == b))
+    wins[:, *np.diag_indices(len(scores))] = 0
+    return wins
+
+
+def _over_tasks(
+    values: Sequence[np.ndarray], limits: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Average values over the seeds of a task, then over tasks, with 95 % intervals for other tasks and other seeds.
+
+    Tasks are resampled, and within each of them its seeds, jointly for all columns. The percentiles are those of
+    Hesterberg's expanded interval, Phi(-sqrt(T / (T - 1)) t(0.975; T - 1)) for T tasks, as the plain ones are too narrow
+    for few tasks. Without any spread the interval is Wilson's for T observations.
+
+    Args:
+        values: (seeds, columns) of each task; nan where a block has no value.
+        limits: the range of the values.
+
+    Returns:
+        mean, low, high and the number of tasks of each column; no interval below 5 tasks.
+    """
+    known = [~np.isnan(v) for v in values]
+    filled = [np.where(k, v, 0.0) for k, v in zip(known, values, strict=True)]
+    counts = np.array([k.sum(0) for k in known])
+    has = counts > 0
+    tasks = has.sum(0)
+    with np.errstate(invalid="ignore"):
+        means = np.where(has, np.array([v.sum(0) for v in filled]) / np.maximum(counts, 1), 0.0).sum(0) / tasks
+    low, high = np.full((2, len(tasks)), math.nan)
+    if len(values) < TASKS_NEEDED:
+        return means, low, high, tasks
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES).astype(float)
+    weights = []  # of the seeds of each task
+    for task, v in enumerate(values):
+        seeds = np.full(len(v), 1 / len(v))
+        weights.append(rng.multinomial((drawn[:, task] * len(v)).astype(int), seeds).astype(float))
+    for first in range(0, len(tasks), CHUNK):
+        part = slice(first, first + CHUNK)
+        total = np.zeros((RESAMPLES, len(tasks[part])))
+        weight = np.zeros_like(total)
+        for task, w in enumerate(weights):
+            number = w @ known[task][:, part]
+            there = drawn[:, [task]] * (number > 0)
+            total += there * (w @ filled[task][:, part]) / np.maximum(number, 1)
+            weight += there
+        # a resample without any task of a column tells nothing of it
+        resampled = np.sort(np.where(weight > 0, total / np.maximum(weight, 1), means[part]), axis=0)
+        for column, own in enumerate(resampled.T, start=first):
+            if tasks[column] >= TASKS_NEEDED:
+                low[column], high[column] = _interval(own, means[column], int(tasks[column]), limits)
+    return means, low, high, tasks
+
+
+def _interval(
+    resampled: np.ndarray, mean: float, tasks: int, limits: tuple[float, float]
+) -> tuple[float, float]:
+    from scipy.special import ndtr, ndtri, stdtrit
+
+    if resampled[-1] - resampled[0] < TOLERANCE:
+        z2, (first, last) = float(ndtri(1 - ALPHA / 2)) ** 2 / tasks, limits
+        share = (mean - first) / (last - first)
+        middle, half = share + z2 / 2, math.sqrt(max(0.0, share * (1 - share)) * z2 + z2**2 / 4)
+        ends = [(middle - half) / (1 + z2), (middle + half) / (1 + z2)]
+        return first + ends[0] * (last - first), first + ends[1] * (last - first)
+    tail = float(ndtr(-math.sqrt(tasks / (tasks - 1)) * stdtrit(tasks - 1, 1 - ALPHA / 2)))
+    index = math.floor(tail * len(resampled))
+    return float(resampled[index]), float(resampled[-1 - index])
+
+
+def _critical_difference(ranks: np.ndarray) -> tuple[float, float]:
+    """Return what two mean ranks must differ by more than, at most 5 % in all pairs, and p that none differ.
+
+    If activations are alike over tasks, any of them might have had the ranks of any other on each task. The
+    distance of the best and the worst mean rank under such permutations is the reference of all pairs.
+
+    Args:
+        ranks: (tasks, activations), means over the seeds of a task.
+    """
+    if len(ranks) < TASKS_NEEDED:
+        return math.nan, math.nan
+    rng = np.random.default_rng(0)
+    permuted = np.zeros((RESAMPLES, ranks.shape[1]))
+    for row in ranks:
+        permuted += rng.permuted(np.tile(row, (RESAMPLES, 1)), axis=1) / len(ranks)
+    distances = np.ptp(permuted, axis=1)
+    extreme = distances >= np.ptp(ranks.mean(0)) - TOLERANCE
+    return float(np.quantile(distances, 1 - ALPHA, method="higher")), float(
+        (1 + extreme.sum()) / (1 + RESAMPLES)
+    )
+
+
+def _pairs(tasks: Sequence[_Task], ranks: _Ranks, names: Sequence[str], order: Sequence[int]) -> pd.DataFrame:
+    """Return a row per pair, each on the tasks and seeds that both have."""
+    first, second = np.triu_indices(len(order), 1)
+    a, b = np.array(order)[first], np.array(order)[second]
+    wins = [
+        np.where(np.isnan(x) | np.isnan(y), math.nan, (x > y) + 0.5 * (x == y)).T
+        for x, y in ((task.scores[a], task.scores[b]) for task in tasks)
+    ]
+    shares, low, high, count = _over_tasks(wins, (0, 1))
+    with np.errstate(invalid="ignore"):
+        known = [~np.isnan(w) for w in wins]
+        centered = np.array([np.where(k, w - 0.5, 0).sum(0) / k.sum(0) for k, w in zip(known, wins, strict=True)])
+    p = np.where(count >= TASKS_NEEDED, sign_flips(np.nan_to_num(centered)), math.nan)
+    place = {index: i for i, index in enumerate(ranks.rows)}
+    rows = []
+    for pair, (i, j) in enumerate(zip(a, b, strict=True)):
+        common = [t for t in range(len(tasks)) if known[t][:, pair].any()]
+        verdicts = [tasks[t].verdicts.get((names[i], names[j]), "undecided") for t in common]
+        apart = math.nan
+        reversed_without: list[str] = []
+        if i in place and j in place:
+            apart = ranks.means[place[j]] - ranks.means[place[i]]
+            others = ranks.without[:, place[j]] - ranks.without[:, place[i]]
+            turned = (others < -TOLERANCE) & (apart > TOLERANCE)
+            reversed_without = [names[ranks.rows[k]] for k in np.flatnonzero(turned)]
+        rows.append(
+            {
+                "activation": names[i],
+                "other": names[j],
+                "tasks": len(common),
+                **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+                "p_improvement": shares[pair],
+                "p_improvement_low": low[pair],
+                "p_improvement_high": high[pair],
+                "p_sign_flip": p[pair],
+                "mean_rank_difference": apart,
+                "differs": bool(abs(apart) > ranks.critical + TOLERANCE),
+                "reversed_without": "; ".join(reversed_without),
+            }
+        )
+    pairs = pd.DataFrame(rows)
+    pairs.insert(pairs.columns.get_loc("p_sign_flip") + 1, "p_adjusted", _holm(p))
+    return pairs
+
+
+def _holm(p: np.ndarray) -> np.ndarray:
+    """Return Holm's adjusted p-values; nan stays and does not count."""
+    adjusted = np.full(len(p), math.nan)
+    order = [int(i) for i in np.argsort(p) if not math.isnan(p[i])]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
+
+
+def _activations(
+    table: pd.DataFrame,
+    tasks: Sequence[_Task],
+    ranks: _Ranks,
+    pairs: pd.DataFrame,
+    gaps: pd.DataFrame,
+    names: Sequence[str],
+    order: Sequence[int],
+    baseline: str,
+) -> pd.DataFrame:
+    """Return a row per activation, in this order."""
+    place = {index: i for i, index in enumerate(ranks.rows)}
+    improvement = _improvements(pairs, baseline)
+    rows = []
+    for index in order:
+        name, at = names[index], place.get(index)
+        own = table[table["activation"] == name]
+        mean = low = high = first = last = within = math.nan
+        if at is not None:
+            mean, low, high = ranks.means[at], ranks.low[at], ranks.high[at]
+            if not math.isnan(ranks.critical):
+                first = 1 + (ranks.means < mean - ranks.critical - TOLERANCE).sum()
+                last = len(place) - (ranks.means > mean + ranks.critical + TOLERANCE).sum()
+            if len(gaps.columns) >= TASKS_NEEDED:
+                within = float((gaps.loc[name] <= 1).mean())
+        touching = pairs["reversed_without"][(pairs["activation"] == name) | (pairs["other"] == name)]
+        reversed_without = sorted({b for text in touching for b in text.split("; ") if b})
+        rows.append(
+            {
+                "activation": name,
+                "tasks": int(sum(task.present[index] for task in tasks)),
+                "mean_rank": mean,
+                "mean_rank_low": low,
+                "mean_rank_high": high,
+                "rank_low": first,
+                "rank_high": last,
+                **improvement.get(name, dict.fromkeys(("p_improvement", *P_ENDS), math.nan)),
+                **{verdict: int((own["verdict"] == verdict).sum()) for verdict in VERDICTS},
+                "diverged": int(own["diverged"].sum()),
+                "within_margin": within,
+                "reversed_without": "; ".join(reversed_without),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+P_ENDS = ("p_improvement_low", "p_improvement_high")
+
+
+def _improvements(pairs: pd.DataFrame, baseline: str) -> dict[str, dict[str, float]]:
+    """Return, for each activation, the probability of a better score than the baseline's, with its interval."""
+    found = {}
+    for row in pairs[(pairs["other"] == baseline) | (pairs["activation"] == baseline)].itertuples():
+        share, low, high = row.p_improvement, row.p_improvement_low, row.p_improvement_high
+        if row.activation == baseline:
+            share, low, high = 1 - share, 1 - high, 1 - low
+        name = row.other if row.activation == baseline else row.activation
+        found[name] = dict(zip(("p_improvement", *P_ENDS), (share, low, high), strict=True))
+    return found
+
+
+def _notes(
+    tasks: Sequence[_Task], ranks: _Ranks, gaps: pd.DataFrame, names: Sequence[str]
+) -> Iterator[str]:
+    if not ranks.rows:
+        yield "No two activations share two tasks: nothing is ranked over tasks."
+        return
+    for index, name in enumerate(names):
+        if index not in ranks.rows:
+            lacking = ", ".join(task.name for task in tasks if not task.present[index])
+            yield f"{name} is not ranked: it has no score on {lacking}. Pairs compare it on the tasks that it has."
+    for task in tasks:
+        if task not in ranks.tasks:
+            lacking = ", ".join(names[i] for i in ranks.rows if not task.present[i]) or "every seed"
+            yield f"{task.name} does not count in the ranks: {lacking} lacking."
+    counted = zip(ranks.tasks, ranks.blocks, strict=True)
+    if few := [f"{task.name} {b.shape[1]} of {task.seeds}" for task, b in counted if b.shape[1] < task.seeds]:
+        yield f"Ranks use the seeds that all ranked activations have finished: {', '.join(few)}."
+    if len(ranks.tasks) < TASKS_NEEDED:
+        yield (
+            f"Intervals over tasks, a critical difference and a performance profile need {TASKS_NEEDED} tasks; "
+            f"there are {len(ranks.tasks)}."
+        )
+    elif no_margin := [task.name for task in ranks.tasks if task.name not in gaps]:
+        yield f"Not in the performance profile, as no margin is known: {', '.join(no_margin)}."
+
+
+def to_markdown(over: OverTasks) -> str:
+    """Return the section of leaderboard.md."""
+    baseline = markdown(over.baseline or "the baseline")
+    lines = ["## Over tasks", ""]
+    if over.tasks:
+        seeds = sorted({*over.blocks})
+        each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        lines += [
+            f"Mean ranks over {len(over.tasks)} tasks with {each} seeds each ({', '.join(map(markdown, over.tasks))}); "
+            "1 is best, a diverged seed is last, and every task has the same weight. Intervals (95 %) are for other tasks of the "
+            "same kind and other seeds. P(better) is the probability of a better score than the baseline's on a random task and seed.",
+            "",
+        ]
+    lines += [
+        f"| rank | activation | mean rank | P(better than {baseline}) | better / equal / undecided / worse | diverged "
+        "| within the margin of the best |",
+        "|---:|---|---|---|---|---:|---:|",
+    ]
+    for row in over.activations.itertuples():
+        ranks = "" if math.isnan(row.rank_low) else rank_range(int(row.rank_low), int(row.rank_high))
+        verdicts = " / ".join(str(getattr(row, verdict)) for verdict in VERDICTS)
+        cells = [
+            ranks,
+            row.activation,
+            _with_interval(row.mean_rank, row.mean_rank_low, row.mean_rank_high),
+            _with_interval(row.p_improvement, row.p_improvement_low, row.p_improvement_high),
+            "baseline" if row.activation == over.baseline else verdicts,
+            row.diverged,
+            "" if math.isnan(row.within_margin) else f"{100 * row.within_margin:.0f} % of tasks",
+        ]
+        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
+    lines.append("")
+    if not math.isnan(over.critical_difference):
+        lines += [
+            f"Mean ranks that are more than {over.critical_difference:.2f} apart differ (at most 5 % false claims in all "
+            f"pairs; p = {over.p_equal:.2g} that all are alike). The ranks follow from it.",
+            "",
+        ]
+    turned = over.pairs[over.pairs["reversed_without"] != ""]
+    lines += [
+        f"- The order of {markdown(row.activation)} and {markdown(row.other)} is reversed without "
+        f"{markdown(' or '.join(row.reversed_without.split('; ')))}."
+        for row in turned.itertuples()
+    ]
+    lines += [f"- {markdown(note)}" for note in over.notes]
+    names = list(over.activations["activation"])
+    if len(names) <= MOST_IN_MATRIX:
+        lines += ["", "Tasks on which the row is better / equal / worse than the column, by the verdicts of all pairs of a task:", ""]
+        lines += ["| | " + " | ".join(map(markdown, names)) + " |", "|---" * (len(names) + 1) + "|"]
+        counts = win_counts(over)
+        for name in names:
+            entries = ["" if name == other else " / ".join(map(str, counts[name, other])) for other in names]
+            lines.append("| " + " | ".join([markdown(name), *entries]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def win_counts(over: OverTasks) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Return the numbers of tasks on which the first of a pair is better than, equal to and worse than the second."""
+    counts = {}
+    for row in over.pairs.itertuples():
+        counts[row.activation, row.other] = (row.better, row.equal, row.worse)
+        counts[row.other, row.activation] = (row.worse, row.equal, row.better)
+    return counts
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} ({low:.2f} to {high:.2f})"
