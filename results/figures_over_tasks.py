@@ -4,15 +4,17 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from results.escape import figure_text
-from results.over_tasks import TASKS_NEEDED, TOLERANCE, OverTasks, win_counts
+from results.leaderboard import rank_range
+from results.over_tasks import TASKS_NEEDED, OverTasks, win_counts
 
 GRAY = "#BBBBBB"
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 1.5, 1.2, 1.5)))
 CAPTIONS = {
-    "critical_difference": "Mean rank over blocks of task and seed with 95 % interval for other tasks and seeds; 1 is best. A gray bar "
-    "joins activations whose mean ranks are within the critical difference of each other: they do not differ at 5 % in all pairs.",
+    "mean_ranks": "Rank over blocks of task and seed: upright marks are means, thin bars their 95 % intervals for other tasks and other seeds, "
+    "broad bars and numbers the ranks that an activation may have, together with 95 %.",
     "performance_profile": "Share of tasks on which an activation's mean score is within so many margins of the best one; the margin is "
     "the smallest difference that matters on a task.",
     "win_matrix": "Number of tasks on which the row is better than the column, less those on which it is worse, by the verdicts of all "
@@ -27,44 +29,34 @@ def draw(over: OverTasks, colors: Mapping[str, str]) -> dict[str, Figure]:
         colors: of each activation, as in the other figures of the report; gray where it has none.
     """
     figures = {}
-    if not np.isnan(over.critical_difference):
-        figures["critical_difference"] = critical_difference(over, colors)
+    if len(over.tasks) >= TASKS_NEEDED:
+        figures["mean_ranks"] = mean_ranks(over, colors)
     if len(over.gaps.columns) >= TASKS_NEEDED:
         figures["performance_profile"] = performance_profile(over, colors)
     return figures | {"win_matrix": win_matrix(over)}
 
 
-def critical_difference(over: OverTasks, colors: Mapping[str, str]) -> Figure:
-    """Draw mean ranks, best on top, beside bars that join what does not differ."""
+def mean_ranks(over: OverTasks, colors: Mapping[str, str]) -> Figure:
+    """Draw mean ranks with their intervals, best on top, and the ranks that each activation may have."""
     rows = over.activations.dropna(subset=["mean_rank"])
-    groups = groups_alike(rows["mean_rank"].to_numpy(), over.critical_difference)
-    figure = Figure(figsize=(6.4, 1.2 + 0.27 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
     ax = figure.subplots()
     for y, row in enumerate(rows.itertuples()):
         color = colors.get(row.activation, GRAY)
+        ax.plot([row.rank_low, row.rank_high], [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round")
         ax.plot([row.mean_rank_low, row.mean_rank_high], [y, y], "-", lw=1.1, color=color)
         ax.plot([row.mean_rank], [y], "|", ms=11, mew=2.2, color=color)
-    right = float(rows["mean_rank_high"].max())
-    step = 0.04 * (right - float(rows["mean_rank_low"].min()))
-    for k, (first, last) in enumerate(groups):
-        x = right + (k + 1.5) * step
-        ax.plot([x, x], [first - 0.25, last + 0.25], "-", lw=3, color=GRAY, solid_capstyle="butt")
-    ax.set_yticks(range(len(rows)), [figure_text(name) for name in rows["activation"]])
+    labels = [
+        f"{figure_text(row.activation)}  {rank_range(int(row.rank_low), int(row.rank_high))}"
+        for row in rows.itertuples()
+    ]
+    ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f"mean rank over {len(over.tasks)} tasks (lower is better)")
-    ax.set_title(f"mean ranks, 95 % intervals; critical difference {over.critical_difference:.2f}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("rank (1 is best)")
+    ax.set_title(f"mean ranks over {len(over.tasks)} tasks, 95 % intervals, ranks")
     ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
-
-
-def groups_alike(means: np.ndarray, critical: float) -> list[tuple[int, int]]:
-    """Return first and last index of each largest group of two or more within ``critical``; ``means`` ascend."""
-    groups: list[tuple[int, int]] = []
-    for first, mean in enumerate(means):
-        last = int(np.flatnonzero(means <= mean + critical + TOLERANCE)[-1])
-        if last > first and (not groups or last > groups[-1][1]):
-            groups.append((first, last))
-    return groups
 
 
 def performance_profile(over: OverTasks, colors: Mapping[str, str]) -> Figure:

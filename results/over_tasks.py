@@ -13,7 +13,7 @@ import pandas as pd
 
 from results.escape import markdown
 from results.leaderboard import rank_range, seed_scores
-from results.statistics import ALPHA, Comparisons, sign_flips
+from results.statistics import ALPHA, Comparison, Comparisons
 
 TASKS_NEEDED = 5
 RESAMPLES = 10_000
@@ -34,7 +34,6 @@ class OverTasks:
         activations: a row per activation, best mean rank first; the columns of ``report/over_tasks.csv``.
         pairs: a row per unordered pair, the better mean rank first; the columns of ``report/pairs.csv``.
         without: mean rank of the column's activation without the index's; nan on the diagonal.
-        critical_difference: mean ranks further apart than this differ; nan below 5 tasks.
         p_equal: probability of mean ranks as far apart as these if all activations were alike; nan below 5 tasks.
         gaps: distance of the index's activation to the best of the column's task, in margins of that task.
         notes: sentences on what is not compared, and why.
@@ -46,7 +45,6 @@ class OverTasks:
     activations: pd.DataFrame
     pairs: pd.DataFrame
     without: pd.DataFrame
-    critical_difference: float
     p_equal: float
     gaps: pd.DataFrame
     notes: list[str]
@@ -67,7 +65,7 @@ def compare_tasks(records: pd.DataFrame, table: pd.DataFrame) -> OverTasks | Non
     tasks = [task for task in tasks if task.present.any()]
     if len(tasks) < 2 or len(names) < 2:
         return None
-    ranks = _Ranks.of(tasks, len(names))
+    ranks = _Ranks.of(tasks, names)
     order = [ranks.rows[i] for i in np.argsort(ranks.means, kind="stable")]
     order += [i for i in range(len(names)) if i not in ranks.rows]
     pairs = _pairs(tasks, ranks, names, order)
@@ -84,7 +82,6 @@ def compare_tasks(records: pd.DataFrame, table: pd.DataFrame) -> OverTasks | Non
         activations=_activations(table, tasks, ranks, pairs, gaps, names, order, baseline),
         pairs=pairs,
         without=pd.DataFrame(ranks.without, *2 * [[names[i] for i in ranks.rows]]),
-        critical_difference=ranks.critical,
         p_equal=ranks.p_equal,
         gaps=gaps,
         notes=list(_notes(tasks, ranks, gaps, names)),
@@ -97,7 +94,7 @@ class _Task:
 
     Attributes:
         scores: (activations, seeds), larger is better; nan where there is none, -inf where training diverged.
-        verdicts: of all pairs.
+        verdicts: better, worse, equal or undecided, of all pairs.
         margin: the smallest difference that matters; 0 if it is not known.
         gaps: (activations,) distance of the adjusted mean to the best one, in margins; nan where there is none.
     """
@@ -123,7 +120,8 @@ class _Task:
         adjusted[[bool(entries.get(label)) and math.isnan(means[label]) for label in names]] = -math.inf
         best = max(adjusted[np.isfinite(adjusted)], default=0.0)
         gaps = (best - adjusted) / margin if margin > 0 else np.full(len(names), math.nan)
-        return cls(name, np.array(scores).reshape(len(names), -1), judged.verdicts(margin), margin, gaps)
+        table = np.array(scores).reshape(len(names), -1)
+        return cls(name, table, judged.verdicts(margin), margin, gaps)
 
     @property
     def present(self) -> np.ndarray:
@@ -146,27 +144,34 @@ class _Ranks:
     means: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    critical: float
+    sets: dict[str, tuple[int, int]]
+    compared: dict[tuple[str, str], Comparison]
     p_equal: float
     without: np.ndarray
 
     @classmethod
-    def of(cls, tasks: Sequence[_Task], count: int) -> "_Ranks":
+    def of(cls, tasks: Sequence[_Task], names: Sequence[str]) -> "_Ranks":
         rows, columns = _complete(np.array([task.present for task in tasks]).T)
         blocks = [(task, task.scores[rows]) for task in (tasks[t] for t in columns)]
         blocks = [(task, scores[:, ~np.isnan(scores).any(0)]) for task, scores in blocks]
         blocks = [(task, scores) for task, scores in blocks if scores.shape[1]]
         if len(rows) < 2 or len(blocks) < 2:
             nothing = np.empty(0)
-            return cls([], [], [], nothing, nothing, nothing, math.nan, math.nan, np.empty((0, 0)))
+            return cls([], [], [], nothing, nothing, nothing, {}, {}, math.nan, np.empty((0, 0)))
         wins = [_wins(scores) for _, scores in blocks]
         # the rank in a block is 1 plus the number of activations that win there, ties counted half
         means, low, high, _ = _over_tasks([1 + w.sum(1) for w in wins], (1, len(rows)))
-        critical, p_equal = _critical_difference(np.array([1 + w.sum(1).mean(0) for w in wins]))
+        by_task = np.array([1 + w.sum(1).mean(0) for w in wins])
         without = means - np.mean([w.mean(0) for w in wins], axis=0)
         np.fill_diagonal(without, math.nan)
         chosen, scores = zip(*blocks, strict=True)
-        return cls(rows, list(chosen), list(scores), means, low, high, critical, p_equal, without)
+        sets, compared, p_equal = {}, {}, math.nan
+        if len(chosen) >= TASKS_NEEDED:
+            # tasks stand where seeds stand in the comparisons of one task
+            entries = {names[i]: dict(enumerate(map(float, by_task[:, k]))) for k, i in enumerate(rows)}
+            judged = Comparisons(entries, higher_is_better=False)
+            sets, compared, p_equal = judged.rank_sets(), judged.all_pairs(), _p_equal(by_task)
+        return cls(rows, list(chosen), list(scores), means, low, high, sets, compared, p_equal, without)
 
 
 def _complete(present: np.ndarray) -> tuple[list[int], list[int]]:
@@ -257,26 +262,18 @@ def _interval(
     return float(resampled[index]), float(resampled[-1 - index])
 
 
-def _critical_difference(ranks: np.ndarray) -> tuple[float, float]:
-    """Return what two mean ranks must differ by more than, at most 5 % in all pairs, and p that none differ.
+def _p_equal(ranks: np.ndarray) -> float:
+    """Return the p-value of Friedman's test, from random permutations, in which ranks may be means over seeds.
 
-    If activations are alike over tasks, any of them might have had the ranks of any other on each task. The
-    distance of the best and the worst mean rank under such permutations is the reference of all pairs.
+    If activations are alike over tasks, any of them might have had the ranks of any other on each task.
 
     Args:
-        ranks: (tasks, activations), means over the seeds of a task.
+        ranks: (tasks, activations).
     """
-    if len(ranks) < TASKS_NEEDED:
-        return math.nan, math.nan
     rng = np.random.default_rng(0)
-    permuted = np.zeros((RESAMPLES, ranks.shape[1]))
-    for row in ranks:
-        permuted += rng.permuted(np.tile(row, (RESAMPLES, 1)), axis=1) / len(ranks)
-    distances = np.ptp(permuted, axis=1)
-    extreme = distances >= np.ptp(ranks.mean(0)) - TOLERANCE
-    return float(np.quantile(distances, 1 - ALPHA, method="higher")), float(
-        (1 + extreme.sum()) / (1 + RESAMPLES)
-    )
+    permuted = sum(rng.permuted(np.tile(row, (RESAMPLES, 1)), axis=1) for row in ranks)
+    spread, observed = np.var(permuted, axis=1), np.var(ranks.sum(0))
+    return float((1 + (spread >= observed * (1 - TOLERANCE)).sum()) / (1 + RESAMPLES))
 
 
 def _pairs(tasks: Sequence[_Task], ranks: _Ranks, names: Sequence[str], order: Sequence[int]) -> pd.DataFrame:
@@ -288,22 +285,18 @@ def _pairs(tasks: Sequence[_Task], ranks: _Ranks, names: Sequence[str], order: S
         for x, y in ((task.scores[a], task.scores[b]) for task in tasks)
     ]
     shares, low, high, count = _over_tasks(wins, (0, 1))
-    with np.errstate(invalid="ignore"):
-        known = [~np.isnan(w) for w in wins]
-        centered = np.array([np.where(k, w - 0.5, 0).sum(0) / k.sum(0) for k, w in zip(known, wins, strict=True)])
-    p = np.where(count >= TASKS_NEEDED, sign_flips(np.nan_to_num(centered)), math.nan)
+    known = [~np.isnan(w) for w in wins]
     place = {index: i for i, index in enumerate(ranks.rows)}
     rows = []
     for pair, (i, j) in enumerate(zip(a, b, strict=True)):
         common = [t for t in range(len(tasks)) if known[t][:, pair].any()]
         verdicts = [tasks[t].verdicts.get((names[i], names[j]), "undecided") for t in common]
-        apart = math.nan
-        reversed_without: list[str] = []
+        turned: list[str] = []
         if i in place and j in place:
             apart = ranks.means[place[j]] - ranks.means[place[i]]
             others = ranks.without[:, place[j]] - ranks.without[:, place[i]]
-            turned = (others < -TOLERANCE) & (apart > TOLERANCE)
-            reversed_without = [names[ranks.rows[k]] for k in np.flatnonzero(turned)]
+            reversed_by = (others < -TOLERANCE) & (apart > TOLERANCE)
+            turned = [names[ranks.rows[k]] for k in np.flatnonzero(reversed_by)]
         rows.append(
             {
                 "activation": names[i],
@@ -313,23 +306,28 @@ def _pairs(tasks: Sequence[_Task], ranks: _Ranks, names: Sequence[str], order: S
                 "p_improvement": shares[pair],
                 "p_improvement_low": low[pair],
                 "p_improvement_high": high[pair],
-                "p_sign_flip": p[pair],
-                "mean_rank_difference": apart,
-                "differs": bool(abs(apart) > ranks.critical + TOLERANCE),
-                "reversed_without": "; ".join(reversed_without),
+                **_rank_difference(ranks.compared, names[i], names[j]),
+                "reversed_without": "; ".join(turned),
             }
         )
-    pairs = pd.DataFrame(rows)
-    pairs.insert(pairs.columns.get_loc("p_sign_flip") + 1, "p_adjusted", _holm(p))
-    return pairs
+    return pd.DataFrame(rows)
 
 
-def _holm(p: np.ndarray) -> np.ndarray:
-    """Return Holm's adjusted p-values; nan stays and does not count."""
-    adjusted = np.full(len(p), math.nan)
-    order = [int(i) for i in np.argsort(p) if not math.isnan(p[i])]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return adjusted
+def _rank_difference(
+    compared: dict[tuple[str, str], Comparison], name: str, other: str
+) -> dict[str, float | bool]:
+    """Return the columns on the difference of two mean ranks, the first less the second."""
+    sign = 1 if (name, other) in compared else -1
+    found = compared.get((name, other), compared.get((other, name), Comparison()))
+    low, high = sorted((sign * found.low, sign * found.high))
+    return {
+        "rank_difference": sign * found.delta,
+        "rank_difference_low": low,
+        "rank_difference_high": high,
+        "p_adjusted": found.p_adjusted,
+        "p_sign_flip": found.p_sign_flip,
+        "differs": found.verdict in ("better", "worse"),
+    }
 
 
 def _activations(
@@ -352,9 +350,7 @@ def _activations(
         mean = low = high = first = last = within = math.nan
         if at is not None:
             mean, low, high = ranks.means[at], ranks.low[at], ranks.high[at]
-            if not math.isnan(ranks.critical):
-                first = 1 + (ranks.means < mean - ranks.critical - TOLERANCE).sum()
-                last = len(place) - (ranks.means > mean + ranks.critical + TOLERANCE).sum()
+            first, last = ranks.sets.get(name, (math.nan, math.nan))
             if len(gaps.columns) >= TASKS_NEEDED:
                 within = float((gaps.loc[name] <= 1).mean())
         touching = pairs["reversed_without"][(pairs["activation"] == name) | (pairs["other"] == name)]
@@ -412,7 +408,7 @@ def _notes(
         yield f"Ranks use the seeds that all ranked activations have finished: {', '.join(few)}."
     if len(ranks.tasks) < TASKS_NEEDED:
         yield (
-            f"Intervals over tasks, a critical difference and a performance profile need {TASKS_NEEDED} tasks; "
+            f"Intervals over tasks, rank sets and a performance profile need {TASKS_NEEDED} tasks; "
             f"there are {len(ranks.tasks)}."
         )
     elif no_margin := [task.name for task in ranks.tasks if task.name not in gaps]:
@@ -451,10 +447,11 @@ def to_markdown(over: OverTasks) -> str:
         ]
         lines.append("| " + " | ".join(map(markdown, cells)) + " |")
     lines.append("")
-    if not math.isnan(over.critical_difference):
+    if not math.isnan(over.p_equal):
+        count = len(over.without)
         lines += [
-            f"Mean ranks that are more than {over.critical_difference:.2f} apart differ (at most 5 % false claims in all "
-            f"pairs; p = {over.p_equal:.2g} that all are alike). The ranks follow from it.",
+            f"The ranks that an activation may have hold together with 95 %; family: {count * (count - 1) // 2} pairs, tasks in the place "
+            f"of seeds. That all activations are alike has p = {over.p_equal:.2g} (Friedman's test by permutations).",
             "",
         ]
     turned = over.pairs[over.pairs["reversed_without"] != ""]
