@@ -223,27 +223,44 @@ def _over_tasks(
     low, high = np.full((2, len(tasks)), math.nan)
     if len(values) < TASKS_NEEDED:
         return means, low, high, tasks
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES).astype(float)
-    weights = []  # of the seeds of each task
-    for task, v in enumerate(values):
-        seeds = np.full(len(v), 1 / len(v))
-        weights.append(rng.multinomial((drawn[:, task] * len(v)).astype(int), seeds).astype(float))
+    drawn, weights = _resampling([len(v) for v in values])
+    stacked, everything = np.hstack(weights), np.vstack(filled)
+    share = np.repeat([1 / (len(values) * len(v)) for v in values], [len(v) for v in values])
+    complete = np.vstack(known).all(0)
     for first in range(0, len(tasks), CHUNK):
         part = slice(first, first + CHUNK)
-        total = np.zeros((RESAMPLES, len(tasks[part])))
-        weight = np.zeros_like(total)
-        for task, w in enumerate(weights):
-            number = w @ known[task][:, part]
-            there = drawn[:, [task]] * (number > 0)
-            total += there * (w @ filled[task][:, part]) / np.maximum(number, 1)
-            weight += there
-        # a resample without any task of a column tells nothing of it
-        resampled = np.sort(np.where(weight > 0, total / np.maximum(weight, 1), means[part]), axis=0)
-        for column, own in enumerate(resampled.T, start=first):
+        if complete[part].all():
+            resampled = stacked @ (share[:, None] * everything[:, part])
+        else:
+            total, weight = np.zeros((2, RESAMPLES, len(tasks[part])))
+            for task, w in enumerate(weights):
+                number = w @ known[task][:, part]
+                there = drawn[:, [task]] * (number > 0)
+                total += there * (w @ filled[task][:, part]) / np.maximum(number, 1)
+                weight += there
+            # a resample without any task of a column tells nothing of it
+            resampled = np.where(weight > 0, total / np.maximum(weight, 1), means[part])
+        for column, own in enumerate(np.sort(resampled, axis=0).T, start=first):
             if tasks[column] >= TASKS_NEEDED:
                 low[column], high[column] = _interval(own, means[column], int(tasks[column]), limits)
     return means, low, high, tasks
+
+
+def _resampling(seeds: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Draw tasks, and anew for each draw of a task its seeds, with replacement; always the same.
+
+    Args:
+        seeds: number of seeds of each task.
+
+    Returns:
+        how often each task is in each resample, (resamples, tasks), and how often each of its seeds is.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), RESAMPLES)
+    weights = [
+        rng.multinomial(drawn[:, task] * n, np.full(n, 1 / n)).astype(float) for task, n in enumerate(seeds)
+    ]
+    return drawn, weights
 
 
 def _interval(
