@@ -40,15 +40,6 @@ def test_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return intervals of the differences to the baseline that hold for another test set of the same size as well.
 
-    With h the half-width of the interval for seeds alone, N test samples, d_e the difference on sample e averaged over the
-    common seeds, and z the normal quantile of the same simultaneous level, the half-width is
-
-        sqrt(h^2 + z^2 var(d_e) / N).
-
-    Test samples and seeds are crossed: every seed is tested on all samples. What a seed and a sample have to do with each
-    other is in both terms, so that the sum is rather too large. Of samples that are right or wrong the variance is at
-    least that of a single one which the two activations disagree on in all seeds.
-
     An activation is absent where a common seed has no scores of single samples, diverged, or is tested on a fold of
     its own.
 
@@ -56,15 +47,12 @@ def test_intervals(
         cells: those of one task that ended ``ok``.
         compared: each activation with the baseline; one family.
     """
-    from scipy.special import ndtri
-
     if metric not in MEANS or (FOLDS in cells and cells[FOLDS].notna().any()):
         return {}
     groups = {str(label): group for label, group in cells.groupby("activation_label")}
     family = sum(c.n > 0 for c in compared.values())
     if baseline not in groups or not family:
         return {}
-    z = float(ndtri(1 - ALPHA / (2 * family)))
     reference = _by_seed(groups[baseline], metric)
     intervals = {}
     for label, group in groups.items():
@@ -76,11 +64,35 @@ def test_intervals(
         if len(seeds) < of_seeds.n or len({len(part[s][0]) for part in (own, reference) for s in seeds}) > 1:
             continue
         difference = np.mean([own[s][0] - reference[s][0] for s in seeds], axis=0, dtype=float)
-        count, change = len(difference), own[seeds[0]][1]
-        variance = max(difference.var(ddof=1), change**2 / count) / count if count > 1 else math.nan
-        half = math.hypot((of_seeds.high - of_seeds.low) / 2, z * math.sqrt(variance))
-        intervals[label] = (of_seeds.delta - half, of_seeds.delta + half)
+        intervals[label] = widened(of_seeds, difference, own[seeds[0]][1], family)
     return intervals
+
+
+def widened(of_seeds: Comparison, difference: np.ndarray, change: float, family: int) -> tuple[float, float]:
+    """Widen the interval of a difference, which is for seeds alone, by the choice of test samples.
+
+    With h its half-width, N test samples, d_e the difference on sample e averaged over the common seeds, and z the normal
+    quantile of the same simultaneous level, the half-width becomes
+
+        sqrt(h^2 + z^2 var(d_e) / N).
+
+    Seeds and samples are crossed: every seed is tested on all samples. What a seed and a sample have to do with each
+    other is in both terms, so that the sum is rather too large. The variance is at least that of a single sample that the
+    two activations disagree on in all seeds.
+
+    Args:
+        difference: (N,) d_e.
+        change: the least that one sample can change it by; 0 if there is no such step.
+        family: number of comparisons whose intervals hold together.
+    """
+    from scipy.special import ndtri
+
+    count = len(difference)
+    variance = max(difference.var(ddof=1), change**2 / count) / count if count > 1 else math.nan
+    half = math.hypot(
+        (of_seeds.high - of_seeds.low) / 2, float(ndtri(1 - ALPHA / (2 * family))) * math.sqrt(variance)
+    )
+    return of_seeds.delta - half, of_seeds.delta + half
 
 
 def _by_seed(cells: pd.DataFrame, metric: str) -> dict[int, tuple[np.ndarray, float]]:
@@ -105,12 +117,15 @@ def sentence(rows: pd.DataFrame) -> str:
     known = decided.dropna(subset=["test_low"])
     if known.empty:
         return ""
-    doubtful = [row for row in known.itertuples() if not _holds(row.verdict, row.test_low, row.test_high, row.margin)]
+    doubtful = [
+        row for row in known.itertuples() if not _holds(row.verdict, row.test_low, row.test_high, row.margin)
+    ]
     if not doubtful:
         count = len(known)
         return f"For another test set of the same size {'this verdict' if count == 1 else f'these {count} verdicts'} would hold as well (95 %)."
     told = ", ".join(
-        f"{markdown(row.activation)} {row.verdict} ({row.test_low:+.4g} to {row.test_high:+.4g})" for row in doubtful
+        f"{markdown(row.activation)} {row.verdict} ({row.test_low:+.4g} to {row.test_high:+.4g})"
+        for row in doubtful
     )
     return f"For another test set of the same size these verdicts may not hold, with the differences to expect: {told}."
 

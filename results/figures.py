@@ -62,7 +62,11 @@ def draw_over_tasks(over: OverTasks) -> dict[str, bytes]:
     colors = dict(zip(names, COLORS, strict=False)) | {over.baseline: "black"}
     with rc_context(STYLE):
         figures = figures_over_tasks.draw(over, colors)
-        return {file: content for name, figure in figures.items() for file, content in _rendered(figure, name).items()}
+        return {
+            file: content
+            for name, figure in figures.items()
+            for file, content in _rendered(figure, name).items()
+        }
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

@@ -43,7 +43,9 @@ def mean_ranks(over: OverTasks, colors: Mapping[str, str]) -> Figure:
     ax = figure.subplots()
     for y, row in enumerate(rows.itertuples()):
         color = colors.get(row.activation, GRAY)
-        ax.plot([row.rank_low, row.rank_high], [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round")
+        ax.plot(
+            [row.rank_low, row.rank_high], [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round"
+        )
         ax.plot([row.mean_rank_low, row.mean_rank_high], [y, y], "-", lw=1.1, color=color)
         ax.plot([row.mean_rank], [y], "|", ms=11, mew=2.2, color=color)
     labels = [
@@ -76,7 +78,15 @@ def performance_profile(over: OverTasks, colors: Mapping[str, str]) -> Figure:
         x = np.sort(gaps.loc[name].to_numpy(float))
         x = np.clip(x[np.isfinite(x)], 0, None)
         shares = np.arange(len(x) + 1) / len(gaps.columns)
-        ax.step([0, *x, end], [*shares, shares[-1]], where="post", color=color, ls=dash, lw=1.4, label=figure_text(name))
+        ax.step(
+            [0, *x, end],
+            [*shares, shares[-1]],
+            where="post",
+            color=color,
+            ls=dash,
+            lw=1.4,
+            label=figure_text(name),
+        )
     ax.axvline(1, lw=0.8, ls=":", color="black", zorder=0)
     ax.set_xscale("symlog", linthresh=1)
     ax.set(xlim=(0, end), ylim=(-0.02, 1.02))

@@ -7,6 +7,7 @@ worse than every score of its block. docs/protocol.md describes the method.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -65,26 +66,27 @@ def compare_tasks(records: pd.DataFrame, table: pd.DataFrame) -> OverTasks | Non
     tasks = [task for task in tasks if task.present.any()]
     if len(tasks) < 2 or len(names) < 2:
         return None
-    ranks = _Ranks.of(tasks, names)
-    order = [ranks.rows[i] for i in np.argsort(ranks.means, kind="stable")]
-    order += [i for i in range(len(names)) if i not in ranks.rows]
-    pairs = _pairs(tasks, ranks, names, order)
-    gaps = pd.DataFrame(
-        {task.name: task.gaps[ranks.rows] for task in ranks.tasks if task.margin > 0},
-        index=[names[i] for i in ranks.rows],
-    )
+    common = _Common.of(tasks)
+    ranked = [names[i] for i in common.rows]
+    ranks = Ranks.of(common.blocks, ranked)
+    by_rank = [ranked[i] for i in np.argsort(ranks.means, kind="stable")]
+    order = by_rank + [name for name in names if name not in ranked]
     baselines = table["baseline"].dropna()
     baseline = str(baselines.mode()[0]) if len(baselines) else ""
+    gaps = pd.DataFrame(
+        {task.name: task.gaps[common.rows] for task in common.tasks if task.margin > 0}, index=ranked
+    )
+    pairs = _pairs(tasks, ranks, names, order)
     return OverTasks(
         baseline=baseline,
-        tasks=[task.name for task in ranks.tasks],
-        blocks=[scores.shape[1] for scores in ranks.blocks],
-        activations=_activations(table, tasks, ranks, pairs, gaps, names, order, baseline),
+        tasks=[task.name for task in common.tasks],
+        blocks=[scores.shape[1] for scores in common.blocks],
+        activations=_activations(table, ranks, pairs, gaps, order, baseline),
         pairs=pairs,
-        without=pd.DataFrame(ranks.without, *2 * [[names[i] for i in ranks.rows]]),
+        without=pd.DataFrame(ranks.without, index=ranked, columns=ranked),
         p_equal=ranks.p_equal,
         gaps=gaps,
-        notes=list(_notes(tasks, ranks, gaps, names)),
+        notes=list(_notes(tasks, common, gaps, names)),
     )
 
 
@@ -135,12 +137,39 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Ranks:
-    """Mean ranks of the activations ``rows`` over complete blocks of ``tasks``; intervals are nan below 5 tasks."""
+class _Common:
+    """The activations ``rows`` that have all of ``tasks``, and the scores (activations, seeds) of complete blocks there."""
 
     rows: list[int]
     tasks: list[_Task]
     blocks: list[np.ndarray]
+
+    @classmethod
+    def of(cls, tasks: Sequence[_Task]) -> "_Common":
+        rows, columns = _complete(np.array([task.present for task in tasks]).T)
+        scores = [(tasks[t], tasks[t].scores[rows]) for t in columns]
+        blocks = [(task, block[:, ~np.isnan(block).any(0)]) for task, block in scores]
+        blocks = [(task, block) for task, block in blocks if block.shape[1]]
+        if len(rows) < 2 or len(blocks) < 2:
+            return cls([], [], [])
+        return cls(rows, [task for task, _ in blocks], [block for _, block in blocks])
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of activations over tasks.
+
+    Attributes:
+        names: the activations.
+        means: mean rank of each; 1 is best.
+        low, high: their 95 % intervals; nan below 5 tasks.
+        sets: lowest and highest rank that each may have, all together with 95 %; empty below 5 tasks.
+        compared: the mean ranks of each pair; empty below 5 tasks.
+        p_equal: probability of mean ranks as far apart as these if all activations were alike; nan below 5 tasks.
+        without: mean rank of the column's activation without the row's; nan on the diagonal.
+    """
+
+    names: list[str]
     means: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -150,28 +179,24 @@ class _Ranks:
     without: np.ndarray
 
     @classmethod
-    def of(cls, tasks: Sequence[_Task], names: Sequence[str]) -> "_Ranks":
-        rows, columns = _complete(np.array([task.present for task in tasks]).T)
-        blocks = [(task, task.scores[rows]) for task in (tasks[t] for t in columns)]
-        blocks = [(task, scores[:, ~np.isnan(scores).any(0)]) for task, scores in blocks]
-        blocks = [(task, scores) for task, scores in blocks if scores.shape[1]]
-        if len(rows) < 2 or len(blocks) < 2:
+    def of(cls, blocks: Sequence[np.ndarray], names: Sequence[str]) -> "Ranks":
+        """Rank ``names`` by scores (activations, seeds) of each task: larger is better, -inf where training diverged."""
+        if not blocks:
             nothing = np.empty(0)
-            return cls([], [], [], nothing, nothing, nothing, {}, {}, math.nan, np.empty((0, 0)))
-        wins = [_wins(scores) for _, scores in blocks]
+            return cls([], nothing, nothing, nothing, {}, {}, math.nan, np.empty((0, 0)))
+        wins = [_wins(scores) for scores in blocks]
         # the rank in a block is 1 plus the number of activations that win there, ties counted half
-        means, low, high, _ = _over_tasks([1 + w.sum(1) for w in wins], (1, len(rows)))
-        by_task = np.array([1 + w.sum(1).mean(0) for w in wins])
+        means, low, high, _ = over_tasks([1 + w.sum(1) for w in wins], (1, len(names)))
         without = means - np.mean([w.mean(0) for w in wins], axis=0)
         np.fill_diagonal(without, math.nan)
-        chosen, scores = zip(*blocks, strict=True)
         sets, compared, p_equal = {}, {}, math.nan
-        if len(chosen) >= TASKS_NEEDED:
+        if len(blocks) >= TASKS_NEEDED:
+            by_task = np.array([1 + w.sum(1).mean(0) for w in wins])
             # tasks stand where seeds stand in the comparisons of one task
-            entries = {names[i]: dict(enumerate(map(float, by_task[:, k]))) for k, i in enumerate(rows)}
+            entries = {name: dict(enumerate(map(float, by_task[:, i]))) for i, name in enumerate(names)}
             judged = Comparisons(entries, higher_is_better=False)
             sets, compared, p_equal = judged.rank_sets(), judged.all_pairs(), _p_equal(by_task)
-        return cls(rows, list(chosen), list(scores), means, low, high, sets, compared, p_equal, without)
+        return cls(list(names), means, low, high, sets, compared, p_equal, without)
 
 
 def _complete(present: np.ndarray) -> tuple[list[int], list[int]]:
@@ -190,14 +215,17 @@ def _complete(present: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def _wins(scores: np.ndarray) -> np.ndarray:
-    """Return (seeds, i, j): 1 where i is better than j, 1/2 where they are equal; nan where one is missing; 0 on the diagonal."""
-    a, b = scores.T[:, :, None], scores.T[:, None, :]
-    wins = np.where(np.isnan(a) | np.isnan(b), math.nan, (a > b) + 0.5 * (a == b))
-    wins[:, *np.diag_indices(len(scores))] = 0
-    return wins
+    """Return (seeds, i, j): 1 where i is better than j, 1/2 where they are equal; 0 on the diagonal."""
+    wins = _better(scores.T[:, :, None], scores.T[:, None, :])
+    return wins * (1 - np.eye(len(scores)))
 
 
-def _over_tasks(
+def _better(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return 1 where a is better than b, 1/2 where they are equal, nan where one of them is missing."""
+    return np.where(np.isnan(a) | np.isnan(b), math.nan, (a > b) + 0.5 * (a == b))
+
+
+def over_tasks(
     values: Sequence[np.ndarray], limits: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Average values over the seeds of a task, then over tasks, with 95 % intervals for other tasks and other seeds.
@@ -219,14 +247,16 @@ def _over_tasks(
     has = counts > 0
     tasks = has.sum(0)
     with np.errstate(invalid="ignore"):
-        means = np.where(has, np.array([v.sum(0) for v in filled]) / np.maximum(counts, 1), 0.0).sum(0) / tasks
+        means = (
+            np.where(has, np.array([v.sum(0) for v in filled]) / np.maximum(counts, 1), 0.0).sum(0) / tasks
+        )
     low, high = np.full((2, len(tasks)), math.nan)
     if len(values) < TASKS_NEEDED:
         return means, low, high, tasks
     drawn, weights = _resampling([len(v) for v in values])
     stacked, everything = np.hstack(weights), np.vstack(filled)
     share = np.repeat([1 / (len(values) * len(v)) for v in values], [len(v) for v in values])
-    complete = np.vstack(known).all(0)
+    complete = np.vstack(known).all(axis=0)
     for first in range(0, len(tasks), CHUNK):
         part = slice(first, first + CHUNK)
         if complete[part].all():
@@ -293,37 +323,33 @@ def _p_equal(ranks: np.ndarray) -> float:
     return float((1 + (spread >= observed * (1 - TOLERANCE)).sum()) / (1 + RESAMPLES))
 
 
-def _pairs(tasks: Sequence[_Task], ranks: _Ranks, names: Sequence[str], order: Sequence[int]) -> pd.DataFrame:
-    """Return a row per pair, each on the tasks and seeds that both have."""
-    first, second = np.triu_indices(len(order), 1)
-    a, b = np.array(order)[first], np.array(order)[second]
-    wins = [
-        np.where(np.isnan(x) | np.isnan(y), math.nan, (x > y) + 0.5 * (x == y)).T
-        for x, y in ((task.scores[a], task.scores[b]) for task in tasks)
-    ]
-    shares, low, high, count = _over_tasks(wins, (0, 1))
-    known = [~np.isnan(w) for w in wins]
-    place = {index: i for i, index in enumerate(ranks.rows)}
+def _pairs(tasks: Sequence[_Task], ranks: Ranks, names: Sequence[str], order: Sequence[str]) -> pd.DataFrame:
+    """Return a row per pair; shares and verdicts are on the tasks and seeds that both have."""
+    pairs = list(combinations(order, 2))
+    a, b = np.array([[names.index(name) for name in pair] for pair in pairs]).T
+    better = [_better(task.scores[a], task.scores[b]).T for task in tasks]
+    shares, low, high, counts = over_tasks(better, (0, 1))
+    place = {name: i for i, name in enumerate(ranks.names)}
     rows = []
-    for pair, (i, j) in enumerate(zip(a, b, strict=True)):
-        common = [t for t in range(len(tasks)) if known[t][:, pair].any()]
-        verdicts = [tasks[t].verdicts.get((names[i], names[j]), "undecided") for t in common]
+    for pair, (name, other) in enumerate(pairs):
+        common = [task for task, b in zip(tasks, better, strict=True) if not np.isnan(b[:, pair]).all()]
+        verdicts = [task.verdicts.get((name, other), "undecided") for task in common]
         turned: list[str] = []
-        if i in place and j in place:
-            apart = ranks.means[place[j]] - ranks.means[place[i]]
-            others = ranks.without[:, place[j]] - ranks.without[:, place[i]]
-            reversed_by = (others < -TOLERANCE) & (apart > TOLERANCE)
-            turned = [names[ranks.rows[k]] for k in np.flatnonzero(reversed_by)]
+        if name in place and other in place:
+            i, j = place[name], place[other]
+            if ranks.means[j] - ranks.means[i] > TOLERANCE:
+                behind = ranks.without[:, j] - ranks.without[:, i] < -TOLERANCE
+                turned = [ranks.names[k] for k in np.flatnonzero(behind)]
         rows.append(
             {
-                "activation": names[i],
-                "other": names[j],
-                "tasks": len(common),
+                "activation": name,
+                "other": other,
+                "tasks": counts[pair],
                 **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
                 "p_improvement": shares[pair],
                 "p_improvement_low": low[pair],
                 "p_improvement_high": high[pair],
-                **_rank_difference(ranks.compared, names[i], names[j]),
+                **_rank_difference(ranks.compared, name, other),
                 "reversed_without": "; ".join(turned),
             }
         )
@@ -349,33 +375,29 @@ def _rank_difference(
 
 def _activations(
     table: pd.DataFrame,
-    tasks: Sequence[_Task],
-    ranks: _Ranks,
+    ranks: Ranks,
     pairs: pd.DataFrame,
     gaps: pd.DataFrame,
-    names: Sequence[str],
-    order: Sequence[int],
+    order: Sequence[str],
     baseline: str,
 ) -> pd.DataFrame:
     """Return a row per activation, in this order."""
-    place = {index: i for i, index in enumerate(ranks.rows)}
+    place = {name: i for i, name in enumerate(ranks.names)}
     improvement = _improvements(pairs, baseline)
     rows = []
-    for index in order:
-        name, at = names[index], place.get(index)
+    for name in order:
         own = table[table["activation"] == name]
-        mean = low = high = first = last = within = math.nan
-        if at is not None:
-            mean, low, high = ranks.means[at], ranks.low[at], ranks.high[at]
-            first, last = ranks.sets.get(name, (math.nan, math.nan))
+        mean = low = high = within = math.nan
+        if name in place:
+            mean, low, high = (part[place[name]] for part in (ranks.means, ranks.low, ranks.high))
             if len(gaps.columns) >= TASKS_NEEDED:
                 within = float((gaps.loc[name] <= 1).mean())
+        first, last = ranks.sets.get(name, (math.nan, math.nan))
         touching = pairs["reversed_without"][(pairs["activation"] == name) | (pairs["other"] == name)]
-        reversed_without = sorted({b for text in touching for b in text.split("; ") if b})
         rows.append(
             {
                 "activation": name,
-                "tasks": int(sum(task.present[index] for task in tasks)),
+                "tasks": int(((own["n"] > 0) | (own["diverged"] > 0)).sum()),
                 "mean_rank": mean,
                 "mean_rank_low": low,
                 "mean_rank_high": high,
@@ -385,7 +407,9 @@ def _activations(
                 **{verdict: int((own["verdict"] == verdict).sum()) for verdict in VERDICTS},
                 "diverged": int(own["diverged"].sum()),
                 "within_margin": within,
-                "reversed_without": "; ".join(reversed_without),
+                "reversed_without": "; ".join(
+                    sorted({b for text in touching for b in text.split("; ") if b})
+                ),
             }
         )
     return pd.DataFrame(rows)
@@ -407,28 +431,28 @@ def _improvements(pairs: pd.DataFrame, baseline: str) -> dict[str, dict[str, flo
 
 
 def _notes(
-    tasks: Sequence[_Task], ranks: _Ranks, gaps: pd.DataFrame, names: Sequence[str]
+    tasks: Sequence[_Task], common: _Common, gaps: pd.DataFrame, names: Sequence[str]
 ) -> Iterator[str]:
-    if not ranks.rows:
+    if not common.rows:
         yield "No two activations share two tasks: nothing is ranked over tasks."
         return
     for index, name in enumerate(names):
-        if index not in ranks.rows:
+        if index not in common.rows:
             lacking = ", ".join(task.name for task in tasks if not task.present[index])
-            yield f"{name} is not ranked: it has no score on {lacking}. Pairs compare it on the tasks that it has."
+            yield f"{name} is not ranked, as it has not finished a seed of {lacking}; pairs compare it on the tasks that it has."
     for task in tasks:
-        if task not in ranks.tasks:
-            lacking = ", ".join(names[i] for i in ranks.rows if not task.present[i]) or "every seed"
-            yield f"{task.name} does not count in the ranks: {lacking} lacking."
-    counted = zip(ranks.tasks, ranks.blocks, strict=True)
+        if task not in common.tasks:
+            lacking = ", ".join(names[i] for i in common.rows if not task.present[i])
+            yield f"{task.name} does not count in the ranks: {f'not finished by {lacking}' if lacking else 'no common seed'}."
+    counted = zip(common.tasks, common.blocks, strict=True)
     if few := [f"{task.name} {b.shape[1]} of {task.seeds}" for task, b in counted if b.shape[1] < task.seeds]:
         yield f"Ranks use the seeds that all ranked activations have finished: {', '.join(few)}."
-    if len(ranks.tasks) < TASKS_NEEDED:
+    if len(common.tasks) < TASKS_NEEDED:
         yield (
             f"Intervals over tasks, rank sets and a performance profile need {TASKS_NEEDED} tasks; "
-            f"there are {len(ranks.tasks)}."
+            f"there are {len(common.tasks)}."
         )
-    elif no_margin := [task.name for task in ranks.tasks if task.name not in gaps]:
+    elif no_margin := [task.name for task in common.tasks if task.name not in gaps]:
         yield f"Not in the performance profile, as no margin is known: {', '.join(no_margin)}."
 
 
@@ -480,7 +504,11 @@ def to_markdown(over: OverTasks) -> str:
     lines += [f"- {markdown(note)}" for note in over.notes]
     names = list(over.activations["activation"])
     if len(names) <= MOST_IN_MATRIX:
-        lines += ["", "Tasks on which the row is better / equal / worse than the column, by the verdicts of all pairs of a task:", ""]
+        lines += [
+            "",
+            "Tasks on which the row is better / equal / worse than the column, by the verdicts of all pairs of a task:",
+            "",
+        ]
         lines += ["| | " + " | ".join(map(markdown, names)) + " |", "|---" * (len(names) + 1) + "|"]
         counts = win_counts(over)
         for name in names:

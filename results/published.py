@@ -89,9 +89,14 @@ def _compared(
     ours = estimate(list(scores.values()))
     baseline = of_task[of_task["activation"] == row["baseline"]]
     compared = {
-        **{name: row[name] for name in ("paper", "table", "model", "metric", "value", "sd", "baseline", "baseline_value")},
+        **{
+            name: row[name]
+            for name in ("paper", "table", "model", "metric", "value", "sd", "baseline", "baseline_value")
+        },
         **{name: row[name] for name in ("source", "tier")},
-        "difference": row["difference"] if not math.isnan(row["difference"]) else row["value"] - row["baseline_value"],
+        "difference": row["difference"]
+        if not math.isnan(row["difference"])
+        else row["value"] - row["baseline_value"],
         "n": ours.n,
         "ours": ours.mean,
         "protocol": f"theirs: {row['protocol'] or 'not recorded here'}; ours: {recipe}",
@@ -106,13 +111,17 @@ def _compared(
     if not itself:
         if baseline["activation_label"].nunique() != 1:
             many = baseline["activation_label"].nunique()
-            return compared | {"why": f"the study has {many or 'no cells'} of {row['baseline']}, the paper's baseline"}
+            return compared | {
+                "why": f"the study has {many or 'no cells'} of {row['baseline']}, the paper's baseline"
+            }
         reference = seed_scores(baseline, bool(facts["higher_is_better"]))
         ours = estimate([scores[seed] - reference[seed] for seed in scores if seed in reference])
         compared |= {"n": ours.n, "ours_difference": ours.mean}
     if math.isnan(ours.low):
         return compared | {"why": "fewer than two seeds, or no spread over them"}
-    error = 0.0 if math.isnan(row["sd"]) else row["sd"] / math.sqrt(1 if math.isnan(row["runs"]) else row["runs"])
+    error = (
+        0.0 if math.isnan(row["sd"]) else row["sd"] / math.sqrt(1 if math.isnan(row["runs"]) else row["runs"])
+    )
     error *= 1 if itself else math.sqrt(2)  # the baseline's is not in the row, and taken to be alike
     low, high = _interval(ours.mean - theirs, ours.n, ours.std, error, ALPHA)
     inner = _interval(ours.mean - theirs, ours.n, ours.std, error, 2 * ALPHA)
@@ -122,7 +131,10 @@ def _compared(
     if -margin < inner[0] and inner[1] < margin:
         return compared | {"verdict": "agrees", "why": f"{what} within {margin:.4g}"}
     if low > 0 or high < 0:
-        return compared | {"verdict": "above" if low > 0 else "below", "why": f"{what} by {low:+.3g} to {high:+.3g}"}
+        return compared | {
+            "verdict": "above" if low > 0 else "below",
+            "why": f"{what} by {low:+.3g} to {high:+.3g}",
+        }
     return compared | {"why": f"{ours.n} seeds do not decide: {what} by {low:+.3g} to {high:+.3g}"}
 
 
@@ -141,7 +153,9 @@ def _mismatch(facts: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         return f"other network: {row['model']}, ours {network}"
     if metric != facts["primary_metric"]:
         return f"other metric: {row['metric']}, ours {facts['primary_metric']}"
-    limits = [f"{name.partition('.')[2]}={facts[name]:g}" for name in SUBSETS if not is_missing(facts.get(name))]
+    limits = [
+        f"{name.partition('.')[2]}={facts[name]:g}" for name in SUBSETS if not is_missing(facts.get(name))
+    ]
     return f"part of the data: {', '.join(limits)}" if limits else ""
 
 
@@ -163,8 +177,13 @@ def _plain(name: str) -> str:
 
 
 def _recipe(facts: Mapping[str, Any], diverged: int) -> str:
-    values = {name: facts.get(name) for name in ("epochs", "task.recipe.optimizer", "task.recipe.lr", "task.recipe.batch_size")}
-    epochs, optimizer, lr, batch_size = ("unknown" if is_missing(v) else f"{v:g}" if isinstance(v, float) else str(v) for v in values.values())
+    values = {
+        name: facts.get(name)
+        for name in ("epochs", "task.recipe.optimizer", "task.recipe.lr", "task.recipe.batch_size")
+    }
+    epochs, optimizer, lr, batch_size = (
+        "unknown" if is_missing(v) else f"{v:g}" if isinstance(v, float) else str(v) for v in values.values()
+    )
     return f"{epochs} epochs, {optimizer} lr {lr}, batch {batch_size}, last weights" + (
         f", {diverged} diverged" if diverged else ""
     )
@@ -184,8 +203,14 @@ def to_markdown(card: pd.DataFrame) -> str:
     ]
     comparable = card[card["verdict"] != "not comparable"]
     if len(comparable):
-        lines += ["| task | activation | source | tier | published | ours | n | verdict | protocol |", "|---|---|---|---|---|---|---:|---|---|"]
-        lines += ["| " + " | ".join(map(markdown, cells)) + " |" for cells in map(_cells, comparable.to_dict("records"))]
+        lines += [
+            "| task | activation | source | tier | published | ours | n | verdict | protocol |",
+            "|---|---|---|---|---|---|---:|---|---|",
+        ]
+        lines += [
+            "| " + " | ".join(map(markdown, cells)) + " |"
+            for cells in map(_cells, comparable.to_dict("records"))
+        ]
         lines.append("")
     lines += _not_comparable(card[card["verdict"] == "not comparable"])
     return "\n".join(lines) + "\n"
@@ -194,8 +219,15 @@ def to_markdown(card: pd.DataFrame) -> str:
 def _cells(row: Mapping[str, Any]) -> Iterator[object]:
     by_difference = not is_missing(row["ours_difference"])
     value = row["difference"] if by_difference else row["value"]
-    yield from (row["task"], row["activation"], f"{row['paper']} {row['table']}".strip() or row["source"], row["tier"])
-    yield f"{row['metric']} {value:{'+' if by_difference else ''}.4g}" + (f" to {row['baseline']}" if by_difference else "")
+    yield from (
+        row["task"],
+        row["activation"],
+        f"{row['paper']} {row['table']}".strip() or row["source"],
+        row["tier"],
+    )
+    yield f"{row['metric']} {value:{'+' if by_difference else ''}.4g}" + (
+        f" to {row['baseline']}" if by_difference else ""
+    )
     yield f"{row['ours_low']:.4g} to {row['ours_high']:.4g}"
     yield from (row["n"], f"{row['verdict']} ({row['why']})", row["protocol"])
 
