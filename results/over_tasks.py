@@ -256,7 +256,7 @@ def over_tasks(
     drawn, weights = _resampling([len(v) for v in values])
     stacked, everything = np.hstack(weights), np.vstack(filled)
     share = np.repeat([1 / (len(values) * len(v)) for v in values], [len(v) for v in values])
-    complete = np.vstack(known).all(axis=0)
+    complete = np.all(np.vstack(known), axis=0)
     for first in range(0, len(tasks), CHUNK):
         part = slice(first, first + CHUNK)
         if complete[part].all():
@@ -370,6 +370,7 @@ def _rank_difference(
         "p_adjusted": found.p_adjusted,
         "p_sign_flip": found.p_sign_flip,
         "differs": found.verdict in ("better", "worse"),
+        "tasks_needed": found.seeds_needed,
     }
 
 
