@@ -22,8 +22,8 @@ def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.nda
     None if that is not recorded, cannot be read, or does not have the mean ``score``.
     """
     try:
-        with np.load(Path(folder) / EXAMPLES) as file:
-            values, count = file[metric], int(file["count"])
+        with (Path(folder) / EXAMPLES).open("rb") as file, np.load(file) as arrays:
+            values, count = arrays[metric], int(arrays["count"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
     change = 0.0

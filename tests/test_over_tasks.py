@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,13 +10,11 @@ import pytest
 from bencheval.evaluator import BenchmarkEvaluator
 from scipy import stats
 from simulate_verdicts import task_scores
-from test_results import make_study
 
 from results import over_tasks
 from results.figures_over_tasks import CAPTIONS, draw
 from results.leaderboard import leaderboard
 from results.over_tasks import OverTasks, Ranks, compare_tasks, to_markdown, win_counts
-from results.report import write_report
 
 NAMES = ("relu", "a", "b", "c")
 Scores = Mapping[str, Mapping[str, list[float | None]]]  # task, activation, seeds; None diverged
@@ -102,10 +99,10 @@ def test_two_that_take_turns_at_being_best_and_worst_are_not_told_apart(
     """Nemenyi's critical difference, in which all activations have one variance, does so in a third of such studies."""
     monkeypatch.setattr(over_tasks, "RESAMPLES", 50)
     rng, false = np.random.default_rng(0), 0
-    for _ in range(60):
-        ranks = Ranks.of(list(task_scores("opposites", 8, 8, 3, rng)), [str(i) for i in range(8)])
+    for _ in range(40):
+        ranks = Ranks.of(list(task_scores("opposites", 6, 8, 3, rng)), [str(i) for i in range(6)])
         false += ranks.compared["0", "1"].verdict != "undecided"
-    assert false <= 5
+    assert false <= 4
 
 
 def test_intervals_over_tasks_cover(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,13 +242,3 @@ def test_figures_show_any_name_and_every_activation() -> None:
     assert [re.split(r"  \d", label)[0] for label in labels] == [
         name.replace("$", r"\$") for name in over.activations["activation"]
     ]
-
-
-def test_a_report_over_tasks_is_written(tmp_path: Path) -> None:
-    for task, entries in random_scores(2, 2).items():
-        make_study(tmp_path / "s", entries, task=task, epochs=1)
-    path, _ = write_report(tmp_path / "s")
-    over, pairs = (pd.read_csv(path.parent / f"{name}.csv") for name in ("over_tasks", "pairs"))
-    assert (len(over), len(pairs)) == (4, 6)
-    assert "## Over tasks" in path.read_text()
-    assert (path.parent / "figures" / "win_matrix.svg").exists()
