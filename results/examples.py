@@ -35,7 +35,7 @@ def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.nda
     return values, change
 
 
-def test_intervals(
+def other_test_sets(
     cells: pd.DataFrame, baseline: str, metric: str, compared: Mapping[str, Comparison]
 ) -> dict[str, tuple[float, float]]:
     """Return intervals of the differences to the baseline that hold for another test set of the same size as well.

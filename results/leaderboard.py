@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from results.escape import markdown
-from results.examples import sentence, test_intervals
+from results.examples import other_test_sets, sentence
 from results.metrics import METRICS, UNKNOWN
 from results.schema import STATUSES
 from results.statistics import Comparisons, worst_possible
@@ -49,7 +49,7 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     if margin is None:
         margin = known.margin_at(means[baseline].mean) if baseline in means else 0.0
     compared = comparisons.against(baseline, margin)
-    other_test = test_intervals(ok, baseline, metric, compared)
+    other_test = other_test_sets(ok, baseline, metric, compared)
     rows = []
     for label in scores:
         cells = records[records["activation_label"] == label]

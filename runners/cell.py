@@ -23,6 +23,7 @@ from results.files import (
     CONFUSION,
     CURVES,
     DAMAGED,
+    EXAMPLES,
     GIVEN_UP,
     LOG,
     METRICS,
@@ -259,7 +260,7 @@ class Cell:
 
     def _set_aside(self) -> None:
         """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES):
+        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES, EXAMPLES):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)

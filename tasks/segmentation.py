@@ -149,7 +149,8 @@ class Segmentation(Task):
                 output = network(input).float()
                 if split == "test":
                     right = (_classes(output) == target).flatten(1).sum(1)
-                    accuracies.append(100 * right / (target != VOID).flatten(1).sum(1))  # nan: all of it is void
+                    # nan where all of an image is void
+                    accuracies.append(100 * right / (target != VOID).flatten(1).sum(1))
                 counts = self.counts(output, target)
                 total += counts
                 loss += self.loss(output, target).double() * counts.sum()
