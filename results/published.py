@@ -28,6 +28,7 @@ DATASETS = {
 }
 ERRORS = {"top1_error": "top1", "top5_error": "top5"}  # 100 less this metric
 SUBSETS = ("task.train_size", "task.test_size", "runner.limit_batches")
+UNKNOWN_FACT = "unknown"
 COLUMNS = [
     *("task", "activation", "paper", "table", "model", "metric", "value", "sd", "baseline", "baseline_value"),
     *("difference", "n", "ours", "ours_difference", "ours_low", "ours_high", "verdict", "why", "protocol"),
@@ -70,9 +71,10 @@ def reproduction(records: pd.DataFrame, published: pd.DataFrame | None = None) -
         mine = published[published["dataset"] == dataset]
         mine = mine[[str(facts["activation"]) in names.split() for names in mine["activation"]]]
         recipe = _recipe(facts, int(diverged.get((task, label), 0)))
+        scores = seed_scores(cells, bool(facts["higher_is_better"]))
         of_task = ok[ok["task_label"] == task]
         rows += [
-            {"task": str(task), "activation": str(label), **_compared(cells, row, of_task, recipe)}
+            _compared(facts, scores, row, of_task, recipe) | {"task": str(task), "activation": str(label)}
             for row in mine.to_dict("records")
         ]
     card = pd.DataFrame(rows, columns=COLUMNS)
@@ -80,23 +82,20 @@ def reproduction(records: pd.DataFrame, published: pd.DataFrame | None = None) -
 
 
 def _compared(
-    cells: pd.DataFrame, row: Mapping[str, Any], of_task: pd.DataFrame, recipe: str
+    facts: Mapping[str, Any],
+    scores: Mapping[int, float],
+    row: Mapping[str, Any],
+    of_task: pd.DataFrame,
+    recipe: str,
 ) -> dict[str, Any]:
-    facts = cells.iloc[0]
+    """Return what the card says of a published number ``row`` and the ``scores`` of ours."""
     known = METRICS.get(str(facts["primary_metric"]), UNKNOWN)
     sign = -1 if row["metric"] in ERRORS else 1
-    scores = seed_scores(cells, bool(facts["higher_is_better"]))
     ours = estimate(list(scores.values()))
-    baseline = of_task[of_task["activation"] == row["baseline"]]
+    printed = row["value"] - row["baseline_value"] if math.isnan(row["difference"]) else row["difference"]
     compared = {
-        **{
-            name: row[name]
-            for name in ("paper", "table", "model", "metric", "value", "sd", "baseline", "baseline_value")
-        },
-        **{name: row[name] for name in ("source", "tier")},
-        "difference": row["difference"]
-        if not math.isnan(row["difference"])
-        else row["value"] - row["baseline_value"],
+        **{name: row[name] for name in COLUMNS if name in row},
+        "difference": printed,
         "n": ours.n,
         "ours": ours.mean,
         "protocol": f"theirs: {row['protocol'] or 'not recorded here'}; ours: {recipe}",
@@ -105,10 +104,11 @@ def _compared(
     if why := _mismatch(facts, row):
         return compared | {"why": why}
     itself = row["baseline"] in ("", facts["activation"])
-    theirs = sign * (row["value"] if itself else compared["difference"])
+    theirs = sign * (row["value"] if itself else printed)
     if itself and row["metric"] in ERRORS:
         theirs += 100
     if not itself:
+        baseline = of_task[of_task["activation"] == row["baseline"]]
         if baseline["activation_label"].nunique() != 1:
             many = baseline["activation_label"].nunique()
             return compared | {
@@ -177,16 +177,17 @@ def _plain(name: str) -> str:
 
 
 def _recipe(facts: Mapping[str, Any], diverged: int) -> str:
-    values = {
-        name: facts.get(name)
-        for name in ("epochs", "task.recipe.optimizer", "task.recipe.lr", "task.recipe.batch_size")
-    }
-    epochs, optimizer, lr, batch_size = (
-        "unknown" if is_missing(v) else f"{v:g}" if isinstance(v, float) else str(v) for v in values.values()
-    )
-    return f"{epochs} epochs, {optimizer} lr {lr}, batch {batch_size}, last weights" + (
-        f", {diverged} diverged" if diverged else ""
-    )
+    """Return how ours was trained, in words; what is missing in the record is unknown."""
+
+    def fact(name: str) -> str:
+        value = facts.get(name)
+        return UNKNOWN_FACT if is_missing(value) else f"{value:g}" if isinstance(value, float) else str(value)
+
+    optimizer, lr, batch_size = (fact(f"task.recipe.{name}") for name in ("optimizer", "lr", "batch_size"))
+    recipe = f"{fact('epochs')} epochs, {optimizer} lr {lr}, batch {batch_size}, last weights"
+    if fact("network.weights") != UNKNOWN_FACT:
+        recipe += ", pretrained"
+    return recipe + (f", {diverged} diverged" if diverged else "")
 
 
 def to_markdown(card: pd.DataFrame) -> str:

@@ -126,8 +126,9 @@ def simulate_tasks(kind: str, activations: int, tasks: int, seeds: int, studies:
     """
     from scipy.stats import studentized_range
 
-    from results.over_tasks import Ranks, over_tasks
+    from results import over_tasks
 
+    over_tasks.RESAMPLES = 2000  # of each study; many studies need fewer
     rng = np.random.default_rng([activations, tasks, seeds, list(TASK_KINDS).index(kind)])
     many = task_scores(kind, activations, 20_000, 1, rng)[:, :, 0]
     truth = 1 + (many[:, :, None] < many[:, None, :]).sum(2).mean(0)
@@ -139,9 +140,9 @@ def simulate_tasks(kind: str, activations: int, tasks: int, seeds: int, studies:
     counts = dict.fromkeys(("false rank", "Nemenyi", "mean rank", "P(better)", "told apart"), 0.0)
     for _ in range(studies):
         scores = task_scores(kind, activations, tasks, seeds, rng)
-        ranks = Ranks.of(list(scores), names)
+        ranks = over_tasks.Ranks.of(list(scores), names)
         better = [(block[1:] > block[0]).T.astype(float) for block in scores]
-        _, low, high, _ = over_tasks(better, (0, 1))
+        _, low, high, _ = over_tasks.over_tasks(better, (0, 1))
         told_apart = np.zeros((activations, activations), dtype=bool)
         for (name, other), compared in ranks.compared.items():
             told_apart[int(name), int(other)] = compared.verdict in ("better", "worse")

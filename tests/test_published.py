@@ -79,7 +79,7 @@ def test_differences_to_the_baseline_are_compared_since_recipes_move_values() ->
     """Ours are 11 points below the paper's; the difference of 0.5 is what counts."""
     for gain, verdict in ((0.5, "agrees"), (0.2, "agrees"), (2.0, "above"), (-1.0, "below")):
         row = reproduction(study(gain), published()).iloc[0]
-        assert (row["verdict"], row["n"]) == (verdict, 5)
+        assert (row["task"], row["activation"], row["verdict"], row["n"]) == ("cifar10", "swish", verdict, 5)
         assert row["ours_difference"] == pytest.approx(gain)
     assert (
         reproduction(study(0.5, [2, -3, 0, 2, -1]), published())
@@ -165,9 +165,14 @@ def test_other_data_and_activations_have_no_rows() -> None:
 
 
 def test_the_card_prints_tier_source_and_protocols() -> None:
-    text = to_markdown(reproduction(study(0.5), published(protocol="3 seeds | best epoch")))
+    ours = study(0.5)
+    ours.loc[9, "status"] = "diverged"
+    text = to_markdown(reproduction(ours, published(protocol="3 seeds | best epoch")))
     assert "1234.56789 2 | verified" in text
-    assert r"theirs: 3 seeds \| best epoch; ours: 160 epochs, sgd lr 0.1, batch 128, last weights" in text
+    assert (
+        r"theirs: 3 seeds \| best epoch; ours: 160 epochs, sgd lr 0.1, batch 128, last weights, 1 diverged"
+        in text
+    )
 
 
 def test_the_committed_tables_are_whole() -> None:
