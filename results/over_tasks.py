@@ -21,7 +21,9 @@ RESAMPLES = 10_000
 MOST_IN_MATRIX = 12  # activations in the matrix of leaderboard.md
 CHUNK = 64  # columns of which all resamples are in memory at once
 TOLERANCE = 1e-9  # between sums of the same shares in another order
+MOST_REVERSALS = 5  # named in leaderboard.md
 VERDICTS = ("better", "equal", "undecided", "worse")
+IMPROVEMENT = ("p_improvement", "p_improvement_low", "p_improvement_high")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class OverTasks:
 
 
 def compare_tasks(records: pd.DataFrame, table: pd.DataFrame) -> OverTasks | None:
-    """Compare the activations of a study over its tasks; None with a single task or activation.
+    """Compare the activations of a study over its tasks; None where no two activations share two tasks.
 
     Args:
         records: cells with labels (``results.collect.add_labels``).
@@ -64,9 +66,9 @@ def compare_tasks(records: pd.DataFrame, table: pd.DataFrame) -> OverTasks | Non
         for task, rows in table.groupby("task", sort=True)
     ]
     tasks = [task for task in tasks if task.present.any()]
-    if len(tasks) < 2 or len(names) < 2:
-        return None
     common = _Common.of(tasks)
+    if not common.rows:
+        return None
     ranked = [names[i] for i in common.rows]
     ranks = Ranks.of(common.blocks, ranked)
     by_rank = [ranked[i] for i in np.argsort(ranks.means, kind="stable")]
@@ -146,7 +148,7 @@ class _Common:
 
     @classmethod
     def of(cls, tasks: Sequence[_Task]) -> "_Common":
-        rows, columns = _complete(np.array([task.present for task in tasks]).T)
+        rows, columns = _complete(np.array([task.present for task in tasks]).T) if tasks else ([], [])
         scores = [(tasks[t], tasks[t].scores[rows]) for t in columns]
         blocks = [(task, block[:, ~np.isnan(block).any(0)]) for task, block in scores]
         blocks = [(task, block) for task, block in blocks if block.shape[1]]
@@ -180,10 +182,13 @@ class Ranks:
 
     @classmethod
     def of(cls, blocks: Sequence[np.ndarray], names: Sequence[str]) -> "Ranks":
-        """Rank ``names`` by scores (activations, seeds) of each task: larger is better, -inf where training diverged."""
-        if not blocks:
-            nothing = np.empty(0)
-            return cls([], nothing, nothing, nothing, {}, {}, math.nan, np.empty((0, 0)))
+        """Rank ``names`` by scores (activations, seeds) of each task: larger is better, -inf where training diverged.
+
+        Examples:
+            >>> scores = np.array([[90.0, 91.0], [89.0, 88.0], [80.0, 93.0]])
+            >>> Ranks.of([scores, scores], ["relu", "tanh", "gelu"]).means.tolist()
+            [1.5, 2.5, 2.0]
+        """
         wins = [_wins(scores) for scores in blocks]
         # the rank in a block is 1 plus the number of activations that win there, ties counted half
         means, low, high, _ = over_tasks([1 + w.sum(1) for w in wins], (1, len(names)))
@@ -326,8 +331,8 @@ def _p_equal(ranks: np.ndarray) -> float:
 def _pairs(tasks: Sequence[_Task], ranks: Ranks, names: Sequence[str], order: Sequence[str]) -> pd.DataFrame:
     """Return a row per pair; shares and verdicts are on the tasks and seeds that both have."""
     pairs = list(combinations(order, 2))
-    a, b = np.array([[names.index(name) for name in pair] for pair in pairs]).T
-    better = [_better(task.scores[a], task.scores[b]).T for task in tasks]
+    first, second = np.array([[names.index(name) for name in pair] for pair in pairs]).T
+    better = [_better(task.scores[first], task.scores[second]).T for task in tasks]
     shares, low, high, counts = over_tasks(better, (0, 1))
     place = {name: i for i, name in enumerate(ranks.names)}
     rows = []
@@ -404,7 +409,7 @@ def _activations(
                 "mean_rank_high": high,
                 "rank_low": first,
                 "rank_high": last,
-                **improvement.get(name, dict.fromkeys(("p_improvement", *P_ENDS), math.nan)),
+                **improvement.get(name, dict.fromkeys(IMPROVEMENT, math.nan)),
                 **{verdict: int((own["verdict"] == verdict).sum()) for verdict in VERDICTS},
                 "diverged": int(own["diverged"].sum()),
                 "within_margin": within,
@@ -416,9 +421,6 @@ def _activations(
     return pd.DataFrame(rows)
 
 
-P_ENDS = ("p_improvement_low", "p_improvement_high")
-
-
 def _improvements(pairs: pd.DataFrame, baseline: str) -> dict[str, dict[str, float]]:
     """Return, for each activation, the probability of a better score than the baseline's, with its interval."""
     found = {}
@@ -427,16 +429,13 @@ def _improvements(pairs: pd.DataFrame, baseline: str) -> dict[str, dict[str, flo
         if row.activation == baseline:
             share, low, high = 1 - share, 1 - high, 1 - low
         name = row.other if row.activation == baseline else row.activation
-        found[name] = dict(zip(("p_improvement", *P_ENDS), (share, low, high), strict=True))
+        found[name] = dict(zip(IMPROVEMENT, (share, low, high), strict=True))
     return found
 
 
 def _notes(
     tasks: Sequence[_Task], common: _Common, gaps: pd.DataFrame, names: Sequence[str]
 ) -> Iterator[str]:
-    if not common.rows:
-        yield "No two activations share two tasks: nothing is ranked over tasks."
-        return
     for index, name in enumerate(names):
         if index not in common.rows:
             lacking = ", ".join(task.name for task in tasks if not task.present[index])
@@ -461,15 +460,14 @@ def to_markdown(over: OverTasks) -> str:
     """Return the section of leaderboard.md."""
     baseline = markdown(over.baseline or "the baseline")
     lines = ["## Over tasks", ""]
-    if over.tasks:
-        seeds = sorted({*over.blocks})
-        each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        lines += [
-            f"Mean ranks over {len(over.tasks)} tasks with {each} seeds each ({', '.join(map(markdown, over.tasks))}); "
-            "1 is best, a diverged seed is last, and every task has the same weight. Intervals (95 %) are for other tasks of the "
-            "same kind and other seeds. P(better) is the probability of a better score than the baseline's on a random task and seed.",
-            "",
-        ]
+    seeds = sorted({*over.blocks})
+    each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    lines += [
+        f"Mean ranks over {len(over.tasks)} tasks with {each} seeds each ({', '.join(map(markdown, over.tasks))}); "
+        "1 is best, a diverged seed is last, and every task has the same weight. Intervals (95 %) are for other tasks of the "
+        "same kind and other seeds. P(better) is the probability of a better score than the baseline's on a random task and seed.",
+        "",
+    ]
     lines += [
         f"| rank | activation | mean rank | P(better than {baseline}) | better / equal / undecided / worse | diverged "
         "| within the margin of the best |",
@@ -500,8 +498,10 @@ def to_markdown(over: OverTasks) -> str:
     lines += [
         f"- The order of {markdown(row.activation)} and {markdown(row.other)} is reversed without "
         f"{markdown(' or '.join(row.reversed_without.split('; ')))}."
-        for row in turned.itertuples()
+        for row in turned.head(MOST_REVERSALS).itertuples()
     ]
+    if len(turned) > MOST_REVERSALS:
+        lines.append(f"- So are {len(turned) - MOST_REVERSALS} more pairs, named in pairs.csv.")
     lines += [f"- {markdown(note)}" for note in over.notes]
     names = list(over.activations["activation"])
     if len(names) <= MOST_IN_MATRIX:

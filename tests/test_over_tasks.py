@@ -1,8 +1,10 @@
 """Ranks, shares and verdicts over tasks: against bencheval and scipy, and where truth is known."""
 
+import doctest
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,13 @@ import pytest
 from bencheval.evaluator import BenchmarkEvaluator
 from scipy import stats
 from simulate_verdicts import task_scores
+from test_results import make_study
 
 from results import over_tasks
 from results.figures_over_tasks import CAPTIONS, draw
 from results.leaderboard import leaderboard
 from results.over_tasks import OverTasks, Ranks, compare_tasks, to_markdown, win_counts
+from results.report import write_report
 
 NAMES = ("relu", "a", "b", "c")
 Scores = Mapping[str, Mapping[str, list[float | None]]]  # task, activation, seeds; None diverged
@@ -191,9 +195,8 @@ def test_intervals_need_five_tasks_and_ranks_two() -> None:
     assert set(draw(over, {})) == {"win_matrix"}
     records = records_of(random_scores(1))
     assert compare_tasks(records, leaderboard(records)) is None
-    apart = compared({"t0": {"relu": [1.0, 2.0]}, "t1": {"a": [1.0, 2.0]}})
-    assert apart.tasks == []
-    assert "nothing is ranked" in to_markdown(apart)
+    records = records_of({"t0": {"relu": [1.0, 2.0]}, "t1": {"a": [1.0, 2.0]}})
+    assert compare_tasks(records, leaderboard(records)) is None
 
 
 def test_an_order_that_depends_on_a_third_activation_is_flagged() -> None:
@@ -242,3 +245,18 @@ def test_figures_show_any_name_and_every_activation() -> None:
     assert [re.split(r"  \d", label)[0] for label in labels] == [
         name.replace("$", r"\$") for name in over.activations["activation"]
     ]
+
+
+def test_a_report_over_tasks_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("results.figures.draw_figures", lambda *_: {})  # those of single tasks
+    for task, entries in random_scores(2, 2).items():
+        make_study(tmp_path / "s", entries, task=task, epochs=1)
+    path, _ = write_report(tmp_path / "s")
+    over, pairs = (pd.read_csv(path.parent / f"{name}.csv") for name in ("over_tasks", "pairs"))
+    assert (len(over), len(pairs)) == (4, 6)
+    assert "## Over tasks" in path.read_text()
+    assert (path.parent / "figures" / "win_matrix.svg").exists()
+
+
+def test_the_example_of_ranks() -> None:
+    assert doctest.testmod(over_tasks) == (0, 2)
