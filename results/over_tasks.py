@@ -165,7 +165,7 @@ class Ranks:
         names: the activations.
         means: mean rank of each; 1 is best.
         low, high: their 95 % intervals; nan below 5 tasks.
-        sets: lowest and highest rank that each may have, all together with 95 %; empty below 5 tasks.
+        sets: lowest and highest rank that each may have, all together with about 95 %; empty below 5 tasks.
         compared: the mean ranks of each pair; empty below 5 tasks.
         p_equal: probability of mean ranks as far apart as these if all activations were alike; nan below 5 tasks.
         without: mean rank of the column's activation without the row's; nan on the diagonal.
@@ -490,8 +490,8 @@ def to_markdown(over: OverTasks) -> str:
     if not math.isnan(over.p_equal):
         count = len(over.without)
         lines += [
-            f"The ranks that an activation may have hold together with 95 %; family: {count * (count - 1) // 2} pairs, tasks in the place "
-            f"of seeds. That all activations are alike has p = {over.p_equal:.2g} (Friedman's test by permutations).",
+            f"The ranks that an activation may have hold together with about 95 %; family: {count * (count - 1) // 2} pairs, tasks in the "
+            f"place of seeds. That all activations are alike has p = {over.p_equal:.2g} (Friedman's test by permutations).",
             "",
         ]
     turned = over.pairs[over.pairs["reversed_without"] != ""]
