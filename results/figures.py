@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from results import figures_over_tasks
 from results.escape import figure_text
 from results.files import write_all
 from results.leaderboard import rank_range
+from results.over_tasks import OverTasks
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; black is the baseline's
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
@@ -52,6 +54,19 @@ def draw_figures(table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFra
             for name, figure in figures.items():
                 files |= _rendered(figure, f"{name}-{ending}")
     return files
+
+
+def draw_over_tasks(over: OverTasks) -> dict[str, bytes]:
+    """Draw the figures of a study over its tasks; returns the files, SVG and PNG, by their names."""
+    names = [name for name in over.activations["activation"] if name != over.baseline]
+    colors = dict(zip(names, COLORS, strict=False)) | {over.baseline: "black"}
+    with rc_context(STYLE):
+        figures = figures_over_tasks.draw(over, colors)
+        return {
+            file: content
+            for name, figure in figures.items()
+            for file, content in _rendered(figure, name).items()
+        }
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

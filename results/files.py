@@ -15,6 +15,7 @@ from typing import Any
 CONFIG, METRICS, RECORD, CHECKPOINT = "config.yaml", "metrics.csv", "record.json", "checkpoint.pt"
 DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
+EXAMPLES = "examples.npz"
 CLASSES, CONFUSION = "classes.csv", "confusion.csv"
 # what runner=check writes, in a folder of the study's that holds no cells
 CHECKS, SUMMARY, SHEET = "check", "summary.txt", "contact_sheet.png"

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from results.escape import markdown
+from results.examples import other_test_sets, sentence
 from results.metrics import METRICS, UNKNOWN
 from results.schema import STATUSES
 from results.statistics import Comparisons, worst_possible
@@ -36,7 +37,7 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     higher = bool(ok["higher_is_better"].iloc[0]) if len(ok) else True
     metric = str(ok["primary_metric"].iloc[0]) if len(ok) else ""
     scores = {
-        label: _scores(records[records["activation_label"] == label], higher)
+        label: seed_scores(records[records["activation_label"] == label], higher)
         for label in records["activation_label"].unique()
     }
     if not scores.get(baseline):  # or none of its cells has a score, and those of other settings may
@@ -48,12 +49,14 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     if margin is None:
         margin = known.margin_at(means[baseline].mean) if baseline in means else 0.0
     compared = comparisons.against(baseline, margin)
+    other_test = other_test_sets(ok, baseline, metric, compared)
     rows = []
     for label in scores:
         cells = records[records["activation_label"] == label]
         mine = ok[ok["activation_label"] == label]
         own, delta = means[label], compared[label]
         low, high = known.interval(own)
+        test_low, test_high = other_test.get(label, (math.nan, math.nan))
         rows.append(
             {
                 "task": task,
@@ -75,6 +78,8 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
                 "delta": delta.delta,
                 "delta_low": delta.low,
                 "delta_high": delta.high,
+                "test_low": test_low,
+                "test_high": test_high,
                 "delta_n": delta.n,
                 "delta_p": delta.p,
                 "p_adjusted": delta.p_adjusted,
@@ -101,8 +106,8 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     )
 
 
-def _scores(cells: pd.DataFrame, higher_is_better: bool) -> dict[int, float]:
-    """Test score of every seed that finished; a diverged one is worse than every score."""
+def seed_scores(cells: pd.DataFrame, higher_is_better: bool) -> dict[int, float]:
+    """Return the test score of every seed that finished; a diverged one is worse than every score."""
     scores = {seed: worst_possible(higher_is_better) for seed in cells["seed"][cells["status"] == "diverged"]}
     ok = cells[cells["status"] == "ok"]
     if len(ok):  # a table without any has no such column
@@ -169,6 +174,8 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             row["failures"],
         ]
         lines.append("| " + " | ".join(map(markdown, cells)) + " |")
+    if other_test := sentence(rows):
+        lines += ["", other_test]
     return "\n".join([*lines, ""])
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from results import over_tasks, published
 from results.collect import UNKNOWN, add_labels, read_metrics, read_records
 from results.escape import markdown
 from results.files import REPORT, write_all
 from results.leaderboard import BASELINE, leaderboard, rank_range, to_markdown
+from results.over_tasks import compare_tasks
+from results.published import reproduction
 from results.schema import FINISHED, PROVENANCE, is_missing
 
 EXPLANATION = """\
@@ -19,7 +22,8 @@ number of seeds that would decide is given where it is at most 1,000. All interv
 95 %. The ranks an activation may have, as in 2-5, hold together for all activations with 95 %: the lowest is 1 plus the
 number of activations that are better, the highest leaves out those that are worse. In a difference, a diverged seed counts as
 the worst score of the table, and what diverged on more of the common seeds than another is never called better than it.
-Verdicts are about seeds: they hold for this test set, this network and this recipe.
+Verdicts are about seeds: they hold for this test set, this network and this recipe. Where a metric is a mean over test samples,
+the sentence below a table says what of its verdicts would hold for another test set of the same size.
 """
 # what of a session may change the numbers, beside where it ran
 SHOULD_AGREE = (*PROVENANCE, "data_fingerprint")
@@ -47,17 +51,24 @@ def write_report(
     folder = study / REPORT
 
     # matplotlib takes a second to import, and an error above should not wait for it
-    from results.figures import draw_figures
+    from results.figures import draw_figures, draw_over_tasks
 
     ok = records[records["status"] == "ok"]
     metrics, damaged = read_metrics(ok["folder"])
     figures = draw_figures(table, records, metrics)
+    over, card = compare_tasks(records, table), reproduction(records)
+    tables = {"leaderboard": table, "reproduction": card}
+    if over:
+        figures |= draw_over_tasks(over)
+        tables |= {"over_tasks": over.activations, "pairs": over.pairs}
     parts = [
         f"# Study {markdown(study.name)}",
         f"{len(records)} cells, {len(ok)} ok.",
         "\n".join(f"- **{line}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
+        over_tasks.to_markdown(over) if over else "",
+        published.to_markdown(card),
         *_provenance(records),
         *_failures(records),
         *_section("Cells without curves", (f"- {markdown(line)}" for line in damaged)),
@@ -68,7 +79,7 @@ def write_report(
     write_all(
         {
             path: ("\n\n".join(part.strip() for part in parts if part) + "\n").encode(),
-            folder / "leaderboard.csv": table.to_csv(index=False).encode(),
+            **{folder / f"{name}.csv": rows.to_csv(index=False).encode() for name, rows in tables.items()},
             **{folder / "figures" / name: content for name, content in figures.items()},
         }
     )

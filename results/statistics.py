@@ -8,6 +8,8 @@ interrupted is absent.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 
@@ -199,6 +201,28 @@ class Comparisons:
         }
         return nothing | compared
 
+    def all_pairs(self) -> dict[tuple[str, str], Comparison]:
+        """Compare each activation with all that come after it; one family."""
+        count = len(self.names)
+        family = count * (count - 1) // 2
+        pairs = self._pairs(family)
+        return {
+            (self.names[i], self.names[j]): self._comparison(i, j, pairs, family, margin=0.0)
+            for i, j in combinations(range(count), 2)
+        }
+
+    def verdicts(self, margin: float = 0.0) -> dict[tuple[str, str], str]:
+        """Return the verdict on the first of each ordered pair with common seeds.
+
+        The family is all pairs, so that a verdict may be undecided here that ``against`` the baseline alone is not.
+        """
+        count = len(self.names)
+        pairs = self._pairs(count * (count - 1) // 2)
+        words = np.array(["worse", "undecided", "better"], dtype=object)[pairs.verdicts.astype(int) + 1]
+        words[self._equal(pairs, margin)] = "equal"
+        common = zip(*np.nonzero(pairs.n), strict=True)
+        return {(self.names[i], self.names[j]): words[i, j] for i, j in common if i != j}
+
     def rank_sets(self) -> dict[str, tuple[int, int]]:
         """Return the lowest and highest rank that each activation may have; all hold together with 95 %.
 
@@ -239,12 +263,18 @@ class Comparisons:
         signs[(signs < 0) & (lost < lost.T)] = 0
         return _Pairs(n.astype(int), delta, half, np.sqrt(total), freedom, p, signs)
 
+    def _equal(self, pairs: "_Pairs", margin: float) -> np.ndarray:
+        """Return which pairs differ by less than ``margin``: neither is better, and none of their seeds is lost."""
+        lost = self.lost.any(1)
+        within = np.abs(pairs.delta) + pairs.half < margin
+        return within & (pairs.verdicts == 0) & ~lost & ~lost[:, None]
+
     def _comparison(self, i: int, j: int, pairs: "_Pairs", family: int, margin: float) -> Comparison:
         n, delta, half, p = (float(part[i, j]) for part in (pairs.n, pairs.delta, pairs.half, pairs.p))
         if not n:
             return Comparison()
         verdict = {1: "better", -1: "worse"}.get(int(pairs.verdicts[i, j]), "undecided")
-        if verdict == "undecided" and abs(delta) + half < margin and not (self.lost[i] | self.lost[j]).any():
+        if self._equal(pairs, margin)[i, j]:
             verdict = "equal"
         seeds = self.present[i] & self.present[j]
         a, b = self.table[i][seeds], self.table[j][seeds]
@@ -306,13 +336,17 @@ def sign_flip(differences: np.ndarray) -> float:
     n = len(differences)
     if n < 2:
         return math.nan
-    if n <= MAX_FLIPPED:
-        signs = 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-    else:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), (2**MAX_FLIPPED, n))
-        signs[0] = 1
     observed = abs(differences.sum())
-    return float((np.abs(signs @ differences) >= observed * (1 - 1e-9)).mean())
+    return float((np.abs(_signs(n) @ differences) >= observed * (1 - 1e-9)).mean())
+
+
+@lru_cache(maxsize=1)
+def _signs(n: int) -> np.ndarray:
+    if n <= MAX_FLIPPED:
+        return 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (2**MAX_FLIPPED, n))
+    signs[0] = 1
+    return signs
 
 
 def worst_possible(higher_is_better: bool) -> float:

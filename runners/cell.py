@@ -26,6 +26,7 @@ from results.files import (
     CONFUSION,
     CURVES,
     DAMAGED,
+    EXAMPLES,
     GIVEN_UP,
     LOG,
     METRICS,
@@ -316,7 +317,7 @@ class Cell:
 
     def _delete_previous_outputs(self) -> None:
         """Delete the results of an earlier run, the record first: a kill never leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES):
+        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES, EXAMPLES):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # kept for the user under a name that no longer blocks the cell
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from activations.surgery.state import undisturbed
 from results.files import atomic_write
 from runners.optim import activation_modules
 
+MOST_EXAMPLES = 100_000  # numbers of 4 bytes; bits are kept of any number of samples
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
 ROOT = Path(__file__).resolve().parent.parent
 COMPONENTS = ("activations", "conf", "tasks", "runners")
@@ -104,3 +106,23 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
         network(samples)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options
+
+
+def write_examples(path: Path, examples: Mapping[str, Tensor]) -> None:
+    """Write the scores of single test samples, from which a report judges the choice of the test set.
+
+    Arrays: ``<metric>`` (samples,) float32, or (ceil(samples / 8),) uint8 of ``np.packbits`` where a sample is right or
+    wrong; ``count``, the number of samples. More than 100,000 float32 are not written; without any metric, no file is.
+    """
+    arrays = {}
+    for metric, values in examples.items():
+        if values.dtype == torch.bool:
+            arrays[metric] = np.packbits(values.cpu().numpy())
+        elif len(values) <= MOST_EXAMPLES:
+            arrays[metric] = values.float().cpu().numpy()
+        else:
+            continue
+        arrays["count"] = np.array(len(values))
+    if arrays:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options

@@ -26,6 +26,7 @@ from results.files import (
     CLASSES,
     CONFUSION,
     CURVES,
+    EXAMPLES,
     METRICS,
     PICTURES,
     atomic_write,
@@ -38,7 +39,7 @@ from runners.cell import Cell
 from runners.checkpoint import Progress, RunState, fingerprint
 from runners.factory import validate_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
-from runners.record import provenance, write_curves
+from runners.record import provenance, write_curves, write_examples
 from tasks.base import ActLayer, RunningMeans, Task
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -256,6 +257,7 @@ class Train:
         val = run.rows[-1][task.primary_metric]
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
         confusion = task.confusion
+        write_examples(cell.folder / EXAMPLES, task.examples)
         samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
         with self._autocast(task.device):
             write_curves(cell.folder / CURVES, network, samples)

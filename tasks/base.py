@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -130,6 +131,7 @@ class Task(ABC):
         device: of the batches; set by the runner.
         limit_batches: maximum number of batches per pass (see ``spread``), or None; set by the runner.
         confusion: counts of the latest evaluation, where there are classes; set by ``evaluate``.
+        examples: by metric the score of each sample in the latest evaluation, or whether it is right; set by ``evaluate``.
 
     Examples:
         >>> from actbench import make_task
@@ -151,6 +153,7 @@ class Task(ABC):
     device: torch.device = torch.device("cpu")
     limit_batches: int | None = None
     confusion: "Confusion | None" = None
+    examples: Mapping[str, Tensor] = MappingProxyType({})
 
     def split_for(self, seed: int) -> None:  # noqa: B027  # most tasks have one split for all seeds
         """Choose the split of ``seed``: with folds, the one to test on. A runner calls this before anything else."""

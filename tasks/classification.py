@@ -123,10 +123,12 @@ class Classification(ImageTask):
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
         """Loss, top1, top5, ece, and for each class that occurs ``acc/``, ``precision/`` and ``f1/<class>``."""
-        means, tally = RunningMeans(), Tally(len(self.classes), self.device)
+        means, tally, correct = RunningMeans(), Tally(len(self.classes), self.device), []
         for output, target in self.predictions(network, split):
             means.add(len(target), **self.scalars(output, target))
             tally.add(output, target)
+            correct.append(output.argmax(1) == target)
+        self.examples = {"top1": torch.cat(correct)}
         self.confusion = Confusion(tally.counts.cpu(), self.classes, "images")
         return means.result() | {"ece": tally.ece()} | tally.of_classes(self.classes)
 

@@ -139,7 +139,12 @@ class Segmentation(ImageTask):
         """
         total = torch.zeros(2, 2, *2 * self.output_shape[:1], dtype=torch.int64, device=self.device)
         loss = torch.zeros((), dtype=torch.double, device=self.device)
+        accuracies = []
         for output, target in self.predictions(network, split):
+            if split == "test":
+                correct = (_classes(output) == target).flatten(1).sum(1)
+                # nan where all of an image is void
+                accuracies.append(100 * correct / (target != VOID).flatten(1).sum(1))
             counts = self.counts(output, target)
             total += counts
             loss += self.loss(output, target, training=False).double() * counts.sum()
@@ -147,6 +152,7 @@ class Segmentation(ImageTask):
         if pixels == 0:
             raise ValueError(f"data: every pixel of the {split} split is void")
         total = total.cpu()
+        self.examples = {"pixel_accuracy": torch.cat(accuracies)} if accuracies else {}
         self.confusion = Confusion(total.sum((0, 1)), self.classes, "pixels")
         return {"loss": loss.item() / pixels, **self.scores(total)}
 

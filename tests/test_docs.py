@@ -18,9 +18,10 @@ import simulate_verdicts
 import yaml
 from conftest import ROOT, config, make_factory, train
 from omegaconf import OmegaConf
+from test_over_tasks import compared, random_scores
 from toy import Toy
 
-from results.files import CLASSES, CONFUSION, CURVES, METRICS
+from results.files import CLASSES, CONFUSION, CURVES, EXAMPLES, METRICS
 from results.metrics import METRICS as KNOWN_METRICS
 from results.report import write_report
 
@@ -199,11 +200,19 @@ def test_confusion_and_curves_are_documented(study: Path) -> None:
     check(CONFUSION, columns)
     arrays = {name for path in study.rglob(CURVES) for name in np.load(path)}
     check(CURVES, arrays)
+    check(EXAMPLES, {name for path in study.rglob(EXAMPLES) for name in np.load(path)})
 
 
 def test_the_leaderboard_is_documented(study: Path) -> None:
     path, _ = write_report(study)
-    assert set(pd.read_csv(path.with_suffix(".csv"))) == set(documented("leaderboard.csv"))
+    for name in ("leaderboard.csv", "reproduction.csv"):
+        assert set(pd.read_csv(path.parent / name)) == set(documented(name))
+
+
+def test_tables_over_tasks_are_documented() -> None:
+    over = compared(random_scores(2))
+    assert list(over.activations) == documented("over_tasks.csv")
+    assert list(over.pairs) == documented("pairs.csv")
 
 
 def test_committed_speed_tables_say_where_they_were_measured() -> None:

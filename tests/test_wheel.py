@@ -74,7 +74,13 @@ def test_the_wheel_has_one_name_one_tag_and_all_files(wheel: Path) -> None:
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"actbench"}
-    for pattern in ("conf/**/*.yaml", "activations/kernels/csrc/*", "tasks/**/*.py", "run.py"):
+    for pattern in (
+        "conf/**/*.yaml",
+        "activations/kernels/csrc/*",
+        "tasks/**/*.py",
+        "results/published/*",
+        "run.py",
+    ):
         for path in ROOT.glob(pattern):
             assert f"actbench/{path.relative_to(ROOT)}" in names
 

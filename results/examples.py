@@ -1,0 +1,136 @@
+"""How much a difference depends on which samples are in the test set, from the scores of single samples."""
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from results.escape import markdown
+from results.files import EXAMPLES
+from results.statistics import ALPHA, Comparison
+
+MEANS = ("top1", "mse", "mae")  # metrics that are means over samples
+FOLDS = "task.data.folds"
+
+
+def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.ndarray, float] | None:
+    """Return what each test sample contributes to a cell's score, and the least that one can change it by.
+
+    None if that is not recorded, cannot be read, or does not have the mean ``score``.
+    """
+    try:
+        with (Path(folder) / EXAMPLES).open("rb") as file, np.load(file) as arrays:
+            values, count = arrays[metric], int(arrays["count"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    change = 0.0
+    if values.dtype == np.uint8:
+        change = 100.0
+        values = change * np.unpackbits(values, count=count).astype(np.float32)
+    if len(values) != count or not math.isclose(values.mean(dtype=float), score, rel_tol=1e-4):
+        return None
+    return values, change
+
+
+def other_test_sets(
+    cells: pd.DataFrame, baseline: str, metric: str, compared: Mapping[str, Comparison]
+) -> dict[str, tuple[float, float]]:
+    """Return intervals of the differences to the baseline that hold for another test set of the same size as well.
+
+    An activation is absent where a common seed has no scores of single samples, diverged, or is tested on a fold of
+    its own.
+
+    Args:
+        cells: those of one task that ended ``ok``.
+        compared: each activation with the baseline; one family.
+    """
+    if metric not in MEANS or (FOLDS in cells and cells[FOLDS].notna().any()):
+        return {}
+    groups = {str(label): group for label, group in cells.groupby("activation_label")}
+    family = sum(c.n > 0 for c in compared.values())
+    if baseline not in groups or not family:
+        return {}
+    reference = _by_seed(groups[baseline], metric)
+    intervals = {}
+    for label, group in groups.items():
+        of_seeds = compared.get(label, Comparison())
+        if math.isnan(of_seeds.low):
+            continue
+        own = _by_seed(group, metric)
+        seeds = [seed for seed in own if seed in reference]
+        if len(seeds) < of_seeds.n or len({len(part[s][0]) for part in (own, reference) for s in seeds}) > 1:
+            continue
+        difference = np.mean([own[s][0] - reference[s][0] for s in seeds], axis=0, dtype=float)
+        intervals[label] = widened(of_seeds, difference, own[seeds[0]][1], family)
+    return intervals
+
+
+def widened(of_seeds: Comparison, difference: np.ndarray, change: float, family: int) -> tuple[float, float]:
+    """Widen the interval of a difference, which is for seeds alone, by the choice of test samples.
+
+    With h its half-width, N test samples, d_e the difference on sample e averaged over the common seeds, and z the normal
+    quantile of the same simultaneous level, the half-width becomes
+
+        sqrt(h^2 + z^2 var(d_e) / N).
+
+    Seeds and samples are crossed: every seed is tested on all samples. What a seed and a sample have to do with each
+    other is in both terms, so that the sum is rather too large. The variance is at least that of a single sample that the
+    two activations disagree on in all seeds.
+
+    Args:
+        difference: (N,) d_e.
+        change: the least that one sample can change it by; 0 if there is no such step.
+        family: number of comparisons whose intervals hold together.
+    """
+    from scipy.special import ndtri
+
+    count = len(difference)
+    variance = max(difference.var(ddof=1), change**2 / count) / count if count > 1 else math.nan
+    half = math.hypot(
+        (of_seeds.high - of_seeds.low) / 2, float(ndtri(1 - ALPHA / (2 * family))) * math.sqrt(variance)
+    )
+    return of_seeds.delta - half, of_seeds.delta + half
+
+
+def _by_seed(cells: pd.DataFrame, metric: str) -> dict[int, tuple[np.ndarray, float]]:
+    read = {
+        int(seed): read_examples(folder, metric, float(score))
+        for seed, folder, score in zip(cells["seed"], cells["folder"], cells["primary"], strict=True)
+    }
+    return {seed: values for seed, values in read.items() if values is not None}
+
+
+def sentence(rows: pd.DataFrame) -> str:
+    """Return, for the rows of one task, which verdicts may not hold for another test set; empty if that is not known."""
+    decided = rows[rows["verdict"].isin(("better", "worse", "equal"))]
+    if decided.empty:
+        return ""
+    metric = str(rows["metric"].iloc[0])
+    if metric not in MEANS:
+        return (
+            f"Verdicts are for this test set: {markdown(metric)} is no mean over test samples, for which an interval for another "
+            "test set is known."
+        )
+    known = decided.dropna(subset=["test_low"])
+    if known.empty:
+        return ""
+    doubtful = [
+        row for row in known.itertuples() if not _holds(row.verdict, row.test_low, row.test_high, row.margin)
+    ]
+    if not doubtful:
+        count = len(known)
+        return f"For another test set of the same size {'this verdict' if count == 1 else f'these {count} verdicts'} would hold as well (95 %)."
+    told = ", ".join(
+        f"{markdown(row.activation)} {row.verdict} ({row.test_low:+.4g} to {row.test_high:+.4g})"
+        for row in doubtful
+    )
+    return f"For another test set of the same size these verdicts may not hold, with the differences to expect: {told}."
+
+
+def _holds(verdict: str, low: float, high: float, margin: float) -> bool:
+    if verdict == "equal":
+        return -margin < low and high < margin
+    return low > 0 or high < 0

@@ -1,0 +1,128 @@
+"""Figures of a study over its tasks: mean ranks with what differs, performance profile, and verdicts in pairs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from results.escape import figure_text
+from results.leaderboard import rank_range
+from results.over_tasks import TASKS_NEEDED, OverTasks, win_counts
+
+GRAY = "#BBBBBB"
+DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 1.5, 1.2, 1.5)))
+CAPTIONS = {
+    "mean_ranks": "Rank over blocks of task and seed: upright marks are means, thin bars their 95 % intervals for other tasks and other seeds, "
+    "broad bars and numbers the ranks that an activation may have, together with 95 %.",
+    "performance_profile": "Share of tasks on which an activation's mean score is within so many margins of the best one; the margin is "
+    "the smallest difference that matters on a task.",
+    "win_matrix": "Number of tasks on which the row is better than the column, less those on which it is worse, by the verdicts of all "
+    "pairs of a task; in each field better / equal / worse.",
+}
+
+
+def draw(over: OverTasks, colors: Mapping[str, str]) -> dict[str, Figure]:
+    """Draw the figures that the study has enough tasks for, by name.
+
+    Args:
+        colors: of each activation, as in the other figures of the report; gray where it has none.
+    """
+    figures = {}
+    if len(over.tasks) >= TASKS_NEEDED:
+        figures["mean_ranks"] = mean_ranks(over, colors)
+    if len(over.gaps.columns) >= TASKS_NEEDED:
+        figures["performance_profile"] = performance_profile(over, colors)
+    return figures | {"win_matrix": win_matrix(over)}
+
+
+def mean_ranks(over: OverTasks, colors: Mapping[str, str]) -> Figure:
+    """Draw mean ranks with their intervals, best on top, and the ranks that each activation may have."""
+    rows = over.activations.dropna(subset=["mean_rank"])
+    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for y, row in enumerate(rows.itertuples()):
+        color = colors.get(row.activation, GRAY)
+        ax.plot(
+            [row.rank_low, row.rank_high], [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round"
+        )
+        ax.plot([row.mean_rank_low, row.mean_rank_high], [y, y], "-", lw=1.1, color=color)
+        ax.plot([row.mean_rank], [y], "|", ms=11, mew=2.2, color=color)
+    labels = [
+        f"{figure_text(row.activation)}  {rank_range(int(row.rank_low), int(row.rank_high))}"
+        for row in rows.itertuples()
+    ]
+    ax.set_yticks(range(len(rows)), labels)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("rank (1 is best)")
+    ax.set_title(f"mean ranks over {len(over.tasks)} tasks, 95 % intervals, ranks")
+    ax.grid(axis="x", lw=0.4, alpha=0.5)
+    return figure
+
+
+def performance_profile(over: OverTasks, colors: Mapping[str, str]) -> Figure:
+    """Draw the share of tasks by the distance to the best."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    ax = figure.subplots()
+    gaps = over.gaps
+    finite = gaps.to_numpy()[np.isfinite(gaps.to_numpy())]
+    end = max(2.0, 1.1 * float(finite.max(initial=0.0)))
+    drawn: dict[str, int] = {}
+    for name in over.activations["activation"]:
+        if name not in gaps.index:
+            continue
+        color = colors.get(name, GRAY)
+        dash = DASHES[drawn.get(color, 0) % len(DASHES)]
+        drawn[color] = drawn.get(color, 0) + 1
+        x = np.sort(gaps.loc[name].to_numpy(float))
+        x = np.clip(x[np.isfinite(x)], 0, None)
+        shares = np.arange(len(x) + 1) / len(gaps.columns)
+        ax.step(
+            [0, *x, end],
+            [*shares, shares[-1]],
+            where="post",
+            color=color,
+            ls=dash,
+            lw=1.4,
+            label=figure_text(name),
+        )
+    ax.axvline(1, lw=0.8, ls=":", color="black", zorder=0)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set(xlim=(0, end), ylim=(-0.02, 1.02))
+    ax.set_xlabel("distance to the best, in margins of the task")
+    ax.set_ylabel(f"share of {len(gaps.columns)} tasks")
+    ax.set_title("performance profile")
+    ax.grid(lw=0.4, alpha=0.5)
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def win_matrix(over: OverTasks) -> Figure:
+    """Draw the verdicts of all pairs, counted over tasks."""
+    names = list(over.activations["activation"])
+    counts = win_counts(over)
+    balance = np.zeros((len(names), len(names)))
+    for i, name in enumerate(names):
+        for j, other in enumerate(names):
+            better, _, worse = counts.get((name, other), (0, 0, 0))
+            balance[i, j] = better - worse
+    side = 1.6 + 0.5 * len(names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    ax = figure.subplots()
+    limit = max(1.0, float(np.abs(balance).max()))
+    image = ax.imshow(balance, cmap="RdBu", vmin=-1.6 * limit, vmax=1.6 * limit)  # pale, for black text
+    if len(names) <= 16:  # more have no room for text
+        for (name, other), numbers in counts.items():
+            text = "/".join(map(str, numbers))
+            ax.text(names.index(other), names.index(name), text, ha="center", va="center", size=7)
+    labels = [figure_text(name) for name in names]
+    ax.set_xticks(range(len(names)), labels, rotation=90)
+    ax.set_yticks(range(len(names)), labels)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.set_title("tasks: better / equal / worse than the column")
+    colorbar = figure.colorbar(image, ax=ax, shrink=0.6, label="better less worse")
+    colorbar.ax.set_ylim(-limit, limit)
+    return figure
