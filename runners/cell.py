@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -48,7 +47,7 @@ from runners.code import (
 )
 from runners.words import one_line
 
-LOCK, LOCK_TRIES = ".lock", 100
+LOCKS = ".locks"  # a folder of the study
 
 log = logging.getLogger("actbench")
 
@@ -146,6 +145,7 @@ class Cell:
         new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         lock = self._locked()
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._check_same_config()
             for leftover in self.folder.glob(".*.tmp"):  # nobody else writes here
                 leftover.unlink()
@@ -155,33 +155,25 @@ class Cell:
         finally:
             if new and not self._record:  # stopped before it began: leave no trace
                 (self.folder / LOG).unlink(missing_ok=True)
-                with suppress(OSError):  # not empty: others have moved in
-                    (self.folder / LOCK).unlink()  # while it is held, see _locked
+                with suppress(OSError):  # not empty: the study's folder, and what others have moved into
                     for folder in new:
                         folder.rmdir()
             lock.release()
 
     def _locked(self) -> BaseFileLock:
-        """The lock of the cell's folder, acquired.
+        """The lock of the cell, acquired.
 
-        A holder may remove the folder and the lock's file with it. Who has opened that file before then holds a lock
-        that others, who find a new file, do not see; so a lock counts only if its file is still in its place.
+        Its file is never removed, so it does not lie in the cell's folder, which may be: a process that opened the
+        file before it was removed would hold that lock while the next one holds another.
         """
-        lock = FileLock(self.folder / LOCK)
-        for tries_left in reversed(range(LOCK_TRIES)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-                held = getattr(getattr(lock, "_context", None), "lock_file_fd", None)  # has no public name
-                if held is None or os.path.samestat(os.fstat(held), os.stat(lock.lock_file)):
-                    return lock
-            except Timeout:
-                raise Busy(f"{self}: another process is training it in {self.folder}") from None
-            except FileNotFoundError:  # removed meanwhile
-                if not tries_left:
-                    raise
-            lock.release()
-        raise Busy(f"{self}: other processes keep starting and leaving it in {self.folder}")
+        path = self.study_folder / LOCKS / self.id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise Busy(f"{self}: another process is training it in {self.folder}") from None
+        return lock
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""

@@ -206,7 +206,7 @@ def test_a_unit_that_does_not_fit_is_said_before_training(tmp_path, grid: bool) 
     cell.grid = grid
     with pytest.raises(ValueError, match=r"Broken at features\.2: input of shape .*: \(N, C\) is needed"):
         cell.attempt(lambda: Train(epochs=1)(Broken, make_task("digits"), cell))
-    assert (tmp_path / "outputs").exists() == grid  # a row of the grid, but nothing of a single run
+    assert cell.folder.exists() == grid  # a row of the grid, but nothing of a single run
     with pytest.raises(
         ValueError, match=r"Pooling at layers\.1: \(2, 50\) .* goes in and \(1, 50\) .* comes out"
     ):
