@@ -20,9 +20,11 @@ from results.files import (
     CLASSES,
     CONFIG,
     CONFUSION,
+    COSTS,
     CURVES,
     DAMAGED,
     GIVEN_UP,
+    LOCKS,
     LOG,
     METRICS,
     PICTURES,
@@ -45,9 +47,10 @@ from runners.code import (
     is_importable,
     targets_of,
 )
+from runners.heartbeat import Heartbeat
 from runners.words import one_line
 
-LOCKS = ".locks"  # a folder of the study
+LOCK_PATIENCE = 0.2  # seconds: whoever asks whether a cell runs holds its lock for an instant
 
 log = logging.getLogger("actbench")
 
@@ -94,6 +97,7 @@ class Cell:
         ).hexdigest()[:10]
         self.study_folder = study_folder(config)
         self.folder = self.study_folder / task / activation / f"{self.seed}-{self.id}"
+        self.heartbeat = Heartbeat(self.folder)
         self._record: dict[str, Any] = {}
 
     def __str__(self) -> str:
@@ -150,7 +154,7 @@ class Cell:
             for leftover in self.folder.glob(".*.tmp"):  # nobody else writes here
                 leftover.unlink()
             remove_leftovers(self.folder / PICTURES)  # but here a figure may be drawn just now
-            with self._logging():
+            with self._logging(), self.heartbeat:
                 yield
         finally:
             if new and not self._record:  # stopped before it began: leave no trace
@@ -170,10 +174,15 @@ class Cell:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOCK_PATIENCE)
         except Timeout:
             raise Busy(f"{self}: another process is training it in {self.folder}") from None
         return lock
+
+    def cost_file(self, depends: Mapping[str, Any]) -> Path:
+        """Where the measured cost of all cells is kept that agree in ``depends``."""
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:10]
+        return self.study_folder / COSTS / f"{self.task}-{self.activation}-{key}.json".replace("/", "-")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """From here on the cell has a record; until it ends the record says ``interrupted``, which a kill makes true."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self, cast
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from activations.base import Activation
 from activations.kernels import library
+from activations.torch_nn import ReLU
 from results.files import (
     CHECKPOINT,
     CLASSES,
@@ -26,8 +28,10 @@ from results.files import (
     CURVES,
     METRICS,
     PICTURES,
+    read_json,
     replacing,
     write_csv,
+    write_json,
     write_table,
 )
 from results.schema import PROVENANCE
@@ -37,6 +41,7 @@ from runners.checkpoint import Progress, RunState, fingerprint
 from runners.factory import check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, write_curves
+from runners.words import one_line
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,6 +70,8 @@ class Train:
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
         compile: off or on (torch.compile).
         pictures: write the task's pictures at the end.
+        cost: seconds for measuring the time of a step against ReLU's, once for all seeds of a study, or 5 % of the
+            training if that is more; 0 for not measuring it.
 
     Raises:
         ValueError: a value outside its range, or a device that is not there.
@@ -81,6 +88,7 @@ class Train:
     amp: str = "off"
     compile: str = "off"
     pictures: bool = True
+    cost: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "limit_batches", "threads"):
@@ -88,6 +96,7 @@ class Train:
                 check_whole(f"runner.{name}", getattr(self, name), 1)
         check_whole("runner.activation_only_epochs", self.activation_only_epochs, 0)
         check_range("runner.epochs_scale", self.epochs_scale, "above 0", lambda v: v > 0)
+        check_range("runner.cost", self.cost, "at least 0", lambda v: v >= 0)
         check_choice("runner.kernels", self.kernels, library.MODES)
         check_choice("runner.amp", self.amp, tuple(AMP))
         check_choice("runner.compile", self.compile, ("off", "on"))
@@ -120,16 +129,13 @@ class Train:
         task.device, task.limit_batches = find_device(self.device), self.limit_batches
         epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
         steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
-        network = build_network(act_layer, task, cell.seed)
-        network.to(task.device)
-        if self.channels_last:
-            network.to(memory_format=torch.channels_last)
-            network.register_forward_pre_hook(_to_channels_last)
+        network = self._network(act_layer, task, cell.seed)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
         check_network(network, task.input_shape, task.output_shape)
         units, own = activation_modules(network).values(), activation_parameters(network)
         outside = [p for p in network.parameters() if p.requires_grad and p not in own]
         facts = self._facts(network, task, epochs, steps) | {"activation_code": cell.activation_code}
+        facts |= self._cost(act_layer, task, cell, facts)
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
 
@@ -142,6 +148,7 @@ class Train:
         resumed = state.resume(checkpoint)
         run = state.progress
         run.begin_session({name: facts[name] for name in PROVENANCE})
+        cell.heartbeat.progress = _Pace(run, epochs, steps)
         log.info(
             "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
         )
@@ -298,6 +305,53 @@ class Train:
             }
         )
 
+    def _network(self, act_layer: ActLayer, task: Task, seed: int) -> nn.Module:
+        """The task's network as it is trained, on its device."""
+        network = build_network(act_layer, task, seed)
+        network.to(task.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+            network.register_forward_pre_hook(_to_channels_last)
+        return network
+
+    def _cost(self, act_layer: ActLayer, task: Task, cell: Cell, facts: dict[str, Any]) -> dict[str, Any]:
+        """What training with this activation costs, measured on networks of its own or known from another seed.
+
+        Whatever goes wrong here is left for the training itself to say, and is no reason to do without that.
+        """
+        if not self.cost or self.compile == "on":  # compiling two networks more takes minutes
+            return {}
+        # all that the cost may depend on, less the seed
+        depends = {name: value for name, value in cell.facts.items() if name != "seed"} | {
+            name: value for name, value in facts.items() if name in PROVENANCE or name == "activation_code"
+        }
+        path = cell.cost_file(depends | {"harness": cell.harness_code})
+        if not cell.force and (known := _known_cost(path)):
+            return known
+        states = seeding.random_states()
+        try:
+            batch = next(iter(task.batches("train", seeding.generator(cell.seed, "data", 0))))
+            unit, relu = (
+                cost.Measured(
+                    self._network(layer, task, cell.seed),
+                    task,
+                    batch,
+                    facts["epochs"],
+                    lambda: self._autocast(task.device),
+                    scaled=self.amp == "fp16",
+                )
+                for layer in (act_layer, ReLU)
+            )
+            found = cost.against_relu(unit, relu, seconds=self.cost, steps=facts["steps"])
+        except Exception as error:
+            log.warning("%s: its cost was not measured (%s)", cell, one_line(error))
+            log.debug("traceback", exc_info=True)
+            return {}
+        finally:
+            seeding.set_random_states(states)
+        write_json(path, found)
+        return found
+
     def _interrupted(self, cell: Cell, run: Progress, by: signal.Signals) -> dict[str, Any]:
         how = "the same command without force=true" if cell.force else "the same command"
         reason = f"{by.name} in epoch {run.epoch}, step {run.step}; {how} goes on"
@@ -316,6 +370,34 @@ class Train:
             seconds_per_epoch=statistics.median(seconds[1:] or seconds) if seconds else None,
             **facts,
         )
+
+
+def _known_cost(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except ValueError:  # damaged
+        return None
+
+
+class _Pace:
+    """What a heartbeat says of a run: where it is, and steps per second in this session, evaluation included."""
+
+    def __init__(self, run: Progress, epochs: int, steps: int) -> None:
+        self.run, self.epochs, self.steps = run, epochs, steps
+        self.before, self.since = self._done(), time.monotonic()
+
+    def _done(self) -> int:
+        return self.run.epoch * self.steps + self.run.step
+
+    def __call__(self) -> dict[str, Any]:
+        rate = (self._done() - self.before) / (time.monotonic() - self.since)
+        return {
+            "epoch": self.run.epoch,
+            "epochs": self.epochs,
+            "step": self.run.step,
+            "steps": self.steps,
+            "rate": rate,
+        }
 
 
 class _Stop:

@@ -58,8 +58,8 @@ def main() -> None:
 def training_step() -> Iterator[str]:
     """The runner's epochs against epochs of a loop written by hand: same network, data and optimiser."""
     tasks = {
-        "digits": (digit_task(), Train(epochs=100, pictures=False)),
-        "ResNet-20, batch 128": (cifar_task(), Train(epochs=10, limit_batches=4, pictures=False)),
+        "digits": (digit_task(), Train(epochs=100, pictures=False, cost=0)),
+        "ResNet-20, batch 128": (cifar_task(), Train(epochs=10, limit_batches=4, pictures=False, cost=0)),
     }
     for name, (task, runner) in tasks.items():
         bare = BareLoop(task, runner.limit_batches or task.steps_per_epoch)
