@@ -8,18 +8,28 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from results.terminal import print_anything
 from runners.cell import Busy, CellFailed
 from runners.compose import CONF, Parts
-from runners.grid import ReportAfterGrid, SeveralGrids, composable, end_with_parent, is_grid, trains
+from runners.grid import (
+    GridStopped,
+    ReportAfterGrid,
+    SeveralGrids,
+    composable,
+    end_with_parent,
+    is_chosen,
+    is_grid,
+    trains,
+)
 from runners.words import one_line
 
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
@@ -43,7 +53,9 @@ def run(cfg: DictConfig) -> None:
             raise
         said = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
         print(f"actbench: {said}{one_line(error)}", file=sys.stderr, flush=True)
-        raise (CellFailed() if grid else SystemExit(1)) from None
+        if not grid:
+            raise SystemExit(1) from None
+        raise (GridStopped() if OmegaConf.select(cfg, "grid.fail_fast") else CellFailed()) from None
 
 
 def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
@@ -54,6 +66,10 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     cell = parts.cell(grid=grid)
     if record := cell.finished():
         print(cell.line(record, note=" (finished before)"))
+        return
+    if grid and not is_chosen(parts.config, (record := cell.earlier()).get("status")):
+        if record:
+            print(cell.line(record, note=" (left as it is)"))
         return
     if not trains(cfg.runner):
         parts.runner()(parts.task, cell)
@@ -73,7 +89,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     good = False
     try:
-        good = all_ran()
+        with suppress(GridStopped):
+            good = all_ran()
         good &= ReportAfterGrid.report()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

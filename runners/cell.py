@@ -138,6 +138,10 @@ class Cell:
             )
         return record
 
+    def earlier(self) -> dict[str, Any]:
+        """The record of an earlier run, however that ended; empty without one."""
+        return read_json(self.folder / RECORD) or {}
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Hold the cell's folder for this process alone, and log to its log.txt meanwhile.
@@ -223,8 +227,7 @@ class Cell:
                 return work()
             except Exception as error:
                 log.debug("traceback", exc_info=True)
-                earlier = read_json(self.folder / RECORD) or {}
-                if self._record or (self.grid and earlier.get("status") not in FINISHED):
+                if self._record or (self.grid and self.earlier().get("status") not in FINISHED):
                     self.write_record("failed", reason=one_line(error))
                 raise
 

@@ -15,7 +15,8 @@ from runners.words import choices, no_such_name
 
 COMPONENTS = {"activation": "relu", "task": "digits", "network": "mlp", "runner": "train"}  # and an example
 FACTORIES = ("activation", "network")  # what is made of these is called later, with more arguments
-SETTINGS = ("seed", "study", "outputs", "force")
+SETTINGS = ("seed", "study", "outputs", "force", "grid")
+GRID: dict[str, tuple[Any, ...]] = {"failed": ("retry", "skip", "only"), "fail_fast": (True, False)}
 OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # what run.py, the networks and the tasks pass to a component themselves
 GIVEN: dict[str, tuple[str, ...]] = {
@@ -50,6 +51,11 @@ def check_composed(cfg: DictConfig, hydra: DictConfig) -> dict[str, str]:
     for key in SETTINGS:
         if key not in cfg:
             raise ValueError(f"{key}: is missing, and every run needs it")
+    for key, legal in GRID.items():
+        value = OmegaConf.select(cfg, f"grid.{key}")
+        if not any(value is one for one in legal) and not (isinstance(value, str) and value in legal):
+            words = ", ".join(str(one).lower() for one in legal)
+            raise ValueError(f"grid.{key}={value}: must be one of {words}")
     unknown = [str(key) for key in cfg if key not in (*COMPONENTS, *SETTINGS, "hydra")]
     if unknown:
         text = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(hydra)

@@ -155,6 +155,14 @@ class Measured:
         with torch.inference_mode(), self.autocast():
             self.network(self.batch[0])
 
+    def timed(self, call: Callable[[], object]) -> float:
+        """Wall-clock seconds of a call on the task's device."""
+        _wait(self.task.device)
+        start = time.perf_counter()
+        call()
+        _wait(self.task.device)
+        return time.perf_counter() - start
+
     def saved_bytes(self) -> int:
         """Bytes that the activations keep for backward: distinct storages, without those of parameters and buffers."""
         known = {

@@ -38,11 +38,12 @@ from results.schema import PROVENANCE
 from runners import cost, seeding
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState, fingerprint
+from runners.cost import Measured
 from runners.factory import check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, write_curves
 from runners.words import one_line
-from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
+from tasks.base import ActLayer, Batch, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # steps between looks at whether the loss is finite; on an accelerator each look waits for it
@@ -123,12 +124,7 @@ class Train:
 
     def _train(self, act_layer: ActLayer, task: Task, cell: Cell, stop: "_Stop") -> dict[str, Any]:
         # set-up: everything random comes from streams of the seed (see seeding), none of them the activation's
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        task.split_for(cell.seed)
-        task.device, task.limit_batches = find_device(self.device), self.limit_batches
-        epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
-        steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
+        epochs, steps = self.set_up(task, cell.seed)
         network = self._network(act_layer, task, cell.seed)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
         check_network(network, task.input_shape, task.output_shape)
@@ -314,6 +310,22 @@ class Train:
             network.register_forward_pre_hook(_to_channels_last)
         return network
 
+    def measured(self, act_layer: ActLayer, task: Task, batch: Batch, seed: int, epochs: int) -> Measured:
+        """A fresh network of ``task`` whose steps can be measured as this runner makes them; draws random numbers."""
+        network = self._network(act_layer, task, seed)
+        return Measured(
+            network, task, batch, epochs, lambda: self._autocast(task.device), scaled=self.amp == "fp16"
+        )
+
+    def set_up(self, task: Task, seed: int) -> tuple[int, int]:
+        """Prepare ``task`` for a run; returns epochs, and steps in each."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        task.split_for(seed)
+        task.device, task.limit_batches = find_device(self.device), self.limit_batches
+        epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
+        return epochs, min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)
+
     def _cost(self, act_layer: ActLayer, task: Task, cell: Cell, facts: dict[str, Any]) -> dict[str, Any]:
         """What training with this activation costs, measured on networks of its own or known from another seed.
 
@@ -332,15 +344,7 @@ class Train:
         try:
             batch = next(iter(task.batches("train", seeding.generator(cell.seed, "data", 0))))
             unit, relu = (
-                cost.Measured(
-                    self._network(layer, task, cell.seed),
-                    task,
-                    batch,
-                    facts["epochs"],
-                    lambda: self._autocast(task.device),
-                    scaled=self.amp == "fp16",
-                )
-                for layer in (act_layer, ReLU)
+                self.measured(layer, task, batch, cell.seed, facts["epochs"]) for layer in (act_layer, ReLU)
             )
             found = cost.against_relu(unit, relu, seconds=self.cost, steps=facts["steps"])
         except Exception as error:
