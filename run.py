@@ -10,7 +10,8 @@ import signal
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import cast
+from types import FrameType
+from typing import NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,8 +27,10 @@ from runners.grid import (
     SeveralGrids,
     composable,
     end_with_parent,
+    end_workers,
     is_chosen,
     is_grid,
+    is_worker,
     trains,
 )
 from runners.words import one_line
@@ -81,24 +84,31 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
         return
     print(cell.line(record), flush=True)
     if "signal" in record:
+        if is_worker():
+            os._exit(128 + record["signal"])  # else it would go on with the next cell
         sys.exit(128 + record["signal"])
 
 
 def main() -> None:
     """Run the command line; an error becomes one line, and a grid ends with its report."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     good = False
     try:
         with suppress(GridStopped):
             good = all_ran()
         good &= ReportAfterGrid.report()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if DEBUG:
             raise
         sys.exit(f"actbench: {one_line(error)}")
     sys.exit(not good)
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End with the workers that a grid may have; a cell that trains in this process handles signals itself."""
+    end_workers()
+    sys.exit(128 + number)
 
 
 def all_ran() -> bool:

@@ -21,12 +21,16 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm import tqdm
 
+from results.terminal import print_anything
 from runners.cell import study_folder
+from runners.compose import Parts
 from runners.composed import COMPONENTS, check_composed
 from runners.words import one_line
 
@@ -61,6 +65,9 @@ class ReportAfterGrid(Callback):
                     _studies(loader, loader.load_configuration(config_name, overrides, RunMode.MULTIRUN))
                 raise SeveralGrids([argv for _, argv in commands])
             studies = _studies(loader, config)
+            if studies:
+                print_anything()
+                leave_out_finished(loader, config)
         except Exception as error:
             raise SystemExit(f"actbench: {one_line(error)}") from error
         ReportAfterGrid.studies |= studies
@@ -91,7 +98,25 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is a semaphore, which a process that ends at once leaves behind
         threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+
+
+def end_workers() -> None:
+    """End the worker processes of a grid, after the step under way and with their cells saved."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+
+
+def is_worker() -> bool:
+    """Whether this is a worker process of a grid."""
+    return multiprocessing.parent_process() is not None
 
 
 def _watch(parent: int) -> None:
@@ -205,24 +230,64 @@ def _overrides(loader: ConfigLoader, master: DictConfig) -> list[Override]:
     return _parsed([*(f"{k}={v}" for k, v in params.items()), *master.hydra.overrides.task], loader)
 
 
-def composed(loader: ConfigLoader, master: DictConfig, cells: list[list[str]]) -> Iterator[DictConfig]:
-    """The configuration of each cell, Hydra's part included.
+def composed(loader: ConfigLoader, master: DictConfig) -> Iterator[tuple[list[str], DictConfig, DictConfig]]:
+    """The overrides of each cell of a grid, its configuration, and Hydra's own part of that.
 
     Hydra composes only one of the cells that differ in nothing but their seeds: a tenth of a second for each is long
     in a grid of a thousand.
+
+    Raises:
+        ValueError: a sweep over nothing.
     """
-    composed_once: dict[tuple[str, ...], DictConfig] = {}
-    for cell in cells:
-        seeds = [override.partition("=")[2] for override in cell if override.startswith("seed=")]
-        if len(seeds) != 1 or not seeds[0].isdecimal():
-            yield loader.load_sweep_config(master, cell)
+    known: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
+    for overrides in cells_of(loader, master):
+        seeds = [override.partition("=")[2] for override in overrides if override.startswith("seed=")]
+        others = tuple(override for override in overrides if not override.startswith("seed="))
+        plain = len(seeds) == 1 and seeds[0].isdecimal()
+        if others not in known or not plain:
+            cfg = loader.load_sweep_config(master, overrides)
+            with open_dict(cfg):
+                known[others] = cfg, cfg.pop("hydra")
+        cfg, own = known[others]
+        cfg = cfg.copy()
+        if plain:
+            cfg.seed = int(seeds[0])
+        yield overrides, cfg, own
+
+
+def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> list[Path]:
+    """Say which cells of a grid are finished, or are not to be run, and keep Hydra from composing them.
+
+    Returns:
+        the folders of those that are left.
+    """
+    left: list[Path] = []
+    skipped: set[tuple[str, ...]] = set()
+    for overrides, cfg, own in composed(loader, master):
+        try:
+            parts = Parts(cfg, own)
+            cell = parts.cell(grid=True)
+            record, note = cell.finished(), " (finished before)"
+            if record is None and not is_chosen(parts.config, (earlier := cell.earlier()).get("status")):
+                record, note = earlier, " (left as it is)"
+        except Exception:  # is said when it is the cell's turn
             continue
-        others = tuple(override for override in cell if not override.startswith("seed="))
-        if others not in composed_once:
-            composed_once[others] = loader.load_sweep_config(master, cell)
-        cfg = composed_once[others]
-        cfg.seed = int(seeds[0])
-        yield cfg
+        if record is None:
+            left.append(cell.folder)
+            continue
+        skipped.add(tuple(overrides))
+        if record:
+            print(cell.line(record, note=note))
+
+    def split(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        cells = [cell for cell in _cells(overrides) if tuple(cell) not in skipped]
+        size = max_batch_size or len(cells) or 1
+        return [cells[first : first + size] for first in range(0, len(cells), size)]
+
+    # Hydra has executed the module again when it looked for plugins
+    sweeper = Plugins.instance().class_name_to_class[f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"]
+    sweeper.split_arguments = staticmethod(split)  # type: ignore[attr-defined]
+    return left
 
 
 def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[str]]]:

@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from results.files import HEARTBEAT, RECORD
 from results.schema import FINISHED
@@ -21,7 +21,6 @@ from runners.cell import Cell
 from runners.compose import CONF, Parts, _hydra_to_itself
 from runners.grid import (
     add_search_path,
-    cells_of,
     composable,
     composed,
     is_chosen,
@@ -103,16 +102,12 @@ def planned(overrides: Sequence[str]) -> list[Planned]:
 
 
 def _planned(loader: Any, master: DictConfig) -> Iterator[Planned]:
-    for cfg in composed(loader, master, cells_of(loader, master)):
-        own = cfg.hydra
+    for _, cfg, own in composed(loader, master):
         if not trains(cfg.runner):
             raise ValueError(
                 f"runner={own.runtime.choices.runner}: trains nothing, so there is nothing to plan"
             )
-        plain = cfg.copy()
-        with open_dict(plain):
-            plain.pop("hydra")
-        parts = Parts(plain, own)
+        parts = Parts(cfg, own)
         yield Planned(parts.cell(grid=True), parts)
 
 

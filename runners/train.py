@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import signal
 import statistics
 import threading
@@ -154,7 +155,8 @@ class Train:
             desc=str(cell),
             unit="step",
             leave=False,
-            disable=None,  # none where nobody watches
+            # none where nobody watches, and one line for all workers of a grid
+            disable=True if multiprocessing.parent_process() else None,
         )
 
         with bar:
@@ -405,7 +407,7 @@ class _Pace:
 
 
 class _Stop:
-    """While entered, the first SIGINT or SIGTERM is noted in ``received`` and the second acts as ever."""
+    """While entered, SIGINT and SIGTERM are noted in ``received``; the second of a kind acts as ever."""
 
     received: signal.Signals | None = None
 
@@ -424,7 +426,7 @@ class _Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        self.__exit__()
+        signal.signal(number, self.old[self.received])
 
 
 def _of_all(scores: dict[str, float]) -> dict[str, float]:
