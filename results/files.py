@@ -15,6 +15,7 @@ from typing import Any
 CONFIG, METRICS, RECORD, CHECKPOINT = "config.yaml", "metrics.csv", "record.json", "checkpoint.pt"
 DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
+WEIGHTS, BEST_WEIGHTS = "weights.pt", "weights_best.pt"
 CLASSES, CONFUSION = "classes.csv", "confusion.csv"
 HEARTBEAT = "heartbeat.json"  # only while the cell runs
 # of a study: a file for each cell, never removed, whose lock its process holds; costs that its cells share
@@ -31,6 +32,7 @@ NOT_DETERMINING = (
     "task.data.in_memory",
     "task.data.max_left_out",
     "runner.cost",
+    "runner.keep",
     "runner.pictures",
 )
 

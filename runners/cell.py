@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from filelock import BaseFileLock, FileLock, Timeout
 
 from results.files import (
+    BEST_WEIGHTS,
     CHECKPOINT,
     CLASSES,
     CONFIG,
@@ -29,6 +30,7 @@ from results.files import (
     METRICS,
     PICTURES,
     RECORD,
+    WEIGHTS,
     facts_of,
     read_json,
     remove_leftovers,
@@ -263,7 +265,7 @@ class Cell:
 
     def _set_aside(self) -> None:
         """Make room for a fresh run; the record goes first, so that no kill leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES):
+        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES, WEIGHTS, BEST_WEIGHTS):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # stays for its owner, and blocks no more
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)

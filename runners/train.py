@@ -23,12 +23,14 @@ from activations.base import Activation
 from activations.kernels import library
 from activations.torch_nn import ReLU
 from results.files import (
+    BEST_WEIGHTS,
     CHECKPOINT,
     CLASSES,
     CONFUSION,
     CURVES,
     METRICS,
     PICTURES,
+    WEIGHTS,
     read_json,
     replacing,
     write_csv,
@@ -38,7 +40,7 @@ from results.files import (
 from results.schema import PROVENANCE
 from runners import cost, seeding
 from runners.cell import Cell
-from runners.checkpoint import Progress, RunState, fingerprint
+from runners.checkpoint import Progress, RunState, fingerprint, write_weights
 from runners.cost import Measured
 from runners.factory import check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
@@ -74,6 +76,7 @@ class Train:
         pictures: write the task's pictures at the end.
         cost: seconds for measuring the time of a step against ReLU's, once for all seeds of a study, or 5 % of the
             training if that is more; 0 for not measuring it.
+        keep: nothing, or weights: the last weights and those best in validation as state_dicts, in files of their own.
 
     Raises:
         ValueError: a value outside its range, or a device that is not there.
@@ -91,6 +94,7 @@ class Train:
     compile: str = "off"
     pictures: bool = True
     cost: float = 2.0
+    keep: str = "nothing"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "limit_batches", "threads"):
@@ -99,6 +103,7 @@ class Train:
         check_whole("runner.activation_only_epochs", self.activation_only_epochs, 0)
         check_range("runner.epochs_scale", self.epochs_scale, "above 0", lambda v: v > 0)
         check_range("runner.cost", self.cost, "at least 0", lambda v: v >= 0)
+        check_choice("runner.keep", self.keep, ("nothing", "weights"))
         check_choice("runner.kernels", self.kernels, library.MODES)
         check_choice("runner.amp", self.amp, tuple(AMP))
         check_choice("runner.compile", self.compile, ("off", "on"))
@@ -242,6 +247,9 @@ class Train:
                 with replacing(cell.folder / PICTURES / f"{name}.png") as temporary:
                     figure.savefig(temporary, format="png", dpi=150)
         assert run.best is not None
+        if self.keep == "weights":
+            write_weights(cell.folder / WEIGHTS, network.state_dict())
+            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
         if run.best["epoch"] != run.epoch - 1:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])

@@ -39,7 +39,8 @@ def build(
         model: called with ``input_shape``, ``num_outputs`` and ``hyper``.
         sites, activations, shared: which of the sites receive the activation, which classes of the model's own are
             activations, whether blocks that run several times are served by one; see ``replace_activations``.
-        weights: file with a state_dict to start from, as torch.save writes it, or None.
+        weights: file with a state_dict to start from, as torch.save writes it, or None. It holds the activations' own
+            parameters, if the network has been trained with them, or else does not.
 
     Raises:
         ValueError: hyper-parameters that the model does not take, weights that do not fit, a network or site
@@ -58,8 +59,11 @@ def build(
         raise ValueError(
             f"network.{unknown}: no such hyper-parameter; {model.__name__} takes {', '.join(sorted(legal))}"
         ) from error
-    if weights is not None:
-        load_weights(network, Path(str(weights)).expanduser(), num_outputs)
+    path = None if weights is None else Path(str(weights)).expanduser()
+    # those of a network of this kind have names for the activations' parameters, which are not there before the swap
+    late = path is not None and read_weights(path).keys() > network.state_dict().keys()
+    if path is not None and not late:
+        load_weights(network, path, num_outputs)
     if not direct:
         from activations.surgery.runs import run_in_mode
         from activations.swap import replace_activations  # with torch.fx behind it
@@ -77,6 +81,8 @@ def build(
                 "the activation of the network's output stays as it was: %s (network.sites=re:PATTERN replaces it)",
                 ", ".join(kept),
             )
+    if path is not None and late:
+        load_weights(network, path, num_outputs)
     return network
 
 
@@ -89,11 +95,11 @@ def blaming_the_network(input_shape: Sequence[int]) -> Iterator[None]:
         raise ValueError(f"the network cannot take samples of shape {tuple(input_shape)}: {error}") from error
 
 
-def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
-    """Start ``network`` from the state_dict in ``path``; a classifier of another number of outputs stays fresh.
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The state_dict in ``path``, without heads that help in training only: pretrained files have them.
 
     Raises:
-        ValueError: no such file, no state_dict, or names that differ.
+        ValueError: no such file, or no state_dict.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,11 +109,18 @@ def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
         raise ValueError(
             f"network.weights={path}: not a file of weights ({str(error).splitlines()[0]})"
         ) from None
-    own = network.state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"network.weights={path}: a state_dict (names and tensors) is needed")
-    # heads that help in training only are built without, but pretrained files have them
-    state = {name: value for name, value in state.items() if not name.lower().startswith("aux")}
+    return {name: value for name, value in state.items() if not name.lower().startswith("aux")}
+
+
+def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
+    """Start ``network`` from the state_dict in ``path``; a classifier of another number of outputs stays fresh.
+
+    Raises:
+        ValueError: no such file, no state_dict, or names that differ.
+    """
+    state, own = read_weights(path), network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         raise ValueError(
