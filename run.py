@@ -8,19 +8,32 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
-from typing import cast
+from types import FrameType
+from typing import NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from results.terminal import print_anything
 from runners.cell import CellFailedError, CellLockedError
 from runners.compose import CONF, Parts
 from runners.errors import format_error
-from runners.grid import ReportAfterGrid, SeveralGridsError, composable, end_with_parent, is_grid, trains
+from runners.grid import (
+    GridStoppedError,
+    ReportAfterGrid,
+    SeveralGridsError,
+    composable,
+    end_with_parent,
+    end_workers,
+    is_chosen,
+    is_grid,
+    is_worker,
+    trains,
+)
 
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
@@ -45,7 +58,10 @@ def run(cfg: DictConfig) -> None:
             raise
         prefix = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
         print(f"actbench: {prefix}{format_error(error)}", file=sys.stderr, flush=True)
-        raise (CellFailedError() if grid else SystemExit(1)) from None
+        if not grid:
+            raise SystemExit(1) from None
+        stopped = OmegaConf.select(cfg, "grid.fail_fast")
+        raise (GridStoppedError() if stopped else CellFailedError()) from None
 
 
 def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
@@ -57,6 +73,10 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     if record := cell.completed_record():
         print(cell.summary(record, note=" (finished before)"))
         return
+    if grid and not is_chosen(parts.config, (record := cell.earlier()).get("status")):
+        if record:
+            print(cell.summary(record, note=" (left as it is)"))
+        return
     if not trains(cfg.runner):
         parts.runner()(parts.task, cell)
         return
@@ -67,23 +87,31 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
         return
     print(cell.summary(record), flush=True)
     if "signal" in record:
+        if is_worker():
+            os._exit(128 + record["signal"])  # else it would go on with the next cell
         sys.exit(128 + record["signal"])
 
 
 def main() -> None:
     """Run the command line; an error becomes one line, and a grid ends with its report."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     good = False
     try:
-        good = all_ran()
+        with suppress(GridStoppedError):
+            good = all_ran()
         good &= ReportAfterGrid.report()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if DEBUG:
             raise
         sys.exit(f"actbench: {format_error(error)}")
     sys.exit(not good)
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End with the workers that a grid may have; a cell that trains in this process handles signals itself."""
+    end_workers()
+    sys.exit(128 + number)
 
 
 def all_ran() -> bool:

@@ -1,6 +1,5 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from results.escape import shown
-from results.files import ADDED, CHECKPOINT, CONFIG, METRICS, RECORD, facts_of
+from results.files import ADDED, CONFIG, METRICS, RECORD, cell_folders, facts_of
 from results.schema import FINISHED, IF_THERE, is_missing, read_record
 
 ABSENT = "null"
@@ -34,13 +33,7 @@ def read_records(study: Path) -> pd.DataFrame:
     Raises:
         ValueError: no such folder, or no cell in it.
     """
-    if not study.is_dir():
-        raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
-    names = {CONFIG, RECORD, METRICS, CHECKPOINT}
-    places = [Path(root).relative_to(study) for root, _, files in os.walk(study) if names & {*files}]
-    places = sorted(place for place in places if len(place.parts) > 2)
-    if not places:
-        raise ValueError(f"{study}: no cells in this folder")
+    places = [folder.relative_to(study) for folder in cell_folders(study)]
     records = pd.DataFrame([_read_cell(study, place) for place in places])
     for column in IF_THERE:
         if column not in records:

@@ -1,6 +1,7 @@
 """Figures of a study: learning curves with their spread, and scores with every seed shown."""
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from results import figures_over_tasks
+from results.cost import equal_time, pareto_front, validation_curves
 from results.escape import figure_text
 from results.files import write_all
 from results.leaderboard import rank_range
@@ -45,6 +47,9 @@ def draw_figures(table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFra
             figures = {
                 "scores": scores(rows, cells),
                 "learning_curves": learning_curves(rows, cells, metrics),
+                "step_time": score_against_step_time(rows),
+                "parameters": score_against_parameters(rows),
+                "equal_time": score_at_equal_time(rows, cells, metrics),
             }
             ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", str(task)).strip("_")
             number = 1
@@ -52,7 +57,8 @@ def draw_figures(table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFra
                 number += 1
                 ending = f"{stem}-{number}"
             for name, figure in figures.items():
-                files |= _rendered(figure, f"{name}-{ending}")
+                if figure is not None:
+                    files |= _rendered(figure, f"{name}-{ending}")
     return files
 
 
@@ -160,6 +166,99 @@ def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFra
         ha="left",
         size=10,
     )
+    return figure
+
+
+def score_against_step_time(rows: pd.DataFrame) -> Figure | None:
+    """Test score against the time of a training step relative to ReLU's, with the Pareto front; None if none was timed."""
+    figure = _score_against(rows, "step_ratio")
+    if figure is not None:
+        (ax,) = figure.axes
+        if math.isfinite(floor := rows["cost_floor"].max()):
+            ax.axvspan(1 - floor, 1 + floor, color=GREY, alpha=0.25, lw=0, zorder=0)
+        ax.set_xlabel("time of a training step relative to ReLU (gray: noise)")
+    return figure
+
+
+def score_against_parameters(rows: pd.DataFrame) -> Figure | None:
+    """Test score against the number of parameters, with the Pareto front; None if none is known."""
+    figure = _score_against(rows, "parameters")
+    if figure is not None:
+        figure.axes[0].set_xlabel("parameters of the network")
+    return figure
+
+
+def _score_against(rows: pd.DataFrame, column: str) -> Figure | None:
+    """Mean scores with their 95 % intervals against a cost; what is on the front is named and joined by a line."""
+    rows = rows[(rows["n"] > 0) & rows[column].notna()]
+    if rows.empty:
+        return None
+    first = rows.iloc[0]
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    colors = _colors(rows)
+    front = rows[pareto_front(rows[column], rows["mean"], bool(first["higher_is_better"]))].sort_values(
+        column
+    )
+    ax.step(front[column], front["mean"], where="post", lw=0.9, color=GREY, zorder=1)
+    for row, cost in zip(rows.itertuples(), rows[column], strict=True):
+        color = colors.get(row.activation, GREY)
+        if row.n > 1:
+            ax.plot(
+                [cost, cost], [row.ci95_low, row.ci95_high], "-", lw=0.8, alpha=0.6, color=color, zorder=2
+            )
+        ax.plot([cost], [row.mean], "o", ms=5, mew=0, color=color, zorder=3)
+        if row.activation in colors or row.activation in set(front["activation"]):
+            ax.annotate(
+                figure_text(row.activation),
+                (cost, row.mean),
+                xytext=(5, 3),
+                textcoords="offset points",
+                size=8,
+                color=colors.get(row.activation, "#666666"),
+            )
+    if _wide(rows["mean"]):
+        ax.set_yscale("log")
+    direction = "higher" if first["higher_is_better"] else "lower"
+    ax.set_ylabel(f"test {figure_text(first['metric'])} ({direction} is better)")
+    ax.set_title(f"{figure_text(first['task'])}: mean, 95 % interval, Pareto front ({_counts(rows)})")
+    ax.margins(x=0.12)
+    ax.grid(lw=0.4, alpha=0.5)
+    return figure
+
+
+def score_at_equal_time(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
+    """Validation score by training time in units of ReLU's epochs; None if no step was timed."""
+    rows = rows[(rows["n"] > 0) & rows["step_ratio"].notna()]
+    curves = validation_curves(rows, cells, metrics) if len(rows) else {}
+    if not curves:
+        return None
+    first = rows.iloc[0]
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    ax = figure.subplots()
+    colors = _colors(rows)
+    for label, ratio in zip(rows["activation"], rows["step_ratio"], strict=True):
+        if label not in curves:
+            continue
+        curve = curves[label]
+        ax.plot(
+            (curve.index.to_numpy() + 1) * ratio,
+            curve,
+            lw=1.3,
+            marker="o" if len(curve) == 1 else None,
+            color=colors.get(label, GREY),
+            zorder=2.5 if label in colors else 1.5,
+            label=figure_text(label) if label in colors else None,
+        )
+    ax.axvline(equal_time(rows, curves), lw=0.8, ls=":", color="black")
+    _limit(ax, pd.concat(curves.values()), higher_is_better=bool(first["higher_is_better"]))
+    ax.set(
+        xlabel="training time in epochs of ReLU (dotted: the first one ends)",
+        ylabel=f"val {figure_text(first['metric'])}",
+        title=f"{figure_text(first['task'])}: equal time, mean over seeds ({_counts(rows)})",
+    )
+    figure.legend(loc="outside right center")
+    ax.grid(lw=0.4, alpha=0.5)
     return figure
 
 

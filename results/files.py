@@ -16,7 +16,11 @@ CONFIG, METRICS, RECORD, CHECKPOINT = "config.yaml", "metrics.csv", "record.json
 DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
 EXAMPLES = "examples.npz"
+WEIGHTS, BEST_WEIGHTS = "weights.pt", "weights_best.pt"
 CLASSES, CONFUSION = "classes.csv", "confusion.csv"
+HEARTBEAT = "heartbeat.json"  # only while the cell runs
+# of a study: a file for each cell, never removed, whose lock its process holds; costs that its cells share
+LOCKS, COSTS = ".locks", ".costs"
 # what runner=check writes, in a folder of the study's that holds no cells
 CHECKS, SUMMARY, SHEET = "check", "summary.txt", "contact_sheet.png"
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
@@ -28,6 +32,8 @@ NOT_DETERMINING = (
     "task.data.download",
     "task.data.in_memory",
     "task.data.max_left_out",
+    "runner.cost",
+    "runner.keep",
     "runner.pictures",
 )
 
@@ -77,6 +83,22 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def cell_folders(study: Path) -> list[Path]:
+    """The folders of all cells that began, below ``study`` and sorted; names of components may have slashes.
+
+    Raises:
+        ValueError: no such folder, or no cell in it.
+    """
+    if not study.is_dir():
+        raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
+    names = {CONFIG, RECORD, METRICS, CHECKPOINT, HEARTBEAT}
+    places = [Path(root) for root, _, files in os.walk(study) if names & {*files}]
+    folders = sorted(place for place in places if len(place.relative_to(study).parts) > 2)
+    if not folders:
+        raise ValueError(f"{study}: no cells in this folder")
+    return folders
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that becomes ``path`` at the end, or vanishes on an error.
@@ -111,11 +133,16 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(".*.tmp"):
         with suppress(FileNotFoundError):  # another has removed it
-            if _is_abandoned(path):
+            if is_abandoned(path):
                 path.unlink()
 
 
-def _is_abandoned(temporary: Path) -> bool:
+def is_abandoned(temporary: Path) -> bool:
+    """Whether the process that writes a temporary file is gone, as far as that can be known.
+
+    Raises:
+        FileNotFoundError: so is the file.
+    """
     writer = re.fullmatch(r"\..*\.(\d+)@(.*)\.tmp", temporary.name)
     if writer and writer[2] == platform.node() and os.name == "posix":
         pid = int(writer[1])

@@ -7,7 +7,7 @@ import pandas as pd
 from results.escape import markdown
 from results.examples import other_test_sets, sentence
 from results.metrics import METRICS, UNKNOWN
-from results.schema import STATUSES
+from results.schema import COSTS, STATUSES
 from results.statistics import Comparisons, worst_possible
 
 BASELINE = "relu"
@@ -92,6 +92,7 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
                 "seed_correlation": delta.correlation,
                 "parameters": _median(mine, "parameters"),
                 "flops": _median(mine, "flops"),
+                **{name: _median(mine, name) for name in COSTS},
                 "seconds_per_epoch": _median(mine, "seconds_per_epoch"),
                 "failures": _failures(cells),
             }
@@ -152,7 +153,7 @@ def _section(task: str, rows: pd.DataFrame) -> str:
         about if first["metric"] else "No cell ended ok.",
         "",
         f"| rank | activation | n | mean | std | 95 % interval | vs {baseline} (simultaneous 95 % interval) | verdict "
-        "| parameters | s/epoch | failures |",
+        "| parameters | step vs relu | failures |",
         "|---:|---|---:|---:|---:|---|---|---|---:|---:|---|",
     ]
     scale = _decimals(rows)
@@ -170,7 +171,7 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             _number(row["delta"], scale, sign="+") if math.isnan(row["delta_low"]) else delta,
             _verdict(row["verdict"], row["seeds_needed"]),
             _number(row["parameters"], 0),
-            _number(row["seconds_per_epoch"], 3),
+            _number(row["step_ratio"], 2),
             row["failures"],
         ]
         lines.append("| " + " | ".join(map(markdown, cells)) + " |")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from results import over_tasks, published
+from results import cost, over_tasks, published
 from results.collect import UNKNOWN, add_labels, read_metrics, read_records
 from results.escape import markdown
 from results.files import REPORT, write_all
@@ -67,6 +67,7 @@ def write_report(
         "\n".join(f"- **{line}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
+        *_costs(table, ok, metrics),
         over_tasks.to_markdown(over) if over else "",
         published.to_markdown(card),
         *_provenance(records),
@@ -98,11 +99,11 @@ def report(study: Path, baseline: str | None = None, margin: float | None = None
         "std",
         "delta",
         "verdict",
-        "seconds_per_epoch",
+        "step_ratio",
         "failures",
     ]
     shown = table.assign(ranks=list(map(rank_range, table["rank_low"], table["rank_high"])))[columns].rename(
-        columns={"seconds_per_epoch": "s/epoch"}
+        columns={"step_ratio": "step vs relu"}
     )
     with pd.option_context("display.width", 160, "display.max_columns", None, "display.max_rows", None):
         print(shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
@@ -121,6 +122,16 @@ def _no_scores(table: pd.DataFrame) -> list[str]:
     """A line for each of these tasks."""
     limits = table.dropna(subset=["limit_batches"]).groupby("task")["limit_batches"].first()
     return [f"{task}: limited to {limit:g} batches a pass: not a score" for task, limit in limits.items()]
+
+
+def _costs(table: pd.DataFrame, ok: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
+    """A section for each task in which the cost was measured, and what is said of all."""
+    tables = {
+        task: cost.cost_table(rows, ok[ok["task_label"] == task], metrics)
+        for task, rows in table.groupby("task", sort=True)
+    }
+    sections = [text for task, costs in tables.items() if (text := cost.to_markdown(str(task), costs))]
+    return [*sections, cost.EXPLANATION] if sections else []
 
 
 def _provenance(records: pd.DataFrame) -> list[str]:

@@ -25,6 +25,9 @@ PROVENANCE = (
     "kernels",
 )
 
+# in a record: measured against the same network with ReLU
+COSTS = ("step_ratio", "inference_ratio", "cost_floor", "saved_bytes", "peak_memory_mb")
+
 Kind = tuple[str, Callable[[Any], bool]]  # in words, and whether a value is of it
 
 
@@ -66,6 +69,7 @@ IF_THERE: Mapping[str, Kind] = {
     "activation_code": TEXT,
     "data_fingerprint": TEXT,
     **dict.fromkeys(("primary_best", "primary_val", "parameters", "flops", "seconds_per_epoch"), NUMBER),
+    **dict.fromkeys(COSTS, NUMBER),
     "sessions": (
         "a list of sessions",
         lambda value: isinstance(value, list) and all(map(_is_session, value)),

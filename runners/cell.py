@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -20,18 +19,22 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from activations.checks import check_bool, check_int
 from results.files import (
+    BEST_WEIGHTS,
     CHECKPOINT,
     CLASSES,
     CONFIG,
     CONFUSION,
+    COSTS,
     CURVES,
     DAMAGED,
     EXAMPLES,
     GIVEN_UP,
+    LOCKS,
     LOG,
     METRICS,
     PICTURES,
     RECORD,
+    WEIGHTS,
     facts_of,
     read_json,
     remove_leftovers,
@@ -51,9 +54,10 @@ from runners.code import (
     targets_of,
 )
 from runners.errors import format_error
+from runners.heartbeat import Heartbeat
 from runners.logs import cell_log
 
-LOCK, MAX_LOCK_TRIES = ".lock", 100
+LOCK_PATIENCE = 0.2  # seconds: whoever asks whether a cell runs holds its lock for an instant
 
 log = logging.getLogger("actbench")
 
@@ -143,6 +147,7 @@ class Cell:
         check_bool("force", force)
         self.spec, self.folder = spec, spec.folder
         self.force, self.grid, self.caller, self.source = force, grid, caller, source
+        self.heartbeat = Heartbeat(self.folder)
         self._record: dict[str, Any] = {}
 
     def __str__(self) -> str:
@@ -185,6 +190,10 @@ class Cell:
             )
         return record
 
+    def earlier(self) -> dict[str, Any]:
+        """Return the record of an earlier run, whatever its status; empty if there is none."""
+        return read_json(self.folder / RECORD) or {}
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the cell's folder for this process alone, and log to its log.txt meanwhile.
@@ -196,42 +205,46 @@ class Cell:
         new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         lock = self._acquire_lock()
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._require_same_config()
             for leftover in self.folder.glob(".*.tmp"):  # no other process writes here
                 leftover.unlink()
             remove_leftovers(self.folder / PICTURES)  # another process may be drawing a figure in there
-            with cell_log(self.folder / LOG, to_caller=self.caller is not None):
+            with cell_log(self.folder / LOG, to_caller=self.caller is not None), self.heartbeat:
                 yield
         finally:
             if new and not self._record:  # stopped before training began: leave no trace
                 (self.folder / LOG).unlink(missing_ok=True)
-                with suppress(OSError):  # another process has put files there meanwhile
-                    (self.folder / LOCK).unlink()  # before the lock is released, see _acquire_lock
+                with suppress(
+                    OSError
+                ):  # not empty: the study's folder, or another process has put files there
                     for folder in new:
                         folder.rmdir()
             lock.release()
 
     def _acquire_lock(self) -> BaseFileLock:
-        """Return the lock of the cell's folder, acquired.
+        """Return the lock of the cell, acquired.
 
-        The holder may remove the folder and the lock's file with it. A process that has opened that file before then
-        holds a lock that others, who see a new file, do not notice; so a lock counts only if its file is still in place.
+        Its file is never removed, so it does not lie in the cell's folder, which may be: a process that opened the
+        file before it was removed would hold that lock while the next one holds another.
         """
-        lock = FileLock(self.folder / LOCK)
-        for tries_left in reversed(range(MAX_LOCK_TRIES)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-                held = getattr(getattr(lock, "_context", None), "lock_file_fd", None)  # has no public name
-                if held is None or os.path.samestat(os.fstat(held), os.stat(lock.lock_file)):
-                    return lock
-            except Timeout:
-                raise CellLockedError(f"{self}: another process is training it in {self.folder}") from None
-            except FileNotFoundError:  # removed meanwhile
-                if not tries_left:
-                    raise
-            lock.release()
-        raise CellLockedError(f"{self}: other processes keep starting and leaving it in {self.folder}")
+        path = self.spec.study_folder / LOCKS / self.spec.id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=LOCK_PATIENCE)
+        except Timeout:
+            raise CellLockedError(f"{self}: another process is training it in {self.folder}") from None
+        return lock
+
+    def cost_file(self, depends: Mapping[str, Any]) -> Path:
+        """Return the file with the measured cost of all cells that agree in ``depends``."""
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:10]
+        return (
+            self.spec.study_folder
+            / COSTS
+            / f"{self.spec.task}-{self.spec.activation}-{key}.json".replace("/", "-")
+        )
 
     def mark_started(self, facts: Mapping[str, Any]) -> None:
         """Write the first record, which says ``interrupted`` until the run ends: if it is killed, that is true."""
@@ -281,8 +294,7 @@ class Cell:
                 return train()
             except Exception as error:
                 log.debug("traceback", exc_info=True)
-                earlier = read_json(self.folder / RECORD) or {}
-                if self._record or (self.grid and earlier.get("status") not in FINISHED):
+                if self._record or (self.grid and self.earlier().get("status") not in FINISHED):
                     self.write_record("failed", reason=format_error(error))
                 raise
 
@@ -317,7 +329,17 @@ class Cell:
 
     def _delete_previous_outputs(self) -> None:
         """Delete the results of an earlier run, the record first: a kill never leaves it beside other results."""
-        for name in (RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES, EXAMPLES):
+        for name in (
+            RECORD,
+            CHECKPOINT,
+            METRICS,
+            CLASSES,
+            CONFUSION,
+            CURVES,
+            EXAMPLES,
+            WEIGHTS,
+            BEST_WEIGHTS,
+        ):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # kept for the user under a name that no longer blocks the cell
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)

@@ -4,13 +4,14 @@ import io
 import pickle
 import time
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from results.files import DAMAGED, atomic_write
@@ -99,10 +100,7 @@ class RunState:
             "progress": vars(self.progress),
             "random": seeding.random_states(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)  # not to the file, as torch reports a full disk as a failed assertion
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        _write(path, state)
 
     def resume(self, path: Path) -> bool:
         """Restore the state in ``path`` and return True; return False if there is none.
@@ -153,6 +151,18 @@ class RunState:
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         seeding.set_random_states(state["random"])
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a plain state_dict on the CPU, for ``network.weights=`` and for whoever has torch."""
+    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)  # not to the file, as torch reports a full disk as a failed assertion
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _check_parts(state: Any) -> None:

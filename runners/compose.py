@@ -44,7 +44,7 @@ def compose(*overrides: str) -> tuple[DictConfig, DictConfig]:
     Raises:
         HydraException: overrides that cannot be composed; ``runners.errors.format_error`` makes it one line.
     """
-    with _fresh_hydra(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with fresh_hydra(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
     with open_dict(cfg):
         hydra_cfg = cfg.pop("hydra")
@@ -52,7 +52,7 @@ def compose(*overrides: str) -> tuple[DictConfig, DictConfig]:
 
 
 @contextmanager
-def _fresh_hydra() -> Iterator[None]:
+def fresh_hydra() -> Iterator[None]:
     """Set aside the global state of an application that also uses Hydra, and restore it at the end."""
     classes = (GlobalHydra, JobRuntime, VersionBase)
     instances = Singleton._instances

@@ -20,7 +20,8 @@ COMPONENTS = {
     "runner": "train",
 }  # with an example of each
 FACTORIES = ("activation", "network")  # components that are called later, with more arguments
-SETTINGS = ("seed", "study", "outputs", "force")
+SETTINGS = ("seed", "study", "outputs", "force", "grid")
+GRID: dict[str, tuple[Any, ...]] = {"failed": ("retry", "skip", "only"), "fail_fast": (True, False)}
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # arguments of a component that do not come from its configuration
 RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -55,6 +56,11 @@ def check_composed(cfg: DictConfig, hydra: DictConfig) -> dict[str, str]:
     for key in SETTINGS:
         if key not in cfg:
             raise ValueError(f"{key}: is missing; must be set")
+    for key, legal in GRID.items():
+        value = OmegaConf.select(cfg, f"grid.{key}")
+        if not any(value is one for one in legal) and not (isinstance(value, str) and value in legal):
+            words = ", ".join(str(one).lower() for one in legal)
+            raise ValueError(f"grid.{key}={value}: must be one of {words}")
     unknown = [str(key) for key in cfg if key not in (*COMPONENTS, *SETTINGS, "hydra")]
     if unknown:
         text = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(hydra)

@@ -1,6 +1,15 @@
-"""What a network costs: parameters and floating point operations."""
+"""What a network costs: parameters, floating point operations, and time and memory measured against ReLU's."""
 
-from collections.abc import Sequence
+import gc
+import itertools
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +19,13 @@ from torch.utils.flop_counter import flop_registry
 
 from activations.base import Activation
 from activations.surgery.state import undisturbed
-from runners.optim import activation_modules, activation_parameters
+from runners.optim import activation_modules, activation_parameters, make_optimizer, sites
+from tasks.base import Batch, Task
+
+WARM_UP = 2  # calls of everything before it is timed
+LEAST, MOST = 3, 60  # rounds
+BLOCK = 0.005  # seconds: shorter calls are repeated for so long, as the first one finds the other network in the caches
+SHARE = 0.05  # of a cell's training that measuring its cost may take, where that is more than the setting's seconds
 
 # element-wise, though torch does not tag them
 UNTAGGED = (torch.ops.aten._prelu_kernel, torch.ops.aten.hardswish)
@@ -76,3 +91,213 @@ class _Counter(TorchDispatchMode):
             self.total = before + declared
         if not self.entered:  # not an activation inside another one
             self.activations += self.total - before
+
+
+@dataclass
+class Measured:
+    """A network that is measured: what a training step and an inference of one batch need.
+
+    Weights stay as they were initialized, as the learning rate is 0. Activations with phases are in their last one, in which
+    all but the first epochs are trained.
+
+    Args:
+        network: fresh, on the task's device; it is used up.
+        task: gives loss and optimizer.
+        batch: input and target.
+        epochs: of the run, for the phases.
+        autocast: makes the context in which the network is called.
+        scaled: whether the loss is scaled, as for fp16.
+    """
+
+    network: nn.Module
+    task: Task
+    batch: Batch
+    epochs: int
+    autocast: Callable[[], AbstractContextManager[object]]
+    scaled: bool = False
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.network, self.task.recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.scaler = torch.amp.GradScaler(self.task.device.type, enabled=self.scaled)
+        self.units = [*activation_modules(self.network).values()]
+        for epoch in range(self.epochs):
+            for unit in self.units:
+                unit.start_epoch(epoch, self.epochs)
+            if epoch == 0:
+                self.step()  # a phase may need statistics of the one before
+
+    def loss(self) -> Tensor:
+        """The loss of a forward pass in train mode."""
+        self.network.train()
+        with self.autocast():
+            output = self.network(self.batch[0])
+        loss = self.task.loss(output.float(), self.batch[1], training=True)
+        for unit in self.units:
+            loss = loss + unit.regularization()
+        return loss
+
+    def step(self) -> None:
+        """A training step of the runner's, without data and metrics."""
+        loss = self.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.task.recipe.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.task.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def infer(self) -> None:
+        """A forward pass in eval mode."""
+        self.network.eval()
+        with torch.inference_mode(), self.autocast():
+            self.network(self.batch[0])
+
+    def timed(self, call: Callable[[], object]) -> float:
+        """Wall-clock seconds of a call on the task's device."""
+        _wait(self.task.device)
+        start = time.perf_counter()
+        call()
+        _wait(self.task.device)
+        return time.perf_counter() - start
+
+    def saved_bytes(self) -> int:
+        """Bytes that the activations keep for backward: distinct storages, without those of parameters and buffers."""
+        known = {
+            t.untyped_storage().data_ptr() for t in (*self.network.parameters(), *self.network.buffers())
+        }
+        held: list[Tensor] = []  # kept, lest an address be used twice
+        inside = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()  # with its graph, which holds it, it would never be freed
+            if inside:
+                held.append(tensor)
+            return tensor
+
+        def move(by: int, *args: object) -> None:
+            nonlocal inside
+            inside += by
+
+        units = sites(self.network).values()
+        handles = [unit.register_forward_pre_hook(partial(move, 1)) for unit in units]
+        handles += [unit.register_forward_hook(partial(move, -1)) for unit in units]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss()
+        for handle in handles:
+            handle.remove()
+        storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in held)}
+        del loss
+        return sum(size for address, size in storages.items() if address not in known)
+
+    def peak_bytes(self) -> int:
+        """The most that torch allocates during a step, beyond weights and the optimizer's state."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.task.device.type == "cuda":
+            before = torch.cuda.memory_allocated(self.task.device)
+            torch.cuda.reset_peak_memory_stats(self.task.device)
+            self.step()
+            return torch.cuda.max_memory_allocated(self.task.device) - before
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
+        from torch.autograd.profiler import profile
+
+        with profile(profile_memory=True, acc_events=True) as profiled:
+            self.step()
+        results = profiled.kineto_results
+        assert results is not None
+        changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+        return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
+def against_relu(unit: Measured, relu: Measured, *, seconds: float, steps: int) -> dict[str, float]:
+    """Time and memory of a network relative to the same network with ReLU; see docs/records.md for the names.
+
+    The two take turns in one process, so that what slows the machine slows both. In each round ReLU is timed twice, once
+    as the base and once to show how much of a ratio is noise.
+
+    Args:
+        seconds: that may be spent on timing; or 5 % of the run, if that is more.
+        steps: of the run.
+    """
+    device = unit.task.device
+    calls = {
+        "step": (unit.step, relu.step, relu.step),
+        "inference": (unit.infer, relu.infer, relu.infer),
+    }
+    memory = {"saved_bytes": unit.saved_bytes(), "peak_memory_mb": unit.peak_bytes() / 1e6}
+    repeats = dict.fromkeys(calls, 1)
+    orders = itertools.cycle(itertools.permutations(range(3)))
+
+    def turn() -> dict[str, tuple[float, ...]]:
+        order = next(orders)
+        times = {
+            name: {i: _timed(three[i], repeats[name], device) for i in order} for name, three in calls.items()
+        }
+        return {name: tuple(found[i] for i in range(3)) for name, found in times.items()}
+
+    with _no_collection():
+        for _ in range(WARM_UP):
+            turn()
+        trial = turn()
+        repeats = {name: math.ceil(BLOCK / min(times)) for name, times in trial.items()}
+        budget = max(seconds, SHARE * steps * trial["step"][0])
+        rounds = min(MOST, int(budget / sum(sum(times) * repeats[name] for name, times in trial.items())))
+        if rounds < LEAST:
+            return memory
+        turns = [turn() for _ in range(rounds)]
+    found: dict[str, float] = {}
+    floors = []
+    for name in calls:
+        times = [one[name] for one in turns]
+        found[f"{name}_ms"] = 1e3 * statistics.median(own for own, _, _ in times)
+        found[f"{name}_ratio"] = statistics.median(own / base for own, base, _ in times)
+        floors.append(noise_floor([again / base for _, base, again in times]))
+    return found | {"cost_floor": max(floors), "cost_rounds": rounds} | memory
+
+
+def noise_floor(ratios: Sequence[float]) -> float:
+    """How far from 1 the median of ``ratios``, whose true value is 1, may be by chance.
+
+    The larger distance from 1 of the ends of the median's 95 % interval by order statistics; with fewer than six ratios
+    that interval is their range.
+
+    Examples:
+        >>> round(noise_floor([0.98, 0.99, 1.0, 1.01, 1.05]), 3)
+        0.05
+    """
+    ordered, n = sorted(ratios), len(ratios)
+    below = itertools.accumulate(math.comb(n, i) / 2**n for i in range(n // 2))
+    left_out = max(0, sum(chance <= 0.025 for chance in below) - 1)
+    return max(abs(ordered[left_out] - 1), abs(ordered[n - 1 - left_out] - 1))
+
+
+def _timed(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Seconds of a call; on one CPU thread those that it ran, so that other processes on the core count less."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    _wait(device)
+    start = clock()
+    for _ in range(repeats):
+        call()
+    _wait(device)
+    return (clock() - start) / repeats
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from running in the middle of what is timed."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

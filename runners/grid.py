@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -21,12 +21,16 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm import tqdm
 
+from results.terminal import print_anything
 from runners.cell import study_folder
+from runners.compose import Parts
 from runners.composed import COMPONENTS, check_composed
 from runners.errors import format_error
 
@@ -56,13 +60,16 @@ class ReportAfterGrid(Callback):
         sys.argv = self.typed or sys.argv
         loader = GlobalHydra.instance().config_loader()
         try:
-            _add_search_path(loader, config)
-            if commands := _one_experiment_each(loader, config):
+            add_search_path(loader, config)
+            if commands := one_experiment_each(loader, config):
                 for experiment, _ in commands:
                     overrides = [*config.hydra.overrides.hydra, *experiment]
                     _studies(loader, loader.load_configuration(config_name, overrides, RunMode.MULTIRUN))
                 raise SeveralGridsError([argv for _, argv in commands])
             studies = _studies(loader, config)
+            if studies:
+                print_anything()
+                leave_out_finished(loader, config)
         except Exception as error:
             raise SystemExit(f"actbench: {format_error(error)}") from error
         ReportAfterGrid.studies |= studies
@@ -95,7 +102,25 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is a semaphore, which a process that ends at once leaves behind
         threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+
+
+def end_workers() -> None:
+    """End the worker processes of a grid, after the step under way and with their cells saved."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+
+
+def is_worker() -> bool:
+    """Whether this is a worker process of a grid."""
+    return multiprocessing.parent_process() is not None
 
 
 def _watch(parent: int) -> None:
@@ -111,6 +136,16 @@ class SeveralGridsError(BaseException):
 
     def __init__(self, commands: list[list[str]]) -> None:
         self.commands = commands
+
+
+class GridStoppedError(BaseException):
+    """A cell failed and ``grid.fail_fast`` is true; a launcher that goes on after any Exception ends with this."""
+
+
+def is_chosen(config: Mapping[str, Any], status: str | None) -> bool:
+    """Whether a grid runs an unfinished cell whose record has this ``status``, None if it has none."""
+    failed = status == "failed"
+    return {"retry": True, "skip": not failed, "only": failed}[config["grid"]["failed"]]
 
 
 def composable(argv: list[str]) -> list[str]:
@@ -157,14 +192,9 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
     Raises:
         ValueError: a sweep over nothing; cells that cannot be composed (the message names their choices).
     """
-    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-    overrides = _parsed([*(f"{k}={v}" for k, v in params.items()), *master.hydra.overrides.task], loader)
-    cells = _cells(overrides)
-    if not cells:
-        swept = [override for override in overrides if override.is_sweep_override()]
-        empty = [str(override.input_line) for override in swept if not [*override.sweep_string_iterator()]]
-        raise ValueError(f"{', '.join(empty)}: matches nothing to sweep over")
-    swept_keys = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+    swept = [override for override in _overrides(loader, master) if override.is_sweep_override()]
+    cells = cells_of(loader, master)
+    swept_keys = {override.get_key_element() for override in swept}
     studies: dict[Path, None] = {}
     failures: list[tuple[str, str]] = []
     for choices, cell in _distinct(cells):
@@ -184,6 +214,86 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
     return studies
 
 
+def cells_of(loader: ConfigLoader, master: DictConfig) -> list[list[str]]:
+    """Return the overrides of every cell of a grid, as Hydra's sweeper makes them.
+
+    Raises:
+        ValueError: a sweep over nothing.
+    """
+    overrides = _overrides(loader, master)
+    if cells := _cells(overrides):
+        return cells
+    swept = [override for override in overrides if override.is_sweep_override()]
+    empty = [str(override.input_line) for override in swept if not [*override.sweep_string_iterator()]]
+    raise ValueError(f"{', '.join(empty)}: matches nothing to sweep over")
+
+
+def _overrides(loader: ConfigLoader, master: DictConfig) -> list[Override]:
+    """Those of the command line and those of an experiment's sweep, which the former override."""
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    return _parsed([*(f"{k}={v}" for k, v in params.items()), *master.hydra.overrides.task], loader)
+
+
+def composed(loader: ConfigLoader, master: DictConfig) -> Iterator[tuple[list[str], DictConfig, DictConfig]]:
+    """The overrides of each cell of a grid, its configuration, and Hydra's own part of that.
+
+    Hydra composes only one of the cells that differ in nothing but their seeds: a tenth of a second for each is long
+    in a grid of a thousand.
+
+    Raises:
+        ValueError: a sweep over nothing.
+    """
+    known: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
+    for overrides in cells_of(loader, master):
+        seeds = [override.partition("=")[2] for override in overrides if override.startswith("seed=")]
+        others = tuple(override for override in overrides if not override.startswith("seed="))
+        plain = len(seeds) == 1 and seeds[0].isdecimal()
+        if others not in known or not plain:
+            cfg = loader.load_sweep_config(master, overrides)
+            with open_dict(cfg):
+                known[others] = cfg, cfg.pop("hydra")
+        cfg, own = known[others]
+        cfg = cfg.copy()
+        if plain:
+            cfg.seed = int(seeds[0])
+        yield overrides, cfg, own
+
+
+def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> list[Path]:
+    """Say which cells of a grid are finished, or are not to be run, and keep Hydra from composing them.
+
+    Returns:
+        the folders of those that are left.
+    """
+    left: list[Path] = []
+    skipped: set[tuple[str, ...]] = set()
+    for overrides, cfg, own in composed(loader, master):
+        try:
+            parts = Parts(cfg, own)
+            cell = parts.cell(grid=True)
+            record, note = cell.completed_record(), " (finished before)"
+            if record is None and not is_chosen(parts.config, (earlier := cell.earlier()).get("status")):
+                record, note = earlier, " (left as it is)"
+        except Exception:  # is said when it is the cell's turn
+            continue
+        if record is None:
+            left.append(cell.folder)
+            continue
+        skipped.add(tuple(overrides))
+        if record:
+            print(cell.summary(record, note=note))
+
+    def split(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        cells = [cell for cell in _cells(overrides) if tuple(cell) not in skipped]
+        size = max_batch_size or len(cells) or 1
+        return [cells[first : first + size] for first in range(0, len(cells), size)]
+
+    # Hydra has executed the module again when it looked for plugins
+    sweeper = Plugins.instance().class_name_to_class[f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"]
+    sweeper.split_arguments = staticmethod(split)  # type: ignore[attr-defined]
+    return left
+
+
 def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yield the first cell for each choice of components, study and outputs, on which alone depends whether it composes."""
     seen = set()
@@ -197,7 +307,7 @@ def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[st
             yield choices, cell
 
 
-def _one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], list[str]]]:
+def one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], list[str]]]:
     """Return overrides and command line of each experiment in a sweep over experiments, as each sweeps over its own keys."""
     task = list(master.hydra.overrides.task)
     for override in _parsed(task, loader):
@@ -211,7 +321,7 @@ def _one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple
     return []
 
 
-def _add_search_path(loader: Any, master: DictConfig) -> None:
+def add_search_path(loader: Any, master: DictConfig) -> None:
     """Make ``glob`` find the folders of hydra.searchpath, which Hydra uses only when it composes a cell."""
     path = loader.get_search_path()
     for source in master.hydra.runtime.config_sources:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import signal
 import statistics
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Self, cast
 
@@ -21,7 +23,9 @@ from tqdm import tqdm
 from activations.base import Activation
 from activations.checks import check_bool, check_choice, check_int, check_number
 from activations.kernels import library
+from activations.torch_nn import ReLU
 from results.files import (
+    BEST_WEIGHTS,
     CHECKPOINT,
     CLASSES,
     CONFUSION,
@@ -29,18 +33,23 @@ from results.files import (
     EXAMPLES,
     METRICS,
     PICTURES,
+    WEIGHTS,
     atomic_write,
+    read_json,
     write_csv,
+    write_json,
     write_table,
 )
 from results.schema import PROVENANCE
 from runners import cost, seeding
 from runners.cell import Cell
-from runners.checkpoint import Progress, RunState, fingerprint
+from runners.checkpoint import Progress, RunState, fingerprint, write_weights
+from runners.cost import Measured
+from runners.errors import format_error
 from runners.factory import validate_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import provenance, write_curves, write_examples
-from tasks.base import ActLayer, RunningMeans, Task
+from tasks.base import ActLayer, Batch, RunningMeans, Task
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_INTERVAL = 50  # steps between checks that the loss is finite, each of which waits for an accelerator
@@ -66,6 +75,9 @@ class Train:
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
         compile: off or on (torch.compile).
         pictures: whether to write the task's pictures at the end.
+        cost: seconds for measuring the time of a step against ReLU's, once for all seeds of a study, or 5 % of the
+            training if that is more; 0 for not measuring it.
+        keep: nothing, or weights: the last weights and those best in validation as state_dicts, in files of their own.
 
     Raises:
         ValueError: a value outside its range, or a device that this machine does not have.
@@ -87,6 +99,8 @@ class Train:
     amp: str = "off"
     compile: str = "off"
     pictures: bool = True
+    cost: float = 2.0
+    keep: str = "nothing"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "limit_batches", "threads"):
@@ -94,6 +108,8 @@ class Train:
                 check_int(name, getattr(self, name), minimum=1)
         check_int("activation_only_epochs", self.activation_only_epochs, minimum=0)
         check_number("epochs_scale", self.epochs_scale, above=0)
+        check_number("cost", self.cost, minimum=0)
+        check_choice("keep", self.keep, ("nothing", "weights"))
         check_choice("kernels", self.kernels, library.MODES)
         check_choice("amp", self.amp, tuple(AMP))
         check_choice("compile", self.compile, ("off", "on"))
@@ -126,22 +142,14 @@ class Train:
     def _train(self, act_layer: ActLayer, task: Task, cell: Cell, stop: "_Stop") -> dict[str, Any]:
         # Set up. All random numbers come from streams of the seed (see seeding), none of which the activation shares.
         seed = cell.spec.seed
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        task.split_for(seed)
-        task.device, task.limit_batches = find_device(self.device), self.limit_batches
-        epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
-        steps = min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)  # per epoch
-        network = build_network(act_layer, task, seed)
-        network.to(task.device)
-        if self.channels_last:
-            network.to(memory_format=torch.channels_last)
-            network.register_forward_pre_hook(_to_channels_last)
+        epochs, steps = self.set_up(task, seed)
+        network = self._network(act_layer, task, seed)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
         validate_network(network, task.input_shape, task.output_shape)
         units, act_params = activation_modules(network).values(), activation_parameters(network)
         other_params = [p for p in network.parameters() if p.requires_grad and p not in act_params]
         facts = self._facts(network, task, epochs, steps) | {"activation_code": cell.activation_code}
+        facts |= self._cost(act_layer, task, cell, facts)
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
 
@@ -154,6 +162,7 @@ class Train:
         resumed = state.resume(checkpoint)
         run = state.progress
         run.begin_session({name: facts[name] for name in PROVENANCE})
+        cell.heartbeat.progress = _Pace(run, epochs, steps)
         log.info(
             "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
         )
@@ -163,7 +172,8 @@ class Train:
             desc=str(cell),
             unit="step",
             leave=False,
-            disable=None,  # no bar if stderr is not a terminal
+            # no bar if stderr is not a terminal; the workers of a grid share one line
+            disable=True if multiprocessing.parent_process() else None,
         )
 
         with bar:
@@ -267,6 +277,9 @@ class Train:
                 with atomic_write(cell.folder / PICTURES / f"{name}.png") as temporary:
                     figure.savefig(temporary, format="png", dpi=150)
         assert run.best is not None
+        if self.keep == "weights":
+            write_weights(cell.folder / WEIGHTS, network.state_dict())
+            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
         if run.best["epoch"] != run.epoch - 1:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
@@ -329,6 +342,62 @@ class Train:
             }
         )
 
+    def _network(self, act_layer: ActLayer, task: Task, seed: int) -> nn.Module:
+        """The task's network as it is trained, on its device."""
+        network = build_network(act_layer, task, seed)
+        network.to(task.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+            network.register_forward_pre_hook(_to_channels_last)
+        return network
+
+    def measured(self, act_layer: ActLayer, task: Task, batch: Batch, seed: int, epochs: int) -> Measured:
+        """A fresh network of ``task`` whose steps can be measured as this runner makes them; draws random numbers."""
+        network = self._network(act_layer, task, seed)
+        return Measured(
+            network, task, batch, epochs, lambda: self._autocast(task.device), scaled=self.amp == "fp16"
+        )
+
+    def set_up(self, task: Task, seed: int) -> tuple[int, int]:
+        """Prepare ``task`` for a run; returns epochs, and steps in each."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        task.split_for(seed)
+        task.device, task.limit_batches = find_device(self.device), self.limit_batches
+        epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
+        return epochs, min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)
+
+    def _cost(self, act_layer: ActLayer, task: Task, cell: Cell, facts: dict[str, Any]) -> dict[str, Any]:
+        """What training with this activation costs, measured on networks of its own or known from another seed.
+
+        Whatever goes wrong here is left for the training itself to say, and is no reason to do without that.
+        """
+        if not self.cost or self.compile == "on":  # compiling two networks more takes minutes
+            return {}
+        # all that the cost may depend on, less the seed
+        depends = {name: value for name, value in cell.spec.facts.items() if name != "seed"} | {
+            name: value for name, value in facts.items() if name in PROVENANCE or name == "activation_code"
+        }
+        path = cell.cost_file(depends | {"harness": cell.harness_code})
+        if not cell.force and (known := _known_cost(path)):
+            return known
+        states = seeding.random_states()
+        try:
+            batch = next(iter(task.batches("train", seeding.generator(cell.spec.seed, "data", 0))))
+            unit, relu = (
+                self.measured(layer, task, batch, cell.spec.seed, facts["epochs"])
+                for layer in (act_layer, ReLU)
+            )
+            found = cost.against_relu(unit, relu, seconds=self.cost, steps=facts["steps"])
+        except Exception as error:
+            log.warning("%s: its cost was not measured (%s)", cell, format_error(error))
+            log.debug("traceback", exc_info=True)
+            return {}
+        finally:
+            seeding.set_random_states(states)
+        write_json(path, found)
+        return found
+
     def _interrupted(self, cell: Cell, run: Progress, by: signal.Signals) -> dict[str, Any]:
         how = "the same command without force=true" if cell.force else "the same command"
         reason = f"{by.name} in epoch {run.epoch}, step {run.step}; {how} resumes it"
@@ -363,8 +432,36 @@ class _Step(NamedTuple):
     updated: bool
 
 
+def _known_cost(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except ValueError:  # damaged
+        return None
+
+
+class _Pace:
+    """What a heartbeat says of a run: where it is, and steps per second in this session, evaluation included."""
+
+    def __init__(self, run: Progress, epochs: int, steps: int) -> None:
+        self.run, self.epochs, self.steps = run, epochs, steps
+        self.before, self.since = self._done(), time.monotonic()
+
+    def _done(self) -> int:
+        return self.run.epoch * self.steps + self.run.step
+
+    def __call__(self) -> dict[str, Any]:
+        rate = (self._done() - self.before) / (time.monotonic() - self.since)
+        return {
+            "epoch": self.run.epoch,
+            "epochs": self.epochs,
+            "step": self.run.step,
+            "steps": self.steps,
+            "rate": rate,
+        }
+
+
 class _Stop:
-    """While entered, the first SIGINT or SIGTERM sets ``received``, and the second has its default effect."""
+    """While entered, the first SIGINT or SIGTERM sets ``received``; the second of a kind has its default effect."""
 
     received: signal.Signals | None = None
 
@@ -383,7 +480,7 @@ class _Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        self.__exit__()
+        signal.signal(number, self.old[self.received])
 
 
 def _aggregate_scores(scores: dict[str, float]) -> dict[str, float]:

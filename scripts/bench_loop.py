@@ -59,8 +59,8 @@ def main() -> None:
 def training_step() -> Iterator[str]:
     """Yield the time of the runner's epochs relative to a plain loop with the same network, data and optimizer."""
     tasks = {
-        "digits": (digit_task(), Train(epochs=100, pictures=False)),
-        "ResNet-20, batch 128": (cifar_task(), Train(epochs=10, limit_batches=4, pictures=False)),
+        "digits": (digit_task(), Train(epochs=100, pictures=False, cost=0)),
+        "ResNet-20, batch 128": (cifar_task(), Train(epochs=10, limit_batches=4, pictures=False, cost=0)),
     }
     for name, (task, runner) in tasks.items():
         bare = BareLoop(task, runner.limit_batches or task.steps_per_epoch)

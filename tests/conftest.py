@@ -55,6 +55,7 @@ def train(
     outputs: Path, factory: Callable, *overrides: str, task: str = "digits", **names: str
 ) -> dict[str, Any]:
     """Train a cell in this process; returns its record."""
+    overrides = ("runner.cost=0", *overrides)
     cell = make_cell(outputs, *overrides, task=task, **names)
     runner = instantiate(config(f"task={task}", f"outputs={outputs}", *overrides).runner)
     return cell.run(lambda: runner(factory, make_task(task, *overrides), cell))

@@ -1,5 +1,6 @@
 """Damaged, copied, renamed and mixed files of cells: named, never pooled, never a traceback, nothing lost."""
 
+import fcntl
 import gzip
 import html
 import importlib
@@ -28,7 +29,6 @@ import pytest
 import torch
 import yaml
 from conftest import PROCESS, ROOT, command, config, make_cell, make_task, train
-from filelock import FileLock
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import nn
@@ -820,37 +820,21 @@ def test_a_report_is_written_as_a_whole_or_not_at_all(
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process has opened the lock's file, another removes it, a third makes a new one and holds that."""
-    cell = make_cell(tmp_path)
-    acquire = FileLock.acquire
-    third = FileLock(tmp_path / "third")
-    late: list[bool] = []
-
-    def acquire_late(lock: FileLock, *args: Any, **kwargs: Any) -> Any:
-        proxy = acquire(lock, *args, **kwargs)
-        if not late:
-            late.append(True)
-            acquire(third, timeout=0)
-            os.replace(tmp_path / "third", lock.lock_file)
-        return proxy
-
-    monkeypatch.setattr(FileLock, "acquire", acquire_late)
-    with pytest.raises(CellLockedError), cell.locked():
-        pass
-    third.release()
-    with cell.locked():
-        assert (cell.folder / ".lock").exists()
-
-
-def test_a_cell_that_never_began_leaves_no_trace_and_no_second_holder(tmp_path: Path) -> None:
-    cell, other = make_cell(tmp_path / "o"), make_cell(tmp_path / "o")
+def test_a_cell_that_never_began_leaves_no_folder_and_the_lock_as_it_was(tmp_path: Path) -> None:
+    """A process that opened the lock's file while such a cell held it is kept out by the next holder."""
+    cell, other = make_cell(tmp_path), make_cell(tmp_path)
     with cell.locked(), pytest.raises(CellLockedError), other.locked():
         pass
-    assert not (tmp_path / "o").exists()
+    assert not cell.folder.parents[1].exists()
+    with cell.locked():
+        waiting = os.open(tmp_path / "main" / ".locks" / cell.spec.id, os.O_RDWR)
+    with other.locked(), pytest.raises(BlockingIOError):
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(waiting)
     with cell.locked():
         cell.write_record("failed")
-    assert (cell.folder / ".lock").exists()
+    assert cell.folder.exists()
 
 
 def children(pid: int) -> dict[int, str]:

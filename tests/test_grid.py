@@ -19,7 +19,7 @@ def records(tmp_path: Path) -> pd.DataFrame:
 
 def modified(tmp_path: Path) -> dict[str, int]:
     files = (tmp_path / "outputs" / "grid" / "digits").rglob("*")
-    return {str(path): path.stat().st_mtime_ns for path in files if path.is_file() and path.name != ".lock"}
+    return {str(path): path.stat().st_mtime_ns for path in files if path.is_file()}
 
 
 def test_a_grid_its_report_and_the_same_again(tmp_path: Path, cli) -> None:
@@ -104,6 +104,26 @@ def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
     again = cli("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid")
     assert again.returncode != 0
     assert again.stdout.count("(finished before)") == 2  # the failed cell is tried again
+    left = cli(
+        *("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid"),
+        "grid.failed=skip",
+    )
+    assert left.returncode == 0
+    assert left.stdout.count("(left as it is)") == 1
+
+    fast = (
+        "activation=prelu",
+        "activation.init=0.1,nan,0.2",
+        "runner=smoke",
+        "study=fast",
+        "grid.fail_fast=true",
+    )
+    stopped = cli("-m", *fast)
+    assert stopped.returncode != 0
+    assert "Traceback" not in stopped.stderr
+    assert stopped.stdout.splitlines()[-1].startswith("leaderboard: ")
+    found = records(tmp_path).query("study == 'fast'").set_index("activation.init")["status"]
+    assert sorted(found) == ["failed", "ok"]  # and the last one was not begun
 
 
 def test_a_diverged_cell_is_a_result(tmp_path: Path, cli) -> None:

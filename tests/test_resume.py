@@ -213,3 +213,21 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
     assert set(state) == {"network", "frozen", "optimizer", "scaler", "fingerprint", "progress", "random"}
     assert checkpoint.Progress(**state["progress"]).epoch == 1
     assert state["fingerprint"].startswith(make_task("digits").fingerprint)
+
+
+def test_weights_are_kept_for_others(tmp_path: Path) -> None:
+    limits = ("runner.epochs=2", "runner.limit_batches=3", "runner.pictures=false")
+    train(tmp_path, make_factory("prelu"), "runner.keep=weights", *limits, activation="prelu")
+    folder = next(tmp_path.glob("**/record.json")).parent
+    network = make_task("digits").build_network(make_factory("prelu"))
+    network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    best = torch.load(folder / "weights_best.pt", weights_only=True)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, saved["network"][name])
+        assert torch.equal(best[name], saved["progress"]["best"]["weights"][name])
+    task = make_task("digits", f"network.weights={folder / 'weights.pt'}")
+    for name, value in task.build_network(make_factory("prelu")).state_dict().items():
+        assert torch.equal(value, saved["network"][name])
+    with pytest.raises(ValueError, match=r"belongs to another network: missing none; unknown .*weight"):
+        task.build_network(make_factory("relu"))

@@ -46,7 +46,8 @@ def build(
         gain: factor > 0 on the initial weights of all linear layers and convolutions but the last. The networks'
             own initial weights have ReLU's gain, whatever the activation. Behind a normalization layer it changes no
             output, only the size of the relative updates.
-        weights: file with a state_dict to start from, as torch.save writes it, or None.
+        weights: file with a state_dict to start from, as torch.save writes it, or None. If the network was trained with
+            these activations, it contains their parameters.
 
     Raises:
         ValueError: hyper-parameters that the model does not take, weights that do not fit, a network or site
@@ -70,8 +71,11 @@ def build(
         if weights is not None:
             raise ValueError(f"gain={gain}: must be 1 with weights={weights}, which are no initial weights")
         _scale_weights(network, gain)
-    if weights is not None:
-        load_weights(network, Path(str(weights)).expanduser(), num_outputs)
+    path = None if weights is None else Path(str(weights)).expanduser()
+    # weights of a trained network name the activations' parameters, which do not exist before the replacement
+    late = path is not None and read_weights(path).keys() > network.state_dict().keys()
+    if path is not None and not late:
+        load_weights(network, path, num_outputs)
     if not direct:
         from activations.surgery.runs import run_in_mode
         from activations.swap import replace_activations  # with torch.fx behind it
@@ -89,6 +93,8 @@ def build(
                 "the activation of the network's output is not replaced: %s (network.sites=re:PATTERN replaces it)",
                 ", ".join(unchanged),
             )
+    if path is not None and late:
+        load_weights(network, path, num_outputs)
     return network
 
 
@@ -101,11 +107,11 @@ def reraise_as_value_error(input_shape: Sequence[int]) -> Iterator[None]:
         raise ValueError(f"the network cannot take samples of shape {tuple(input_shape)}: {error}") from error
 
 
-def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
-    """Load the state_dict in ``path`` into ``network``, except a classifier with another number of outputs.
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the state_dict in ``path``, without the auxiliary heads for training that pretrained files have.
 
     Raises:
-        ValueError: no such file, no state_dict, or other names or shapes.
+        ValueError: no such file, or no state_dict.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -113,11 +119,18 @@ def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
         raise ValueError(f"weights={path}: no such file") from None
     except Exception as error:  # torch has no class of errors for this
         raise ValueError(f"weights={path}: not a file of weights ({str(error).splitlines()[0]})") from None
-    current = network.state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"weights={path}: must contain a state_dict (names and tensors)")
-    # pretrained files have auxiliary heads for training, which networks are built without here
-    state = {name: value for name, value in state.items() if not name.lower().startswith("aux")}
+    return {name: value for name, value in state.items() if not name.lower().startswith("aux")}
+
+
+def load_weights(network: nn.Module, path: Path, num_outputs: int) -> None:
+    """Load the state_dict in ``path`` into ``network``, except a classifier with another number of outputs.
+
+    Raises:
+        ValueError: no such file, no state_dict, or other names or shapes.
+    """
+    state, current = read_weights(path), network.state_dict()
     missing, unknown = sorted(current.keys() - state.keys()), sorted(state.keys() - current.keys())
     if missing or unknown:
         raise ValueError(

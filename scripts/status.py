@@ -1,0 +1,49 @@
+"""Show which cells of a study run, where, and how far they are.
+
+python scripts/status.py outputs/<study> [--watch [SECONDS]]
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import _here  # noqa: F401  # before the code that it finds
+
+from results.status import RUNNING, states, summary
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog="example: python scripts/status.py outputs/main --watch",
+    )
+    parser.add_argument("study", type=Path, help="the study's folder, outputs/<study>")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=5.0,
+        metavar="SECONDS",
+        help="look again every so often (5), until no cell runs",
+    )
+    arguments = parser.parse_args()
+    if arguments.watch is not None and not 0 < arguments.watch < float("inf"):
+        parser.error(f"--watch {arguments.watch}: must be a finite number > 0")
+    try:
+        while True:
+            found = states(arguments.study)
+            clear = "\033[H\033[J" if arguments.watch and sys.stdout.isatty() else ""
+            print(clear + summary(arguments.study, found), flush=True)
+            if arguments.watch is None or not any(state.status == RUNNING for state in found):
+                break
+            time.sleep(arguments.watch)
+    except (ValueError, OSError) as error:
+        sys.exit(f"actbench: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
