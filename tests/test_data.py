@@ -371,7 +371,7 @@ def test_fashion_mnist_packed_and_unpacked(served: tuple[Path, str], tmp_path: P
     monkeypatch.setattr(FashionMNIST, "resources", resources)
 
     cache = str(tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"needed are torchvision's .* which download=true fetches"):
+    with pytest.raises(ValueError, match=r"must contain torchvision's .* which download=true fetches"):
         fashion_mnist(str(tmp_path / "root"), cache=cache)
     found = fashion_mnist(str(tmp_path / "root"), download=True, cache=cache)
     assert np.array_equal(found.store.samples[:, 0].numpy(), np.concatenate(list(pixels.values())))

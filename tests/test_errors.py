@@ -74,7 +74,7 @@ CASES = {
     "empty data": ((*FOLDER, "task.data.root={tmp}/empty"), "empty: is empty; must contain train/ and test/"),
     "empty tree": (
         (*FOLDER, "task.data.root={tmp}/tree"),
-        "tree: no images in train/c0/ (.jpg, .jpeg,",
+        "tree: no images in train/c0/ (must end in .jpg, .jpeg,",
     ),
     "no test folder": ((*FOLDER, "task.data.root={tmp}/half"), "half: has no folder test/"),
     "different classes": (
@@ -94,7 +94,10 @@ CASES = {
         (*FOLDER, "task.data.root={tmp}/two"),
         "CIFAR-10 has 10 classes, this folder has 2",
     ),
-    "empty class": ((*FOLDER, "task.data.root={tmp}/gap"), "gap: no images in train/c1/ (.jpg, .jpeg,"),
+    "empty class": (
+        (*FOLDER, "task.data.root={tmp}/gap"),
+        "gap: no images in train/c1/ (must end in .jpg, .jpeg,",
+    ),
     "unreadable image, streamed": (
         (
             *OWN,

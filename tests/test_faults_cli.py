@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 from results.collect import read_records
 from results.report import write_report
-from runners.composed import GIVEN, check_component
-from runners.factory import checked
+from runners.composed import RUNTIME_ARGUMENTS, check_component
+from runners.factory import validate_act_layer
 from runners.grid import composable
 
 STEEP = "_target_: activations.prelu.PReLU\n_partial_: true\nshared: false\ninit: 0.9\n"
@@ -148,7 +148,7 @@ def test_every_task_is_read_in_full(name: str) -> None:
 
 def check_all(*overrides: str) -> None:
     composed = OmegaConf.to_container(config(*overrides), resolve=True)
-    for component in GIVEN:
+    for component in RUNTIME_ARGUMENTS:
         check_component(component, composed[component])
 
 
@@ -157,7 +157,7 @@ def test_the_network_decides_what_a_site_is() -> None:
         with pytest.raises(
             ValueError, match=f"^activation.{name}: no hyper-parameter; the network decides it"
         ):
-            checked(make_factory("relu", f"+activation.{name}=2"), "relu")
+            validate_act_layer(make_factory("relu", f"+activation.{name}=2"), "relu")
 
 
 def test_unknown_names_are_said_without_torch(tmp_path: Path) -> None:

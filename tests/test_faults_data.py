@@ -98,7 +98,7 @@ def test_masks_of_0_and_255_are_refused_with_both_readings(
         ValueError, match=r"only the values 0 and 255, and 255 .*values=\{0: background, 255: object\}$"
     ) as caught:
         open_masks(root, ignore_index=ignore_index, class_names=class_names)
-    said = "as void (task.data.ignore_index=255) leaves one class" if ignore_index else "is no class"
+    said = "as void (ignore_index=255) leaves one class" if ignore_index else "is no class"
     assert said in str(caught.value)
 
 
@@ -209,7 +209,7 @@ def test_numbers_however_they_are_stored(tmp_path: Path, kind: str) -> None:
 NO_NUMBERS = {
     "16 bits": (
         lambda: gray(65535 * LABELS, np.uint16),
-        r"mode I;16 with the value 65535; class numbers up to 255",
+        r"mode I;16 with the value 65535; .* <= 255",
     ),
     "transparent": (
         lambda: Image.merge("LA", (gray(LABELS), gray(255 * LABELS))),
@@ -267,7 +267,7 @@ def test_declarations_on_the_command_line(tmp_path: Path) -> None:
     task = make_task("mask_folder", *given, values)
     assert task.classes == ("background", "object")
     cell = make_cell(tmp_path, *given, values, task="mask_folder")
-    assert cell.facts["task.data.values.255"] == "object"
+    assert cell.spec.facts["task.data.values.255"] == "object"
     palette = "task.data.palette={white: [255,255,255], black: [0,0,0]}"
     assert make_task("mask_folder", *given, palette).classes == ("black", "white")
     with pytest.raises(InstantiationException) as caught:
@@ -726,4 +726,4 @@ runpy.run_path("run.py", run_name="__main__")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("actbench: task.data: a worker that reads the images failed")
+    assert lines[0].startswith("actbench: a worker that reads the images failed")

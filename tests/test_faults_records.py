@@ -945,7 +945,9 @@ def test_another_archive_is_said_without_the_network(tmp_path: Path, content: st
     with tarfile.open(tmp_path / "root" / "cifar-10-python.tar.gz", "w:gz") as tar:
         if content == "other":
             tar.add(tmp_path / "cifar-10-batches-py", arcname="cifar-10-batches-py")
-    said = "torchvision says: " if content == "other" else "no cifar-10-batches-py in cifar-10-python.tar.gz"
+    said = (
+        "torchvision failed: " if content == "other" else "no cifar-10-batches-py in cifar-10-python.tar.gz"
+    )
     with pytest.raises(ValueError, match=said):
         cifar10(str(tmp_path / "root"), cache=str(tmp_path / "cache"))
 

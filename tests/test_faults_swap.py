@@ -19,7 +19,7 @@ from activations.prelu import PReLU
 from activations.swap import find_sites, replace_activations
 from activations.torch_nn import ReLU
 from runners.cost import flops
-from runners.factory import check_network
+from runners.factory import validate_network
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -146,7 +146,7 @@ def test_nothing_stays_of_a_first_forward(case: str) -> None:
     replace_activations(network, PReLU, example_input=IMAGES)
     assert isinstance(network.relu, PReLU)
     before = everything(network)
-    check_network(network, (3, 8, 8), (4, 6, 6))
+    validate_network(network, (3, 8, 8), (4, 6, 6))
     flops(network, (3, 8, 8))
     assert everything(network) == before
 

@@ -410,7 +410,7 @@ def test_trees_that_cannot_be_are_said(tmp_path: Path) -> None:
     said(tmp_path / "empty", "no folder of a class in .*empty")
     (make_folders(tmp_path / "class", {"train": 2, "val": 1}, "ab") / "train" / "c").mkdir()
     (tmp_path / "class" / "val" / "c").mkdir()
-    said(tmp_path / "class", r"no images in train/c/ \(\.jpg, \.jpeg, .* \.ppm\)")
+    said(tmp_path / "class", r"no images in train/c/ \(must end in \.jpg, \.jpeg, .* \.ppm\)")
     make_folders(tmp_path / "differ", {"train": 2}, "abc")
     make_folders(tmp_path / "differ", {"test": 2}, "acd")
     said(tmp_path / "differ", "classes differ: only in train: b; only in test: d")

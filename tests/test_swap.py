@@ -1008,7 +1008,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess:
     ("name", "message"),
     [
         ("torchvision:resnet19", "torchvision:resnet19: no such network; did you mean resnet18,"),
-        ("resnet18", "resnet18: legal are torchvision:NAME and timm:NAME"),
+        ("resnet18", "resnet18: must be torchvision:NAME or timm:NAME"),
         ("timm:resnet10t", "timm:resnet10t: timm is not installed; pip install timm"),
     ],
 )

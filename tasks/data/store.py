@@ -153,7 +153,7 @@ def _lost_worker(error: RuntimeError) -> str:
     shared = Path("/dev/shm")
     free = f"{shared} has {shutil.disk_usage(shared).free / 1e6:,.0f} MB free: " if shared.is_dir() else ""
     return (
-        f"data: a worker that reads the images failed ({said}); {free}make it larger (a container's --shm-size), "
+        f"a worker that reads the images failed ({said}); {free}make it larger (a container's --shm-size), "
         "set in_memory=true of the data, or use fewer workers: there is one for each CPU core that taskset allows"
     )
 
