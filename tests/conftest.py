@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -76,10 +77,16 @@ def randomised(unit: Activation) -> Activation:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """``cli(*overrides)`` runs run.py as a user would, with outputs in ``tmp_path / "outputs"``."""
+    """``cli(*overrides)`` runs run.py as a user would, with outputs in ``tmp_path / "outputs"``.
 
-    def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess:
-        return subprocess.run(command(tmp_path, *arguments), **(PROCESS | {"timeout": 300} | kwargs))
+    With an environment of its own, in which imports may be other ones, by a fresh interpreter.
+    """
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        line = command(tmp_path, *arguments)
+        if env is not None:
+            return subprocess.run(line, **(PROCESS | {"timeout": 300, "env": env}))
+        return forked.run(line[1:], cwd=ROOT, env=PROCESS["env"])
 
     return run
 

@@ -358,11 +358,3 @@ def test_a_network_shares_no_activation(name: str) -> None:
     assert len({id(p) for unit in units for p in unit.parameters()}) == sum(
         len([*u.parameters()]) for u in units
     )
-
-
-@pytest.mark.parametrize(
-    "override", ["prelu activation.init=nan", "prelu activation.init=x", "swish activation.per_channel=true"]
-)
-def test_refuses_bad_hyper_parameters(override: str) -> None:
-    with pytest.raises(ValueError, match=r"init|per_channel"):
-        make_factory(*override.split())(CHANNELS)

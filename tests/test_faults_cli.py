@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,10 +114,11 @@ UNREAD: dict[tuple[str, ...], str] = {
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run run.py in ``folder``, with ``outputs`` there."""
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    return subprocess.run(
-        command, **(PROCESS | {"cwd": folder, "timeout": 300, "env": PROCESS["env"] | environment})
-    )
+    command = [str(ROOT / "run.py"), *arguments]
+    if not environment:
+        return forked.run(command, cwd=folder, env=PROCESS["env"])
+    settings = {"cwd": folder, "timeout": 300, "env": PROCESS["env"] | environment}
+    return subprocess.run([sys.executable, *command], **(PROCESS | settings))
 
 
 def found(folder: Path) -> list[str]:

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import forked
 import list_sites
 import pytest
 import torch
 import torch.utils.checkpoint
 import torchvision
-from conftest import PROCESS
+from conftest import PROCESS, ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -1000,8 +1001,7 @@ def test_list_sites() -> None:
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/list_sites.py", *arguments]
-    return subprocess.run(command, **(PROCESS | {"timeout": 120}))
+    return forked.run(["scripts/list_sites.py", *arguments], cwd=ROOT, env=PROCESS["env"])
 
 
 @pytest.mark.parametrize(
