@@ -201,7 +201,9 @@ def assert_close(unit: Activation, fused: dict[str, Tensor], reference: dict[str
             # GELU outside [a, b] is a line over a step of 1/512; in float32 the reference's own slopes are differences of
             # heights in a table and have that many digits
             close["atol"] += scale * {"y": 4e-7, "x": 8e-4 + 2e-3 * single}[key]
-        if isinstance(unit, FReLU) and key.endswith(("weight", "bias")):  # sums behind a norm, in which terms cancel
+        if isinstance(unit, FReLU) and key.endswith(
+            ("weight", "bias")
+        ):  # sums behind a norm, in which terms cancel
             close["atol"] *= (reference["y"].numel() / unit.num_features) ** 0.5
         torch.testing.assert_close(
             fused[key], expected, **close, equal_nan=True, msg=lambda m, key=key: f"{key}: {m}"
