@@ -77,18 +77,20 @@ def randomised(unit: Activation) -> Activation:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """``cli(*overrides)`` runs run.py as a user would, with outputs in ``tmp_path / "outputs"``.
-
-    With an environment of its own, in which imports may be other ones, by a fresh interpreter.
-    """
+    """``cli(*overrides)`` runs run.py as a user would, with outputs in ``tmp_path / "outputs"``."""
 
     def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-        line = command(tmp_path, *arguments)
-        if env is not None:
-            return subprocess.run(line, **(PROCESS | {"timeout": 300, "env": env}))
-        return forked.run(line[1:], cwd=ROOT, env=PROCESS["env"])
+        return execute(command(tmp_path, *arguments), ROOT, env)
 
     return run
+
+
+def execute(line: list[Any], folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run a command line of Python: forked, but where an environment of its own or joblib needs a fresh interpreter."""
+    if env is not None or any(str(argument).startswith("hydra/launcher") for argument in line):
+        settings = {"cwd": folder, "timeout": 300, "env": env or PROCESS["env"]}
+        return subprocess.run(line, **(PROCESS | settings))
+    return forked.run(line[1:], cwd=folder, env=PROCESS["env"])
 
 
 def command(tmp_path: Path, *arguments: str) -> list[str]:

@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import forked
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PROCESS, ROOT, TASKS, config, make_factory, make_task
+from conftest import PROCESS, ROOT, TASKS, config, execute, make_factory, make_task
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -114,11 +113,8 @@ UNREAD: dict[tuple[str, ...], str] = {
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run run.py in ``folder``, with ``outputs`` there."""
-    command = [str(ROOT / "run.py"), *arguments]
-    if not environment:
-        return forked.run(command, cwd=folder, env=PROCESS["env"])
-    settings = {"cwd": folder, "timeout": 300, "env": PROCESS["env"] | environment}
-    return subprocess.run([sys.executable, *command], **(PROCESS | settings))
+    line = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return execute(line, folder, PROCESS["env"] | environment if environment else None)
 
 
 def found(folder: Path) -> list[str]:
