@@ -156,7 +156,9 @@ class DiTAC(Activation):
         # a cast to what it is would take 2 us of 30
         theta = self.theta if self.theta.dtype is wide.dtype else self.theta.to(wide.dtype)
         if self._by_table and library.fusable(wide, theta) and theta.shape == self.coordinates:
-            y: Tensor = DiTACTable.apply(self._respond, self._frame(wide.dtype), library.dense(wide), theta)
+            y: Tensor = DiTACTable.apply(
+                self._respond, self._frame(wide.dtype), library.dense(wide), theta.contiguous()
+            )
         else:
             y = self._respond(wide, theta)
         return y if y.dtype is x.dtype else y.to(x.dtype)

@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -79,10 +80,18 @@ def randomised(unit: Activation) -> Activation:
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """``cli(*overrides)`` runs run.py as a user would, with outputs in ``tmp_path / "outputs"``."""
 
-    def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess:
-        return subprocess.run(command(tmp_path, *arguments), **(PROCESS | {"timeout": 300} | kwargs))
+    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        return execute(command(tmp_path, *arguments), ROOT, env)
 
     return run
+
+
+def execute(line: list[Any], folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run a command line of Python: forked, but where an environment of its own or joblib needs a fresh interpreter."""
+    if env is not None or any(str(argument).startswith("hydra/launcher") for argument in line):
+        settings = {"cwd": folder, "timeout": 300, "env": env or PROCESS["env"]}
+        return subprocess.run(line, **(PROCESS | settings))
+    return forked.run(line[1:], cwd=folder, env=PROCESS["env"])
 
 
 def command(tmp_path: Path, *arguments: str) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PROCESS, ROOT, TASKS, config, make_factory, make_task
+from conftest import PROCESS, ROOT, TASKS, config, execute, make_factory, make_task
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -113,10 +113,8 @@ UNREAD: dict[tuple[str, ...], str] = {
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run run.py in ``folder``, with ``outputs`` there."""
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    return subprocess.run(
-        command, **(PROCESS | {"cwd": folder, "timeout": 300, "env": PROCESS["env"] | environment})
-    )
+    line = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return execute(line, folder, PROCESS["env"] | environment if environment else None)
 
 
 def found(folder: Path) -> list[str]:

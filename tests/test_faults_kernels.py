@@ -7,18 +7,14 @@ import ast
 import copy
 import itertools
 import math
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ACTIVATIONS, PROCESS, ROOT, make_factory
+from conftest import ACTIVATIONS, ROOT, make_factory
 from torch import Tensor, nn
 
 from activations.base import Activation
@@ -503,26 +499,3 @@ def test_empty_input_has_gradients_of_zero(any_name: str, mode: str) -> None:
         assert found.pop("y").shape == shape
         assert all(not gradient.any() for gradient in found.values()), shape
     assert all(torch.equal(buffer, before[key]) for key, buffer in unit.named_buffers() if "running" in key)
-
-
-# ---- older processors
-
-
-@pytest.mark.skipif(not (ROOT / "activations/kernels/fused_avx2.so").exists(), reason="no x86 machine")
-@pytest.mark.skipif(library.described() != "fused avx512", reason="this processor uses it anyway")
-def test_the_variant_for_older_processors_passes_as_well() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-        str(Path(__file__)),
-    ]
-    select = "at_kinks or at_zero or at_its or near_zero"
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run([*command, "-k", select], **PROCESS | {"env": environment})
-    assert done.returncode == 0, done.stdout[-3000:]

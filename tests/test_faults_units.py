@@ -445,7 +445,7 @@ def test_several_processes_come_to_the_curve_of_one_that_saw_all(tmp_path: Path)
     import ranks
 
     context = torch.multiprocessing.start_processes(
-        ranks.train_together, (str(tmp_path),), nprocs=len(ranks.PARTS), join=False, start_method="spawn"
+        ranks.train_together, (str(tmp_path),), nprocs=len(ranks.PARTS), join=False, start_method="forkserver"
     )
     expected = {per_channel: ranks.alone(per_channel) for per_channel in (False, True)}
     try:

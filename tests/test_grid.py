@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
 import time
 from pathlib import Path
 
+import forked
 import pandas as pd
-from conftest import PROCESS, command
+from conftest import PROCESS, ROOT, command
 
 GRID = ("-m", "activation=relu,prelu,swish", "task=digits", "seed=range(2)", "runner=smoke", "study=grid")
 
@@ -138,18 +138,14 @@ def test_two_identical_grids_at_the_same_time(tmp_path: Path) -> None:
     arguments = command(
         tmp_path, "-m", "activation=relu,prelu", "seed=range(2)", "runner.epochs=3", "study=grid"
     )
-    settings = {key: PROCESS[key] for key in ("cwd", "env", "text")}
-    pair = [
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=300) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], outputs
+    pair = [forked.Script(arguments[1:], cwd=ROOT, env=PROCESS["env"]) for _ in range(2)]
+    ends = [script.finish() for script in pair]
+    assert [end.returncode for end in ends] == [0, 0], ends
     found = records(tmp_path)
     assert len(found) == 4
     assert set(found["status"]) == {"ok"}
     trained = [
-        re.findall(r"^(\w+ digits seed=\d) top1=[^ ]+ [^ ]+$", out, re.MULTILINE) for out, _ in outputs
+        re.findall(r"^(\w+ digits seed=\d) top1=[^ ]+ [^ ]+$", end.stdout, re.MULTILINE) for end in ends
     ]
     assert sorted(trained[0] + trained[1]) == sorted(
         f"{name} digits seed={seed}" for name in ("relu", "prelu") for seed in (0, 1)

@@ -1,6 +1,5 @@
-"""The fused kernels against the reference, and the rule by which one or the other is taken."""
+"""The library of fused kernels: the rule by which they or the reference are used, threads and processes, tables, builds."""
 
-import copy
 import math
 import os
 import subprocess
@@ -12,197 +11,39 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import PROCESS, ROOT
+from fused import FULL, compare, draw, is_fused, make, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from activations.acon import ACONC, MetaACON
-from activations.apl import APL
-from activations.base import Activation
 from activations.ditac import DiTAC
-from activations.dyrelu import DyReLU
-from activations.frelu import DwConvReLU, FReLU
-from activations.gct import GCT
 from activations.kernels import build, library
 from activations.kernels.tabulated import warped
-from activations.npwlu import NPWLU
-from activations.pau import PAU
-from activations.pelu import PELU
 from activations.prelu import PReLU
 from activations.pwlu import PWLU
-from activations.se_relu import SEReLU
-from activations.sine import Sine
-from activations.snake import Snake
-from activations.srelu import SReLU
 from activations.swish import MIN_FUSED, Swish
-from activations.tanh_exp import TanhExp
-from activations.torch_nn import ReLU
 
 if not library.described().startswith("fused"):
     pytest.skip(library.described(), allow_module_level=True)
-
-UNITS: dict[str, Callable[..., Activation]] = {
-    "acon_c": ACONC,
-    "apl": APL,
-    "apl one hinge": lambda c, **kw: APL(c, hinges=1, **kw),
-    "ditac": DiTAC,
-    "ditac wide": lambda c, **kw: DiTAC(c, a=-9.0, b=7.0, cells=20, init_var=0.5, **kw),
-    "ditac leaky": lambda c, **kw: DiTAC(c, form="leaky", a=0.0, b=3.0, **kw),
-    "ditac leaky to 0": lambda c, **kw: DiTAC(c, form="leaky", a=-3.0, b=0.0, **kw),
-    "ditac leaky around 0": lambda c, **kw: DiTAC(c, form="leaky", a=-1.0, b=2.0, **kw),
-    "ditac ge": lambda c, **kw: DiTAC(c, form="ge", a=0.0, b=3.0, **kw),
-    "ditac of z": lambda c, **kw: DiTAC(c, gelu_of="z", **kw),
-    "ditac free ends": lambda c, **kw: DiTAC(c, zero_boundary=False, init_smooth=0.3, init_var=0.4, **kw),
-    "ditac inf": lambda c, **kw: DiTAC(c, form="inf", init_var=0.4, **kw),
-    "dwconv_relu": DwConvReLU,
-    "dyrelu a": lambda c, **kw: DyReLU(c, form="A", **kw),
-    "dyrelu b": lambda c, **kw: DyReLU(c, form="B", **kw),
-    "dyrelu b of three": lambda c, **kw: DyReLU(c, form="B", pieces=3, **kw),
-    "dyrelu c": lambda c, **kw: DyReLU(c, form="C", **kw),
-    "frelu": FReLU,
-    "frelu light": lambda c, **kw: FReLU(c, light=True, **kw),
-    "frelu at relu": lambda c, **kw: FReLU(c, gamma=0.0, **kw),
-    "gct": lambda c, **kw: GCT(c, base=ReLU, **kw),
-    "gct alone": GCT,
-    "gct before": lambda c, **kw: GCT(c, base=ReLU, position="before", **kw),
-    "gct l1": lambda c, **kw: GCT(c, base=ReLU, mode="l1", **kw),
-    "gct l1 after_relu": lambda c, **kw: GCT(c, base=ReLU, mode="l1", after_relu=True, **kw),
-    "meta_acon": MetaACON,
-    "npwlu": NPWLU,
-    "npwlu per channel": lambda c, **kw: NPWLU(c, per_channel=True, intervals=3, **kw),
-    "pau": PAU,
-    "pelu": PELU,
-    "pelu per channel": lambda c, **kw: PELU(c, shared=False, **kw),
-    "prelu": PReLU,
-    "prelu shared": lambda c, **kw: PReLU(c, shared=True, **kw),
-    "pwlu": PWLU,
-    "pwlu per channel": lambda c, **kw: PWLU(c, per_channel=True, **kw),
-    "sine": Sine,
-    "se_relu": SEReLU,
-    "snake": Snake,
-    "snake per channel": lambda c, **kw: Snake(c, per_channel=True, **kw),
-    "srelu": SReLU,
-    "swish 1.7": lambda c, **kw: Swish(c, beta=1.7, **kw),
-    "swish per channel": lambda c, **kw: Swish(c, trainable=True, per_channel=True, **kw),
-    "tanh_exp": TanhExp,
-}
-SHAPES = [
-    (5, 3),
-    (98, 50),
-    (150, 70),
-    (4, 17, 9),
-    (23, 3, 7, 7),
-    (3, 6, 5, 4),
-    (2, 33, 1, 1),
-    (1, 1, 7, 1),
-    (2, 16, 16, 16),
-    (1, 65, 2, 3),
-    (2, 3, 2, 3, 2),
-]
-# whose outputs depend on a whole sample, or on all of them
-COUPLED = ("dwconv", "dyrelu", "frelu", "gct", "meta", "se_")
-# what GELU outside [a, b] may be off by: its line over a step of 1/512
-OUTSIDE = {"y": 4e-7, "dx": 8e-4}
-
-
-def shuffled(unit: Activation, seed: int, dtype: torch.dtype) -> Activation:
-    """The unit with parameters that are all different."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in unit.parameters():
-        with torch.no_grad():
-            parameter.add_(0.2 * torch.rand(parameter.shape, generator=generator))
-    return unit.to(dtype)
-
-
-def run(unit: Activation, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    x = x.detach().requires_grad_()
-    unit.zero_grad()
-    y = unit(x)
-    y.backward(g)
-    assert x.grad is not None
-    found = {"y": y.detach(), "dx": x.grad}
-    return found | {name: p.grad for name, p in unit.named_parameters() if p.grad is not None}
-
-
-def both(unit: Activation, x: Tensor, g: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By either path, running statistics among what is found."""
-    other, found = copy.deepcopy(unit), []
-    for mode, one in (("auto", unit), ("reference", other)):
-        with library.using(mode):
-            found.append(run(one, x, g) | dict(one.named_buffers()))
-    return found[0], found[1]
-
-
-def compare(name: str, unit: Activation, x: Tensor, g: Tensor) -> None:
-    """Fused against reference; sums of many terms are as exact as the reference's own."""
-    fused, reference = both(unit, x, g)
-    assert fused.keys() == reference.keys()
-    single = x.dtype == torch.float32
-    for key, expected in reference.items():
-        scale = g.abs().max().item() if key != "y" else 1.0
-        close = {"rtol": 2e-4, "atol": 2e-4 * scale} if single else {"rtol": 1e-9, "atol": 1e-9 * scale}
-        if name.startswith("ditac") and key in OUTSIDE:
-            # and single precision's slopes of a table are differences of its heights: the reference's digits, not ours
-            close["atol"] += (OUTSIDE[key] + (2e-3 if single and key == "dx" else 0)) * scale
-        if key not in ("y", "dx"):
-            close["atol"] *= 1 + x.numel() ** 0.5 * (1 + x.abs().nan_to_num(posinf=0, neginf=0).max().item())
-        torch.testing.assert_close(fused[key], expected, **close, equal_nan=True)
-
-
-def arranged(x: Tensor, layout: str) -> Tensor:
-    if layout == "channels_last" and x.ndim == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    if layout == "transposed":
-        return x.transpose(0, 1).contiguous().transpose(0, 1)
-    if layout == "gaps":
-        return torch.stack([x, x], -1)[..., 0]
-    if layout == "expanded":
-        return x[:1].expand(x.shape)
-    return x
-
-
-@pytest.mark.parametrize("name", UNITS)
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_fused_is_the_reference(name: str, data: st.DataObject) -> None:
-    only_images = name.startswith(("frelu", "dwconv"))
-    shape = data.draw(st.sampled_from([s for s in SHAPES if len(s) == 4 or not only_images]))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    layout = data.draw(st.sampled_from(["contiguous", "channels_last", "transposed", "gaps", "expanded"]))
-    channel_dim = data.draw(st.sampled_from([1, -1]))
-    training = data.draw(st.booleans())
-    scale = data.draw(st.sampled_from([0.1, 1.0, 5.0]))
-    seed = data.draw(st.integers(0, 1000))
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    unit = shuffled(UNITS[name](shape[channel_dim], channel_dim=channel_dim), seed, dtype)
-    unit.train(training or math.prod(shape) == shape[channel_dim])
-    x = arranged(scale * torch.randn(shape, generator=generator, dtype=dtype), layout)
-    g = torch.randn(shape, generator=generator, dtype=dtype)
-    compare(
-        name, unit, x, arranged(g, data.draw(st.sampled_from(["contiguous", "channels_last", "expanded"])))
-    )
 
 
 @pytest.mark.parametrize("size", [MIN_FUSED - 1, MIN_FUSED])
 def test_swish_of_beta_one_is_fused_where_elements_are_many(size: int) -> None:
     x = torch.linspace(-20, 20, size).view(1, size)
     y = Swish(size)(x.requires_grad_())
-    assert ("Pointwise" in type(y.grad_fn).__name__) == (size == MIN_FUSED)
-    compare("swish", Swish(size), x, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    assert is_fused(y) == (size == MIN_FUSED)
+    compare(Swish(size), x, draw(x.shape, torch.float32))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("segments", [1, 2, 15, 17, 30, 31, 62, 63, 100, 1023, 4096])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", FULL)
 def test_tables_of_any_size(segments: int, per_channel: bool, layout: str) -> None:
-    unit = shuffled(PWLU(5, segments=segments, per_channel=per_channel), 0, torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    x, g = (2 * torch.randn(3, 5, 21, 19, generator=generator, dtype=torch.float64) for _ in range(2))
-    compare("pwlu", unit, arranged(x, layout), arranged(g, layout))
-    compare("pwlu", unit.float(), arranged(x, layout).float(), arranged(g, layout).float())
+    unit = make("pwlu per channel" if per_channel else "pwlu", 5, segments=segments)
+    for dtype in (torch.float64, torch.float32):
+        x, g = (draw((3, 5, 21, 19), dtype, layout, seed) for seed in range(2))
+        compare(unit.to(dtype), 2 * x, g)
 
 
 @pytest.mark.parametrize("size", [2, 3, 17, 65, 256, 4096])
@@ -212,7 +53,7 @@ def test_ditac_with_tables_of_any_size(size: int) -> None:
     x = torch.cat(
         [2 * torch.randn(300, 4), torch.tensor([[-0.5, 2.0, -6.0, 6.0], [-7.0, 7.0, 0.0, 1e4]])]
     ).double()
-    compare("ditac", unit, x, torch.randn(x.shape).double())
+    compare(unit, x, draw(x.shape))
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -245,127 +86,33 @@ def test_the_flow_can_be_differentiated_twice() -> None:
     torch.autograd.gradgradcheck(lambda *given: warped(*given, 7), inputs)
 
 
-@pytest.mark.parametrize("name", [name for name in UNITS if not name.startswith(COUPLED)])
-@pytest.mark.parametrize("value", [0.0, -0.0, 1e-30, 1e4, -1e4, 1e30, -1e30, math.inf, -math.inf, math.nan])
-def test_extreme_values(name: str, value: float) -> None:
-    """In y and in the gradient: what is not finite in the one is not finite in the other, and the rest is the same."""
-    unit = shuffled(UNITS[name](3), 0, torch.float64)
-    x = torch.linspace(-2, 2, 3 * 35).double().view(7, 3, 5)
-    x[2, 1, 3] = value
-    fused, reference = both(unit, x, torch.ones_like(x))
-    bad = torch.zeros_like(x, dtype=torch.bool)
-    bad[2, 1, 3] = True
-    for key in ("y", "dx"):
-        torch.testing.assert_close(
-            fused[key][~bad], reference[key][~bad], rtol=1e-9, atol=2e-3 if "ditac" in name else 1e-9
-        )
-    got, expected = fused["y"][bad], reference["y"][bad]
-    if abs(value) != 1e30 or name not in (
-        "pau",
-        "snake",
-        "sine",
-        "snake per channel",
-    ):  # no digits are left in these
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
-    assert (
-        fused["dx"][bad].isfinite().all()
-        or not reference["dx"][bad].isfinite().all()
-        or not math.isfinite(value)
-    )
-
-
 @pytest.mark.parametrize("value", [1e38, -1e38, math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", ["pwlu", "pwlu channel", "pwlu of 100", "ditac", "ditac z"])
-def test_parameters_out_of_all_bounds_lead_nowhere_else(name: str, layout: str, value: float) -> None:
-    """A run that diverges must end with NaN, not with a fault of memory."""
-    makes = {
-        "pwlu": lambda: PWLU(20),
-        "pwlu channel": lambda: PWLU(20, per_channel=True),
-        "pwlu of 100": lambda: PWLU(20, segments=100),
-        "ditac": lambda: DiTAC(20),
-        "ditac z": lambda: DiTAC(20, gelu_of="z", zero_boundary=False),
-    }
-    x = (
-        torch.randn(3, 20, 9, 9)
-        .contiguous(memory_format=getattr(torch, f"{layout}_format" if layout == "contiguous" else layout))
-        .requires_grad_()
-    )
-    for at in range(6):
-        unit = makes[name]()
+@pytest.mark.parametrize("layout", FULL)
+@pytest.mark.parametrize("name", ["pwlu", "pwlu per channel", "pwlu of 100", "ditac", "ditac of z"])
+def test_parameters_beyond_all_bounds_are_no_fault_of_memory(name: str, layout: str, value: float) -> None:
+    """A run that diverges must end with NaN: wherever the reference is NaN the kernel is, and nothing crashes."""
+    hyper = {"segments": 100} if name == "pwlu of 100" else {}
+    x = draw((3, 20, 9, 9), torch.float32, layout)
+    for at in range(-2, 4):
+        unit = make(name.removesuffix(" of 100"), 20, torch.float32, **hyper)
         (parameter,) = unit.parameters()
         with torch.no_grad():
-            parameter.view(-1)[at - 2] = value
-        y = unit(x)
-        y.sum().backward()
-        if math.isnan(value) and (at in (2, 3) or name.startswith("ditac")):
-            assert y[:, 0].isnan().any()
+            parameter.view(-1)[at] = value
+        y = run(unit, x, torch.ones_like(x))["y"]
         assert y.shape == x.shape
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(
-    "name", ["pwlu", "pwlu per channel", "prelu", "swish per channel", "ditac", "pau", "gct", "dyrelu b"]
-)
-def test_ten_million_elements_sum_to_six_digits(name: str, layout: str) -> None:
-    """The gradients of float32 parameters against float64 on the same numbers."""
-    torch.manual_seed(0)
-    unit = UNITS[name](64)
-    if (
-        "pwlu" not in name
-    ):  # float32 cannot hold just any knots, and where sums nearly cancel that is what one would see
-        unit = shuffled(unit, 0, torch.float32)
-    x = arranged(torch.randn(160, 64, 32, 31), layout)
-    g = arranged(torch.randn(x.shape) + 0.3, layout)
-    single = run(unit, x, g)
-    double = run(unit.double(), x.double(), g.double())
-    for parameter in single.keys() - {"y", "dx"}:
-        error = (single[parameter] - double[parameter]).abs().max() / double[parameter].abs().max()
-        assert error < 1e-6, f"{parameter}: {error:.1e}"
-
-
-@pytest.mark.parametrize("name", UNITS)
-def test_saves_its_input_and_nothing_else_of_its_size(name: str) -> None:
-    unit = UNITS[name](64)
-    x = torch.randn(32, 64, 20, 20, requires_grad=True)
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        unit(x)
-    saved.pop(x.untyped_storage().data_ptr())
-    assert max(saved.values(), default=0) < 0.05 * x.nbytes  # parameters and their tables
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize(
-    "name", ["pwlu", "pwlu per channel", "ditac", "prelu", "pau", "dyrelu c", "gct", "frelu", "frelu light"]
-)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_same_threads_same_bits(name: str, threads: int, layout: str) -> None:
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    unit = UNITS[name](20)
-    x, g = (arranged(torch.randn(16, 20, 24, 24), layout) for _ in range(2))
-    first = run(unit, x, g)
-    for _ in range(3):
-        again = run(unit, x, g)
-        assert all(torch.equal(first[key], again[key]) for key in first)
-    torch.set_num_threads(1)
-    alone = run(unit, x, g)
-    for key in first:
-        torch.testing.assert_close(first[key], alone[key], rtol=1e-4, atol=1e-3)
+        with library.using("reference"):
+            expected = unit(x)
+        if math.isnan(value):
+            assert y[expected.isnan()].isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_callers_at_once(threads: int) -> None:
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    units = [UNITS[name](8) for name in ("pwlu", "ditac", "swish per channel", "pwlu per channel")]
-    inputs = [torch.randn(32, 8, 20, 20) for _ in units]
+    units = [
+        make(name, 8, torch.float32) for name in ("pwlu", "ditac", "swish per channel", "pwlu per channel")
+    ]
+    inputs = [draw((32, 8, 20, 20), torch.float32, seed=seed) for seed in range(len(units))]
     expected = [run(unit, x, x) for unit, x in zip(units, inputs, strict=True)]
 
     def work(i: int) -> bool:
@@ -426,70 +173,6 @@ def test_works_in_the_workers_of_a_data_loader() -> None:
     samples.unit(torch.randn(32, 8, 32, 32))
     for i, batch in enumerate(DataLoader(samples, num_workers=2)):  # type: ignore[arg-type, var-annotated]
         torch.testing.assert_close(batch, samples[i][None])
-
-
-def small(name: str = "pwlu") -> tuple[Activation, Tensor]:
-    torch.manual_seed(0)
-    return UNITS[name](6).double(), torch.randn(4, 6, 5, dtype=torch.float64, requires_grad=True)
-
-
-def test_the_graph_can_be_used_twice_with_hooks_and_checkpoints() -> None:
-    unit, x = small()
-    seen = []
-    x.register_hook(lambda g: seen.append("x"))
-    next(unit.parameters()).register_hook(lambda g: seen.append("left"))
-    y = unit(x)
-    one = torch.autograd.grad(y.sum(), (x, *unit.parameters()), retain_graph=True)
-    two = torch.autograd.grad(y.sum(), (x, *unit.parameters()))
-    three = torch.autograd.grad(checkpoint(unit, x, use_reentrant=False).sum(), (x, *unit.parameters()))
-    assert sorted(set(seen)) == ["left", "x"]
-    for a, b, c in zip(one, two, three, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(a, c)
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(y.sum(), x)
-
-
-def test_frozen_parameters_and_inputs_get_no_gradient() -> None:
-    unit, x = small()
-    unit.requires_grad_(False)
-    unit(x).sum().backward()
-    assert x.grad is not None
-    assert all(p.grad is None for p in unit.parameters())
-    unit.requires_grad_(True)
-    unit(x.detach()).sum().backward()
-    assert all(p.grad is not None for p in unit.parameters())
-    with torch.no_grad():
-        assert not unit(x).requires_grad
-
-
-@pytest.mark.parametrize("name", UNITS)
-def test_third_derivatives(name: str) -> None:
-    """However often: a backward that is differentiated goes through the reference."""
-    unit, x = small(name)
-    unit.eval()
-    if name.startswith(("frelu", "dwconv")):
-        x = x.detach()[..., None].requires_grad_()
-    results = []
-    for mode in ("auto", "reference"):
-        with library.using(mode):
-            value = unit(x).sin().sum()
-            for _ in range(3):
-                if not value.requires_grad:  # a straight line's
-                    break
-                (value,) = torch.autograd.grad(value, x, create_graph=True)
-                value = value.square().sum()
-            results.append(value.detach())
-    torch.testing.assert_close(*results, rtol=2e-2 if "ditac" in name else 1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["pwlu", "prelu", "ditac", "dyrelu b", "gct", "frelu"])
-def test_batched_gradients(name: str) -> None:
-    torch.manual_seed(0)
-    unit, x = UNITS[name](3).double().eval(), torch.randn(2, 3, 2, 2, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian
-    one_by_one, at_once = jacobian(unit, x), jacobian(unit, x, vectorize=True)
-    torch.testing.assert_close(at_once, one_by_one, rtol=1e-6, atol=2e-3 if name == "ditac" else 1e-9)
 
 
 def fused_calls(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -580,7 +263,7 @@ def test_a_wrong_word_in_the_environment_is_one_line(tmp_path) -> None:
 
 
 def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    unit, x = small()
+    unit, x = make("pwlu"), draw()
     expected = run(unit, x, torch.ones_like(x))
     monkeypatch.setattr(library, "_library", None)
     monkeypatch.setattr(library, "_about", "fused_avx2.so was not built")
@@ -594,10 +277,12 @@ def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.skipif(not (ROOT / "activations/kernels/fused_avx2.so").exists(), reason="no x86 machine")
 @pytest.mark.skipif(library.described() != "fused avx512", reason="this processor uses it anyway")
 def test_the_variant_for_older_processors_passes_as_well() -> None:
-    """torch's own switch: all of this file, and the reference vectors, with half as wide registers."""
+    """torch's own switch: values of all units, tables, kinks and the reference vectors, with half as wide registers."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    select = "fused_is_the_reference or tables_of_any_size or extreme or agrees_with"
-    files = ["tests/test_kernels.py", "tests/test_parity.py"]
+    select = (
+        "is_the_reference or tables or extreme or agrees_with or at_kinks or at_zero or at_its or near_zero"
+    )
+    files = [f"tests/test_{name}.py" for name in ("fused", "kernels", "parity", "faults_kernels")]
     environment = PROCESS["env"] | {"ATEN_CPU_CAPABILITY": "avx2"}
     done = subprocess.run([*command, "-k", select, *files], **PROCESS | {"env": environment})
     assert done.returncode == 0, done.stdout[-3000:]

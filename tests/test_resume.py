@@ -4,14 +4,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
+import forked
 import pandas as pd
 import pytest
 import torch
-from conftest import PROCESS, command, make_factory, make_task, train
+from conftest import PROCESS, ROOT, command, make_factory, make_task, train
 from toy import Toy
 
 from results.files import atomic_write
@@ -22,16 +22,14 @@ from runners.checkpoint import RunState
 RUN = ("activation._target_=toy.Toy", "task.recipe.epochs=40", "runner.threads=1", "seed=2")
 
 
-def start(tmp_path: Path, name: str) -> subprocess.Popen:
-    settings = {key: PROCESS[key] for key in ("cwd", "text")}
+def start(tmp_path: Path, name: str) -> forked.Script:
     env = PROCESS["env"] | {"PYTHONPATH": str(Path(__file__).parent)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command(tmp_path / name, *RUN), env=env, **settings, **pipes)
+    return forked.Script(command(tmp_path / name, *RUN)[1:], cwd=ROOT, env=env)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def finish(script: forked.Script) -> tuple[int, str, str]:
+    end = script.finish()
+    return end.returncode, end.stdout, end.stderr
 
 
 def folder(tmp_path: Path, name: str) -> Path:
@@ -40,17 +38,15 @@ def folder(tmp_path: Path, name: str) -> Path:
 
 def stop_in_the_middle(tmp_path: Path, name: str, number: signal.Signals) -> tuple[int, str, str]:
     """Start a run and send it a signal once it has saved some epochs."""
-    process = start(tmp_path, name)
-    deadline = time.monotonic() + 120
+    script = start(tmp_path, name)
     metrics = tmp_path / name / "outputs" / "main" / "digits" / "Toy"
-    while time.monotonic() < deadline and process.poll() is None:
+    while script.poll() is None:
         found = list(metrics.glob("*/metrics.csv"))
         if found and len(found[0].read_text().splitlines()) > 8:
+            script.send_signal(number)
             break
         time.sleep(0.01)
-    time.sleep(0.03)
-    process.send_signal(number)
-    return finish(process)
+    return finish(script)
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +101,13 @@ def test_a_stopped_run_comes_to_the_same_end(
 
 
 def test_a_run_killed_again_and_again_comes_to_the_same_end(tmp_path: Path, uninterrupted: Path) -> None:
-    for delay in (0.3, 0.9, 0.5):
-        process = start(tmp_path, "run")
-        while not list((tmp_path / "run").glob("**/record.json")):
-            time.sleep(0.05)
-        time.sleep(2 + delay)  # wherever that may be: importing, training, saving
-        process.kill()
-        finish(process)
+    for delay in (0.0, 0.3, 0.7):  # wherever that may be: importing, training, saving
+        script = start(tmp_path, "run")
+        while script.poll() is None and not list((tmp_path / "run").glob("**/record.json")):
+            time.sleep(0.01)
+        time.sleep(delay)
+        script.send_signal(signal.SIGKILL)
+        finish(script)
     status, _, err = finish(start(tmp_path, "run"))
     assert status == 0, err
     assert_same_end(folder(tmp_path, "run"), uninterrupted)

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import forked
 import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import PROCESS
+from conftest import PROCESS, ROOT
 from PIL import Image
 from test_data import WNIDS, make_folders, usual
 
@@ -392,8 +393,8 @@ def test_the_benchmark_makes_nothing_in_a_users_folder(row: str, tmp_path: Path)
     option = "--camvid" if row == "camvid" else "--imagenette"
     (tmp_path / "empty").mkdir()
     for name, words in (("none", "no such folder"), ("empty", "no images in train/")):
-        command = [sys.executable, "bench_data.py", row, option, str(tmp_path / name)]
-        run = subprocess.run(command, **(PROCESS | {"cwd": Path("scripts").resolve()}))
+        command = ["bench_data.py", row, option, tmp_path / name]
+        run = forked.run(command, cwd=ROOT / "scripts", env=PROCESS["env"])
         assert run.returncode == 1
         assert run.stderr.startswith("actbench: ")
         assert words in run.stderr

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import forked
 import list_sites
 import pytest
 import torch
 import torch.utils.checkpoint
 import torchvision
-from conftest import PROCESS
+from conftest import PROCESS, ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +29,7 @@ from toy import Broken, Pooling, Toy
 
 from activations.frelu import FReLU
 from activations.prelu import PReLU
+from activations.surgery.sites import Report
 from activations.swap import find_sites, replace_activations
 from activations.torch_nn import GELU, ReLU
 
@@ -39,26 +41,19 @@ KERNELS = {
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
 # one of each family, cheap enough for every run of the tests
 FAST = {
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"),
     *(
+        "alexnet",
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
         "mnasnet0_5",
         "mobilenet_v2",
-        "mobilenet_v3_large",
-        "mobilenet_v3_small",
-        "regnet_x_400mf",
-        "regnet_y_400mf",
     ),
-    *(
-        "resnet18",
-        "resnet50",
-        "shufflenet_v2_x0_5",
-        "squeezenet1_0",
-        "swin_t",
-        "swin_v2_t",
-        "vgg11_bn",
-        "vit_b_32",
-    ),
+    *("mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnet50", "shufflenet_v2_x0_5", "squeezenet1_0"),
+    *("swin_t", "swin_v2_t", "vit_b_32"),
 }
+CHANNEL_DIMS = {"swin_t": {-1}, "vit_b_32": {-1}, "convnext_tiny": {-1}, "resnet18": {1}}
 # sites as called in evaluation, and in training, where auxiliary heads run too; counted by hand in torchvision's code
 COUNTS = {"resnet18": (17, 17), "resnet50": (49, 49), "googlenet": (57, 61), "densenet121": (121, 121)}
 TIMM = {
@@ -159,7 +154,7 @@ def classifier(name: str) -> tuple[nn.Module, Tensor]:
     return network, torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def check_counts(network: nn.Module, x: Tensor) -> None:
+def check_counts(network: nn.Module, x: Tensor) -> Report:
     """PReLU everywhere, as the dispatcher sees it; but not in Swin V2's functions of constant tables."""
     before = count(network, x)
     report = replace_activations(network, PReLU, example_input=x)
@@ -174,6 +169,7 @@ def check_counts(network: nn.Module, x: Tensor) -> None:
     assert len(units) == len({id(unit.weight) for unit in units}) == report.replaced
     widths = Counter(row.num_features for row in report.rows if row.replaced)
     assert Counter(unit.num_features for unit in units) == widths
+    return report
 
 
 @pytest.mark.parametrize(
@@ -184,7 +180,9 @@ def test_every_call_of_torchvision_gets_a_unit(name: str) -> None:
     keys = list(network.state_dict())
     if name in COUNTS:
         assert [counts.total() for counts in count(network, x)] == list(COUNTS[name])
-    check_counts(network, x)
+    report = check_counts(network, x)
+    if name in CHANNEL_DIMS:
+        assert {row.channel_dim for row in report.rows if not row.gate} == CHANNEL_DIMS[name]
     units = tuple(f"{n}." for n, module in network.named_modules() if isinstance(module, PReLU))
     assert [key for key in network.state_dict() if not key.startswith(units)] == keys
 
@@ -204,7 +202,7 @@ def test_segmentation(name: str) -> None:
     check_counts(network, torch.randn(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "densenet121", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "shufflenet_v2_x0_5"])
 def test_relu_for_relu_keeps_every_bit_and_loads_weights(name: str) -> None:
     network, x = classifier(name)
     fresh, _ = classifier(name)
@@ -220,13 +218,6 @@ def test_relu_for_relu_keeps_every_bit_and_loads_weights(name: str) -> None:
         nn.init.constant_(parameter, 0.5)
     fresh.load_state_dict(weights)  # as pretrained weights are
     assert same(outputs(fresh, x), before)
-
-
-def test_channels_where_they_are() -> None:
-    dims = {"swin_t": {-1}, "vit_b_32": {-1}, "convnext_tiny": {-1}, "resnet18": {1}}
-    for name, expected in dims.items():
-        network, x = classifier(name)
-        assert {row.channel_dim for row in find_sites(network, x).rows if not row.gate} == expected
 
 
 @pytest.mark.parametrize("name", ["swin_t", "vit_b_32"])
@@ -1000,8 +991,7 @@ def test_list_sites() -> None:
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/list_sites.py", *arguments]
-    return subprocess.run(command, **(PROCESS | {"timeout": 120}))
+    return forked.run(["scripts/list_sites.py", *arguments], cwd=ROOT, env=PROCESS["env"])
 
 
 @pytest.mark.parametrize(

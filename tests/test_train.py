@@ -73,14 +73,6 @@ def test_parameter_groups_follow_module_types_and_declarations() -> None:
     }
 
 
-def test_prelu_and_swish_beta_are_not_decayed() -> None:
-    for name, parameter in (("prelu", "weight"), ("prelu_shared", "weight"), ("swish_beta", "beta")):
-        network = build_network(make_factory(name), make_task("digits"), 0)
-        decayed = {id(p) for p in parameter_groups(network, 0.1)[0]["params"]}
-        units = [network.features[i] for i in (2, 5, 8)]
-        assert not decayed & {id(getattr(unit, parameter)) for unit in units}
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_optimizers_do_what_torch_does(optimizer: str) -> None:
     torch.manual_seed(0)

@@ -3,10 +3,7 @@
 import pytest
 import torch
 from conftest import make_factory
-from toy import Toy
 
-from activations.base import Activation
-from runners import seeding
 from tasks.networks.unet import UNet
 
 
@@ -40,26 +37,6 @@ def test_every_level_sees_the_whole_of_the_image_below_it() -> None:
     rows, columns = x.grad[0, 0].nonzero().T
     assert min(rows.min(), columns.min()) < 10
     assert max(rows.max(), columns.max()) > 53
-
-
-def test_weights_are_bitwise_equal_for_all_activations() -> None:
-    def weights(factory: object) -> dict[str, torch.Tensor]:
-        torch.rand(7)
-        seeding.seed_everything(3, "network")
-        network = UNet(seeding.isolated(factory, 3), (3, 16, 16), 4, width=4)
-        sites = [name for name, module in network.named_modules() if isinstance(module, Activation)]
-        return {
-            name: value
-            for name, value in network.state_dict().items()
-            if not any(name.startswith(f"{site}.") for site in sites)
-        }
-
-    reference = weights(make_factory("relu"))
-    assert len(reference) == 14 * 6 + 2
-    for factory in (make_factory("frelu"), make_factory("gct"), make_factory("dyrelu"), Toy):
-        other = weights(factory)
-        assert other.keys() == reference.keys()
-        assert all(torch.equal(other[name], reference[name]) for name in reference)
 
 
 @pytest.mark.parametrize(

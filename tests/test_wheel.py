@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PROCESS, ROOT
 
 SWAP = """
 import actbench
@@ -62,9 +62,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def use(python: Path, folder: Path, *arguments: str) -> str:
-    run = subprocess.run(
-        [str(python), *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
+    settings = PROCESS | {"cwd": folder, "timeout": 300}
+    settings["env"] = {key: value for key, value in PROCESS["env"].items() if key != "PYTHONPATH"}
+    run = subprocess.run([str(python), *arguments], **settings)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
