@@ -229,5 +229,5 @@ def test_weights_are_kept_for_others(tmp_path: Path) -> None:
     task = make_task("digits", f"network.weights={folder / 'weights.pt'}")
     for name, value in task.build_network(make_factory("prelu")).state_dict().items():
         assert torch.equal(value, saved["network"][name])
-    with pytest.raises(ValueError, match="weights of another network: missing none; unknown .*weight"):
+    with pytest.raises(ValueError, match=r"weights of another network: missing none; unknown .*weight"):
         task.build_network(make_factory("relu"))
