@@ -176,7 +176,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cells of all kinds of task; the one on digits has a penalty, phases and diagnostics."""
     outputs = tmp_path_factory.mktemp("outputs")
     relu = make_factory("relu")
-    train(outputs, Toy, "runner=smoke", "runner.epochs=3", "runner.cost=1", task="digits")
+    train(outputs, Toy, "runner=smoke", "runner.epochs=3", "runner.cost=1", "runner.threads=1", task="digits")
     for task in ("shapes", "photograph"):
         train(outputs, relu, "runner=smoke", task=task, activation="relu")
     return outputs / "main"

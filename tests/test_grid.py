@@ -1,13 +1,17 @@
 """Grids through the real command line: many cells, failures among them, twice, and at the same time."""
 
 import json
+import multiprocessing
 import re
+import signal
 import time
 from pathlib import Path
 
 import forked
 import pandas as pd
 from conftest import PROCESS, ROOT, command
+
+from runners.grid import end_workers, is_worker
 
 GRID = ("-m", "activation=relu,prelu,swish", "task=digits", "seed=range(2)", "runner=smoke", "study=grid")
 
@@ -163,3 +167,11 @@ def test_cells_in_parallel_processes_give_the_same_scores(tmp_path: Path, cli) -
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     scores = records(tmp_path).pivot(index="activation", columns="study", values="test_loss")
     assert scores["one"].equals(scores["two"].rename("one"))
+
+
+def test_workers_are_ended_with_the_grid() -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+    end_workers()
+    assert worker.exitcode == -signal.SIGTERM
+    assert not is_worker()

@@ -456,7 +456,8 @@ def test_report_of_a_study(tmp_path: Path) -> None:
     scores = {f"act{i}": [80.0 + i + s / 3 for s in range(3)] for i in range(12)} | {
         "relu": [84.0, 84.5, 85.5]
     }
-    study = make_study(tmp_path / "s", scores)
+    costs = {"step_ratio": 1.25, "inference_ratio": 1.5, "cost_floor": 0.02, "saved_bytes": 2e6}
+    study = make_study(tmp_path / "s", scores, **costs)
     make_study(study, {"relu": [None, None]}, task="broken")
     path, table = write_report(study)
     text = path.read_text()
@@ -465,8 +466,12 @@ def test_report_of_a_study(tmp_path: Path) -> None:
     assert "- relu broken seed=1: diverged: loss not finite in epoch 1" in text
     written = pd.read_csv(path.with_name("leaderboard.csv"))
     assert len(written) == len(table) == 14
+    assert table["saved_bytes"].dropna().tolist() == [2e6] * 13
+    assert "## Cost on digits" in text
+    assert "Cost on broken" not in text
     figures = sorted(file.name for file in (path.parent / "figures").iterdir())
-    assert figures == [f"{n}-digits.{s}" for n in ("learning_curves", "scores") for s in ("png", "svg")]
+    names = ("equal_time", "learning_curves", "parameters", "scores", "step_time")
+    assert figures == [f"{n}-digits.{s}" for n in names for s in ("png", "svg")]
     for figure in figures:
         assert f"figures/{figure}" in text or figure.endswith("svg")
     before = {file: file.read_bytes() for file in (path.parent / "figures").glob("*.svg")}
