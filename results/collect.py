@@ -1,7 +1,7 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,32 @@ def read_records(study: Path) -> pd.DataFrame:
     Raises:
         ValueError: no such folder, or no cell in it.
     """
-    if not study.is_dir():
-        raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
-    names = {CONFIG, RECORD, METRICS, CHECKPOINT}
-    places = [Path(root).relative_to(study) for root, _, files in os.walk(study) if names & {*files}]
-    places = sorted(place for place in places if len(place.parts) > 2)
-    if not places:
-        raise ValueError(f"{study}: no cells in this folder")
-    records = pd.DataFrame([_read_cell(study, place) for place in places])
+    return read_studies([study])
+
+
+def read_studies(studies: Sequence[Path]) -> pd.DataFrame:
+    """Return the cells of several studies as ``read_records`` does those of one.
+
+    Raises:
+        ValueError: no such folder, no cell in it, or a cell that is in two of them.
+    """
+    cells: dict[Path, Path] = {}  # place: study
+    rows = []
+    for study in studies:
+        if not study.is_dir():
+            raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
+        places = sorted(find_cells(study))
+        if not places:
+            raise ValueError(f"{study}: no cells in this folder")
+        if twice := [place for place in places if place in cells]:
+            more = f", as are {len(twice) - 1} more" if len(twice) > 1 else ""
+            one = twice[0]
+            raise ValueError(
+                f"{shown(one)}: the cell is in {shown(cells[one])} and in {shown(study)}{more}; which of them counts cannot be told: remove one"
+            )
+        cells |= dict.fromkeys(places, study)
+        rows += [_read_cell(study, place) for place in places]
+    records = pd.DataFrame(rows)
     for column in IF_THERE:
         if column not in records:
             records[column] = None
@@ -48,6 +66,15 @@ def read_records(study: Path) -> pd.DataFrame:
         if column in records and value is not None:
             records[column] = records[column].fillna(value)
     return records.assign(network=_networks(records))
+
+
+def find_cells(study: Path) -> Iterator[Path]:
+    """Yield the folders of a study that hold a cell, relative to it."""
+    names = {CONFIG, RECORD, METRICS, CHECKPOINT}
+    for root, _, files in os.walk(study):
+        place = Path(root).relative_to(study)
+        if len(place.parts) > 2 and names & {*files}:
+            yield place
 
 
 def _read_cell(study: Path, place: Path) -> dict[str, Any]:

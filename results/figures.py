@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from results import captions
 from results.escape import figure_text
 from results.files import write_all
 from results.leaderboard import rank_range
+from results.palette import COLORS, Look
 
-# Okabe and Ito's palette, told apart with any kind of colour vision; black is the baseline's
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
-GREY = "#BBBBBB"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -32,26 +32,47 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_figures(table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, bytes]:
-    """Draw ``scores`` and ``learning_curves`` for every task; returns the files, SVG and PNG, by their names."""
-    files: dict[str, bytes] = {}
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the report: ``name`` is that of its files, ``caption`` says what its marks are."""
+
+    task: str
+    name: str
+    caption: str
+    svg: bytes
+    png: bytes
+
+
+def draw_figures(
+    table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame, looks: Mapping[str, Look]
+) -> list[Drawing]:
+    """Draw ``scores`` and ``learning_curves`` for every task."""
+    drawings: list[Drawing] = []
+    stems: set[str] = set()
     with rc_context(STYLE):
         for task, rows in table.groupby("task", sort=True):
             cells = records[(records["task_label"] == task) & (records["status"] == "ok")]
             if cells.empty:
                 continue
-            figures = {
-                "scores": scores(rows, cells),
-                "learning_curves": learning_curves(rows, cells, metrics),
-            }
-            ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", str(task)).strip("_")
-            number = 1
-            while f"scores-{ending}.png" in files:  # names that differ in what a file's name cannot hold
-                number += 1
-                ending = f"{stem}-{number}"
-            for name, figure in figures.items():
-                files |= _rendered(figure, f"{name}-{ending}")
-    return files
+            ending = file_stem(str(task), stems)
+            for name, figure, caption in (
+                ("scores", scores(rows, cells, looks), captions.scores(rows)),
+                ("learning_curves", learning_curves(rows, cells, metrics, looks), captions.learning_curves(rows)),
+            ):
+                files = _rendered(figure, f"{name}-{ending}").values()
+                drawings.append(Drawing(str(task), f"{name}-{ending}", caption, *files))
+    return drawings
+
+
+def file_stem(name: str, taken: set[str]) -> str:
+    """Return ``name`` as part of a file's name that is not in ``taken`` yet, and add it there."""
+    ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("_")
+    number = 1
+    while ending in taken:  # names that differ in what a file's name cannot hold
+        number += 1
+        ending = f"{stem}-{number}"
+    taken.add(ending)
+    return ending
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
@@ -72,16 +93,17 @@ def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
     return files
 
 
-def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     """One line per activation, best on top: every seed a dot, the mean with its 95 % interval."""
     rows = rows[rows["n"] > 0]
     figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
     ax = figure.subplots()
-    colors = _colors(rows)
+    values_of = dict(list(cells["primary"].astype(float).groupby(cells["activation_label"])))
     for y, row in enumerate(rows.itertuples()):
-        values = cells[cells["activation_label"] == row.activation]["primary"].astype(float)
-        color = colors.get(row.activation, GREY)
-        ax.plot(values, np.full(len(values), y), "o", ms=4.5, mew=0, alpha=0.5, color=color)
+        values = values_of[row.activation]
+        look = looks[row.activation]
+        color = look.color
+        ax.plot(values, np.full(len(values), y), look.marker, ms=4.5, mew=0, alpha=0.5, color=color)
         if row.n > 1:
             ax.plot([row.ci95_low, row.ci95_high], [y, y], "-", lw=1.1, color=color)
         ax.plot([row.mean], [y], "|", ms=11, mew=2.2, color=color)
@@ -100,47 +122,56 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     ax.set_xlabel(
         f"test {figure_text(first['metric'])} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
     )
-    ax.set_title(f"{figure_text(first['task'])}: seeds, mean, 95 % interval, ranks ({_counts(rows)})")
+    ax.set_title(f"{figure_text(first['task'])}: seeds, mean, 95 % interval, ranks ({captions.counts(rows)})")
     ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
 
 
-def learning_curves(rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
+def learning_curves(
+    rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame, looks: Mapping[str, Look]
+) -> Figure:
     """Validation metric by epoch, and training loss beside it: mean over seeds, and the range of the seeds."""
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = rows[rows["n"] > 0]
-    colors = _colors(rows)
+    front = in_front(rows)
     metric = str(rows["metric"].iloc[0])
     if not {"split", "epoch", "loss", metric} <= set(metrics.columns):
         metrics = pd.DataFrame(columns=["folder", "epoch", "split", "loss", metric])  # the cells' were lost
     curves = metrics.merge(cells[["folder", "activation_label"]], on="folder")
     for ax, split, column in ((left, "val", metric), (right, "train", "loss")):
         part = curves[curves["split"] == split]
-        for label, by_epoch in _curves(part, column, list(colors)):
+        for label, by_epoch in _curves(part, column, front):
             epochs = by_epoch.index.to_numpy() + 1
-            color = colors.get(label, GREY)
-            front = 2 if label in colors else 1
-            marker = "o" if len(epochs) == 1 else None
+            look = looks[label] if label in front else Look()
+            order = 2 if label in front else 1
+            marker = look.marker if len(epochs) == 1 else None
             ax.plot(
-                epochs, by_epoch["mean"], lw=1.3, color=color, marker=marker, zorder=front + 0.5, label=label
+                epochs,
+                by_epoch["mean"],
+                lw=1.3,
+                color=look.color,
+                ls=look.line,
+                marker=marker,
+                zorder=order + 0.5,
+                label=label,
             )
-            if label in colors:
+            if label in front:
                 ax.fill_between(
-                    epochs, by_epoch["min"], by_epoch["max"], color=color, alpha=0.13, lw=0, zorder=front
+                    epochs, by_epoch["min"], by_epoch["max"], color=look.color, alpha=0.13, lw=0, zorder=order
                 )
         _limit(ax, part[column], higher_is_better=split == "val" and bool(rows["higher_is_better"].iloc[0]))
         ax.set(xlabel="epoch", title=f"{split} {figure_text(column)}")
         ax.grid(lw=0.4, alpha=0.5)
     handles, names = left.get_legend_handles_labels()
     by_name = dict(zip(names, handles, strict=True))
-    shown = {label: by_name[label] for label in rows["activation"] if label in colors and label in by_name}
+    shown = {label: by_name[label] for label in rows["activation"] if label in front and label in by_name}
     if len(by_name) > len(shown):
         rest = next(handle for name, handle in by_name.items() if name not in shown)
         shown[f"{len(by_name) - len(shown)} others"] = rest
     figure.legend(shown.values(), map(figure_text, shown), loc="outside right center")
     figure.suptitle(
-        f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({_counts(rows)})",
+        f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({captions.counts(rows)})",
         x=0.01,
         ha="left",
         size=10,
@@ -158,17 +189,11 @@ def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple
         yield label, groups[label].groupby("epoch")[column].agg(["mean", "min", "max"])
 
 
-def _colors(rows: pd.DataFrame) -> dict[str, str]:
-    """A colour for the baseline and the best of the others; what is left stays grey."""
-    labels = list(rows["activation"])
-    baseline = rows["baseline"].iloc[0]
-    colors = dict(zip((label for label in labels if label != baseline), COLORS, strict=False))
-    return colors | ({baseline: "black"} if baseline in labels else {})
-
-
-def _counts(rows: pd.DataFrame) -> str:
-    low, high = rows["n"].min(), rows["n"].max()
-    return f"n = {low}" if low == high else f"n = {low} to {high}"
+def in_front(rows: pd.DataFrame) -> list[str]:
+    """The baseline and the best of the others of a task; in a figure of lines the rest is gray."""
+    labels, baseline = list(rows["activation"]), rows["baseline"].iloc[0]
+    best = [label for label in labels if label != baseline][: len(COLORS)]
+    return best + ([baseline] if baseline in labels else [])
 
 
 def _wide(values: pd.Series) -> bool:

@@ -16,6 +16,7 @@ CONFIG, METRICS, RECORD, CHECKPOINT = "config.yaml", "metrics.csv", "record.json
 DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
 CLASSES, CONFUSION = "classes.csv", "confusion.csv"
+PAGE = "index.html"  # in REPORT
 # what runner=check writes, in a folder of the study's that holds no cells
 CHECKS, SUMMARY, SHEET = "check", "summary.txt", "contact_sheet.png"
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")

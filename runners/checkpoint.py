@@ -44,6 +44,7 @@ class Progress:
         best: epoch, value (larger is better) and weights of the best validation so far.
         means, seconds: of the epoch under way, if it has been interrupted.
         sessions: when, by what and from which step on the run was computed, a flat dict for every start of it.
+        evolution: curves of the sites after some numbers of epochs, see ``runners.record.mean_curves``.
     """
 
     epoch: int = 0
@@ -53,6 +54,7 @@ class Progress:
     means: dict[str, Any] | None = None
     seconds: float = 0.0
     sessions: list[dict[str, Any]] = field(default_factory=list)
+    evolution: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def begin_session(self, facts: dict[str, Any]) -> None:
         """Note that a process with these ``facts`` goes on from here."""

@@ -1,8 +1,9 @@
-"""What a record says of where its numbers come from, and the learnt shapes beside it."""
+"""What a record says of where its numbers come from, and the learned shapes beside it."""
 
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from activations.base import Activation
+from activations.surgery.state import undisturbed
 from results.files import replacing
 from runners.optim import activation_modules
 
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
+EVOLUTION = (0.0, 0.25, 0.5)  # shares of the epochs before which the curves are kept; the last ones are those at the end
 ROOT = Path(__file__).resolve().parent.parent
 COMPONENTS = ("activations", "conf", "tasks", "runners")
 
@@ -66,12 +69,39 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
-    """Write what the activations have learnt, and what reaches them when ``network`` evaluates ``samples``.
+def evolution_epochs(epochs: int) -> frozenset[int]:
+    """Return the numbers of epochs after which ``mean_curves`` are kept."""
+    return frozenset(int(share * epochs) for share in EVOLUTION)
+
+
+def mean_curves(network: nn.Module) -> dict[str, Tensor]:
+    """Return, for each site whose unit is a learned scalar function, its response at the points, the mean of its units.
+
+    Of shape (points,) in float16, small enough to be kept in checkpoints. Network and random generators stay as they are.
+    """
+    found = {}
+    with undisturbed(network), torch.no_grad():
+        network.eval()
+        for site, unit in activation_modules(network).items():
+            parameter = next(unit.parameters(), None)
+            if parameter is not None:
+                curves = unit.curves(torch.linspace(*CURVE_POINTS, device=parameter.device))
+                if curves is not None:
+                    found[site] = curves.float().mean(0).half().cpu()
+    return found
+
+
+def write_curves(
+    path: Path, network: nn.Module, samples: Tensor, evolution: Mapping[int, Mapping[str, Tensor]] | None = None
+) -> None:
+    """Write what the activations have learned, and what reaches them when ``network`` evaluates ``samples``.
 
     Arrays: ``x`` (points,); for each site ``inputs/<site>`` (points + 1,), the share of its inputs that lie below the
-    first point, between neighbours, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
-    function; and ``diagnostic/<site>/<name>``.
+    first point, between neighbors, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
+    function; ``diagnostic/<site>/<name>``, and ``role/<site>/<name>``, a word, where the unit declares what that is.
+
+    Args:
+        evolution: ``mean_curves`` by the number of epochs trained, written as ``evolution/<epochs>/<site>`` (points,).
     """
     arrays = {"x": np.linspace(*CURVE_POINTS, dtype=np.float32)}
     noting = False  # a unit may call itself for its curves
@@ -91,8 +121,11 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
         curves = unit.curves(torch.from_numpy(arrays["x"]).to(inputs.device))
         if curves is not None:
             arrays[f"curve/{site}"] = curves.float().cpu().numpy()
+        roles = getattr(unit, "diagnostic_roles", {})
         for name, value in unit.diagnostics(inputs).items():
             arrays[f"diagnostic/{site}/{name}"] = value.float().cpu().numpy()
+            if name in roles:
+                arrays[f"role/{site}/{name}"] = np.array(roles[name])
 
     units = activation_modules(network)
     handles = [unit.register_forward_pre_hook(partial(note, site)) for site, unit in units.items()]
@@ -103,5 +136,7 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    for epochs, by_site in (evolution or {}).items():
+        arrays |= {f"evolution/{epochs}/{site}": curve.numpy() for site, curve in by_site.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options

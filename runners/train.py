@@ -36,7 +36,7 @@ from runners.cell import Cell
 from runners.checkpoint import Progress, RunState, fingerprint
 from runners.factory import check_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
-from runners.record import provenance, write_curves
+from runners.record import evolution_epochs, mean_curves, provenance, write_curves
 from tasks.base import ActLayer, Means, Task, check_bool, check_choice, check_range, check_whole
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -154,12 +154,15 @@ class Train:
             disable=None,  # none where nobody watches
         )
 
+        keep_curves = evolution_epochs(epochs)
         with bar:
             while run.epoch < epochs:
                 # an epoch: its data depend on the seed and its number alone
                 for parameter in outside:
                     parameter.requires_grad_(run.epoch >= self.activation_only_epochs)
                 if run.step == 0:  # an interrupted epoch has been started already
+                    if run.epoch in keep_curves:
+                        run.evolution[run.epoch] = mean_curves(network)
                     for unit in units:
                         unit.start_epoch(run.epoch, epochs)
                 phase = self._phase(units, run)
@@ -230,7 +233,7 @@ class Train:
         confusion = task.confusion
         samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
         with self._autocast(task.device):
-            write_curves(cell.folder / CURVES, network, samples)
+            write_curves(cell.folder / CURVES, network, samples, run.evolution)
         if self.pictures:
             figures = task.pictures(network) | ({"confusion": confusion.figure()} if confusion else {})
             for name, figure in figures.items():

@@ -1,4 +1,4 @@
-"""Pictures of what was learnt: the figures from made-up cells, and the two programs that write them."""
+"""Pictures of what was learned: the figures from made-up cells, and the two programs that write them."""
 
 import re
 import runpy
@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from results.learnt import (
+from results.learned import (
     coefficients,
     curves,
     gates,
     input_range,
     parameters,
-    read_learnt,
+    read_learned,
     write_cell_figures,
 )
 
@@ -98,7 +98,7 @@ def line(ax: Axes, label: str) -> np.ndarray:
 
 def test_every_channel_is_drawn_with_the_mean_in_the_order_of_depth(tmp_path: Path) -> None:
     arrays = prelu(sites=7, channels=5)
-    drawn = panels(curves(read_learnt(make_cell(tmp_path, arrays))))
+    drawn = panels(curves(read_learned(make_cell(tmp_path, arrays))))
     assert list(drawn) == [f"blocks.{site}.act1" for site in range(7)]
     for site, ax in drawn.items():
         (cloud,) = [artist for artist in ax.collections if isinstance(artist, LineCollection)]
@@ -110,7 +110,7 @@ def test_every_channel_is_drawn_with_the_mean_in_the_order_of_depth(tmp_path: Pa
 
 def test_a_panel_covers_the_inputs_and_the_curve_there(tmp_path: Path) -> None:
     arrays = prelu(sites=3, channels=5)
-    for site, ax in panels(curves(read_learnt(make_cell(tmp_path, arrays)))).items():
+    for site, ax in panels(curves(read_learned(make_cell(tmp_path, arrays)))).items():
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
         inputs = arrays[f"inputs/{site}"][1:-1]
         assert left < X[:-1][inputs > 0][0]
@@ -140,24 +140,24 @@ def test_range_of_the_inputs(inputs: np.ndarray | None, expected: tuple[float, f
 
 def test_inputs_out_of_reach_are_told(tmp_path: Path) -> None:
     cell = make_cell(tmp_path, {"curve/act": RELU, "inputs/act": uniform(-10, 6)})
-    (ax,) = panels(curves(read_learnt(cell))).values()
+    (ax,) = panels(curves(read_learned(cell))).values()
     assert [text.get_text() for text in ax.texts] == ["← 25%"]
 
 
-def test_a_learnt_interval_is_marked(tmp_path: Path) -> None:
-    learnt = read_learnt(make_cell(tmp_path, pwlu()))
-    ax = panels(curves(learnt))["act"]
-    np.testing.assert_array_equal(line(ax, "curve"), learnt.curves["act"][0])
-    (marks,) = [artist for artist in ax.collections if artist.get_label() == "learnt interval"]
+def test_a_learned_interval_is_marked(tmp_path: Path) -> None:
+    learned = read_learned(make_cell(tmp_path, pwlu()))
+    ax = panels(curves(learned))["act"]
+    np.testing.assert_array_equal(line(ax, "curve"), learned.curves["act"][0])
+    (marks,) = [artist for artist in ax.collections if artist.get_label() == "learned interval"]
     assert [segment[0, 0] for segment in marks.get_segments()] == [-2.5, 3.0]
     assert ax.get_xlim()[0] < -2.5 < 3 < ax.get_xlim()[1]
-    assert list(panels(parameters(learnt))) == ["slope_left", "slope_right", "mean", "std"]
+    assert list(panels(parameters(learned))) == ["slope_left", "slope_right", "mean", "std"]
 
 
 def test_gates(tmp_path: Path) -> None:
     arrays = gct()
-    learnt = read_learnt(make_cell(tmp_path, arrays))
-    drawn = panels(gates(learnt))
+    learned = read_learned(make_cell(tmp_path, arrays))
+    drawn = panels(gates(learned))
     gamma = [arrays[f"diagnostic/blocks.{site}.act1/gamma"] for site in range(3)]
     np.testing.assert_allclose(drawn["mean of gamma"].lines[0].get_ydata(), [g.mean() for g in gamma])
     np.testing.assert_allclose(drawn["variance of gamma"].lines[0].get_ydata(), [g.var() for g in gamma])
@@ -166,31 +166,31 @@ def test_gates(tmp_path: Path) -> None:
     dots = drawn[title].lines[0]
     np.testing.assert_allclose(dots.get_ydata(), np.concatenate([np.sort(g) for g in gamma]))
     np.testing.assert_array_equal(np.round(dots.get_xdata()), np.repeat([0, 1, 2], 16))
-    assert list(panels(curves(learnt))) == [f"blocks.{site}.act1.base" for site in range(3)]
-    assert list(panels(parameters(learnt))) == ["slope"]  # of the units within the gates
-    assert coefficients(learnt) is None
+    assert list(panels(curves(learned))) == [f"blocks.{site}.act1.base" for site in range(3)]
+    assert list(panels(parameters(learned))) == ["slope"]  # of the units within the gates
+    assert coefficients(learned) is None
 
 
 @pytest.mark.parametrize("sites", [3, 19])
 def test_coefficients(tmp_path: Path, sites: int) -> None:
     arrays = dyrelu(sites)
-    learnt = read_learnt(make_cell(tmp_path, arrays))
-    for half, ax in enumerate(panels(coefficients(learnt)).values()):
+    learned = read_learned(make_cell(tmp_path, arrays))
+    for half, ax in enumerate(panels(coefficients(learned)).values()):
         for k in range(2):
             medians = [
                 np.median(arrays[f"diagnostic/act{site}/coefficients"][..., 2 * half + k])
                 for site in range(sites)
             ]
             np.testing.assert_allclose(line(ax, f"piece {k + 1}"), medians, atol=0.01)  # of 100 quantiles
-    assert len(panels(curves(learnt))) == sites  # no scalar function: inputs alone
-    assert parameters(learnt) is None
-    assert gates(learnt) is None
+    assert len(panels(curves(learned))) == sites  # no scalar function: inputs alone
+    assert parameters(learned) is None
+    assert gates(learned) is None
 
 
 def test_parameters_of_any_shape(tmp_path: Path) -> None:
     gate = np.random.default_rng(0).uniform(size=(8, 16))
     cell = make_cell(tmp_path, {"diagnostic/a/gate": gate, "diagnostic/b/beta": np.array(1.5)})
-    drawn = panels(parameters(read_learnt(cell)))
+    drawn = panels(parameters(read_learned(cell)))
     assert list(drawn) == ["gate", "beta"]
     np.testing.assert_array_equal(drawn["beta"].lines[0].get_xydata(), [[1, 1.5]])
     assert [path.name for path in write_cell_figures(cell)] == ["parameters.png"]
