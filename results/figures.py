@@ -85,6 +85,9 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
     """The content of ``name.svg`` and ``name.png``."""
     files = {}
+    if (engine := figure.get_layout_engine()) is not None:  # once for both formats: it takes as long as drawing
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     for suffix in ("svg", "png"):
         buffer = io.BytesIO()
         metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file

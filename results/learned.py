@@ -2,6 +2,8 @@
 
 import math
 import zlib
+from functools import lru_cache
+from io import BytesIO
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from results.palette import COLORS, GRAY
 WIDTH = 9.6  # inches
 TAIL = 0.001  # share of the inputs at either end that a panel may leave out
 NEARBY = 1.0  # a panel reaches at least this far to both sides of 0, where activations bend
+MOST_HEADER = 10_000  # bytes
 MOST_DEFLATED = 1032  # bytes that zlib can pack into one
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DOTS = 100  # per strip: quantiles stand for more values than that
@@ -79,9 +82,7 @@ def read_learned(folder: Path) -> Learned:
     """
     path = folder / CURVES
     try:
-        _check_sizes(path)
-        with path.open("rb") as file, np.load(file) as arrays:
-            return _sorted("/".join(folder.resolve().parts[-3:]), dict(arrays))
+        return _sorted("/".join(folder.resolve().parts[-3:]), _arrays(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: no {CURVES} there, so this is no finished cell; run its command again to finish it"
@@ -91,21 +92,40 @@ def read_learned(folder: Path) -> Learned:
         raise ValueError(f"{path}: damaged ({said}); train the cell again with force=true") from None
 
 
-def _check_sizes(path: Path) -> None:
-    """Raise ValueError if an array claims to be larger than what the file holds of it, before memory is asked for."""
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file, each read at once.
+
+    Raises:
+        ValueError: one claims to be larger than what the file holds of it; that is seen before memory is asked for.
+    """
+    arrays = {}
     with ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
-                read_header = READ_HEADER.get(version)
-                if read_header is None:
+                if version not in READ_HEADER:
                     raise ValueError(f"{entry.filename} is in format {version}")
-                shape, _, dtype = read_header(file)
-                size = file.tell() + math.prod(shape) * dtype.itemsize
-            if size != entry.file_size or size > MOST_DEFLATED * max(1, entry.compress_size):
-                raise ValueError(
-                    f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
-                )
+                digits = 2 if version == (1, 0) else 4  # bytes of the header's length
+                length = file.read(digits)
+                text = file.read(min(int.from_bytes(length, "little"), MOST_HEADER))
+                shape, fortran, dtype = _header(version, length + text)
+                size = math.prod(shape) * dtype.itemsize
+                before = 8 + digits + len(text)
+                if before + size != entry.file_size or before + size > MOST_DEFLATED * max(1, entry.compress_size):
+                    raise ValueError(
+                        f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
+                    )
+                if dtype.hasobject:
+                    raise ValueError(f"{entry.filename} holds objects")
+                values = np.frombuffer(file.read(), dtype)
+                arrays[entry.filename.removesuffix(".npy")] = values.reshape(shape, order="F" if fortran else "C")
+    return arrays
+
+
+@lru_cache(maxsize=1024)
+def _header(version: tuple[int, int], content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type; the arrays of cells have few different headers, and parsing one takes longer than its data."""
+    return READ_HEADER[version](BytesIO(content))
 
 
 def _sorted(name: str, arrays: Mapping[str, np.ndarray]) -> Learned:

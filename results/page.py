@@ -166,10 +166,8 @@ def _difference(report: Report, row: Row, decimals: int) -> Value:
 
 
 def _verdict(report: Report, row: Row, decimals: int) -> Value:
-    verdict, needed = row["verdict"], row["seeds_needed"]
-    sign = {"better": "▲ ", "worse": "▼ ", "equal": "= ", "undecided": "? "}.get(verdict, "")
-    text = verdict if math.isnan(needed) else f"{verdict} ({needed:,.0f} seeds needed)"
-    return Value(sign + text, text, verdict if sign else "")
+    sign = {"better": "▲ ", "worse": "▼ ", "equal": "= ", "undecided": "? "}.get(row["verdict"], "")
+    return Value(f"{sign}{row['verdict']}", row["verdict"], row["verdict"] if sign else "")
 
 
 LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [
@@ -181,6 +179,7 @@ LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [
     (_Head("95 % interval", "of the mean"), _interval),
     (_Head("vs {baseline} (simultaneous 95 % interval)", "mean difference over common seeds"), _difference),
     (_Head("verdict", "against the baseline", number=False), _verdict),
+    (_Head("seeds needed", "to decide, if mean and spread stay the same; empty above 1,000", key="seeds_needed"), _plain("seeds_needed")),
     (_Head("p adjusted", "p-value times the number of comparisons", shown=False), _plain("p_adjusted", 2)),
     (_Head("p sign flip", "exact, of this comparison alone", shown=False), _plain("p_sign_flip", 2)),
     (_Head("effect size", "difference / standard deviation of the differences", shown=False), _plain("effect_size", 3, "+")),

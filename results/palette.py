@@ -1,6 +1,5 @@
 """One look for each activation of a study, the same in every figure."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -30,12 +29,13 @@ class Look:
 def looks(table: pd.DataFrame) -> dict[str, Look]:
     """Return the look of every activation in a leaderboard.
 
-    Solid lines in colors go to the activations with the lowest ranks over all tasks, so that those that are looked at
+    Solid lines in colors go to the activations that stand highest over all tasks, so that those that are looked at
     most are told apart best; with every further seven the dashes and markers change.
     """
-    ranks = table.groupby("activation", sort=True)["rank_low"].mean().sort_values(kind="stable")
+    places = table.assign(place=table.groupby("task").cumcount())  # best first in every task
+    order = places.groupby("activation", sort=True)["place"].mean().sort_values(kind="stable").index
     baselines = set(table["baseline"].dropna())
-    others: Iterable[str] = (label for label in ranks.index if label not in baselines)
+    others = (label for label in order if label not in baselines)
     found = {label: Look(BASELINE_COLOR, DASHES[k % 7], MARKERS[k % 7]) for k, label in enumerate(sorted(baselines))}
     for k, label in enumerate(others):
         style = k // len(COLORS) % len(DASHES)

@@ -8,6 +8,7 @@ interrupted is absent.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -306,13 +307,18 @@ def sign_flip(differences: np.ndarray) -> float:
     n = len(differences)
     if n < 2:
         return math.nan
-    if n <= MAX_FLIPPED:
-        signs = 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-    else:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), (2**MAX_FLIPPED, n))
-        signs[0] = 1
     observed = abs(differences.sum())
-    return float((np.abs(signs @ differences) >= observed * (1 - 1e-9)).mean())
+    return float((np.abs(_signs(n) @ differences) >= observed * (1 - 1e-9)).mean())
+
+
+@lru_cache(maxsize=4)
+def _signs(n: int) -> np.ndarray:
+    """(patterns, n) of -1 and 1; the first is all ones."""
+    if n <= MAX_FLIPPED:
+        return 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (2**MAX_FLIPPED, n))
+    signs[0] = 1
+    return signs
 
 
 def worst_possible(higher_is_better: bool) -> float:

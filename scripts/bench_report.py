@@ -77,7 +77,7 @@ def write_study(study: Path, activations: int, seeds: int, tasks: int, epochs: i
 def _write_cell(
     study: Path, task: str, name: str, seed: int, score: float, shape: bytes, epochs: int, rng: np.random.Generator
 ) -> None:
-    identity = f"{zlib.crc32(f"{task}/{name}".encode()) % 16**6:06x}{seed:04x}"
+    identity = f"{zlib.crc32(str((task, name)).encode()) % 16**6:06x}{seed:04x}"
     cell = study / task / name / f"{seed}-{identity}"
     cell.mkdir(parents=True)
     record = {
