@@ -43,7 +43,9 @@ def explain(name: str, target: str | None) -> Explanation:
     tree = _parsed(ROOT.joinpath(*parts).with_suffix(".py"))
     for node in tree.body if tree else ():
         if isinstance(node, ast.ClassDef) and node.name == class_name:
-            text = re.split(r"\n(?:Args|Shape|Raises|Attributes|Examples?):\n", ast.get_docstring(node) or "")[0]
+            text = re.split(
+                r"\n(?:Args|Shape|Raises|Attributes|Examples?):\n", ast.get_docstring(node) or ""
+            )[0]
             source = (ast.get_docstring(tree) or "").partition("\n\n")[0] if tree else ""
             return Explanation(head, text.strip().replace("``", ""), " ".join(source.split()))
     return Explanation(head)

@@ -57,7 +57,11 @@ def draw_figures(
             ending = file_stem(str(task), stems)
             for name, figure, caption in (
                 ("scores", scores(rows, cells, looks), captions.scores(rows)),
-                ("learning_curves", learning_curves(rows, cells, metrics, looks), captions.learning_curves(rows)),
+                (
+                    "learning_curves",
+                    learning_curves(rows, cells, metrics, looks),
+                    captions.learning_curves(rows),
+                ),
             ):
                 files = _rendered(figure, f"{name}-{ending}").values()
                 drawings.append(Drawing(str(task), f"{name}-{ending}", caption, *files))
@@ -85,7 +89,9 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
     """The content of ``name.svg`` and ``name.png``."""
     files = {}
-    if (engine := figure.get_layout_engine()) is not None:  # once for both formats: it takes as long as drawing
+    if (
+        engine := figure.get_layout_engine()
+    ) is not None:  # once for both formats: it takes as long as drawing
         engine.execute(figure)
         figure.set_layout_engine("none")
     for suffix in ("svg", "png"):

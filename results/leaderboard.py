@@ -189,7 +189,11 @@ def _tabular(task: str, rows: pd.DataFrame) -> str:
         r"\midrule",
     ]
     for row in rows.to_dict("records"):
-        mean = f"${row['mean']:.{digits}f} \\pm {row['std']:.{digits}f}$" if row["n"] > 1 else _number(row["mean"], digits)
+        mean = (
+            f"${row['mean']:.{digits}f} \\pm {row['std']:.{digits}f}$"
+            if row["n"] > 1
+            else _number(row["mean"], digits)
+        )
         delta = "" if math.isnan(row["delta"]) else f"${row['delta']:+.{digits}f}$"
         if not math.isnan(row["delta_low"]):
             delta += f" $[{row['delta_low']:+.{digits}f}, {row['delta_high']:+.{digits}f}]$"

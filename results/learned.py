@@ -2,10 +2,10 @@
 
 import math
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -29,8 +29,7 @@ MOST_DEFLATED = 1032  # bytes that zlib can pack into one
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DOTS = 100  # per strip: quantiles stand for more values than that
 FIGURES = ("curves", "gates", "coefficients", "parameters")  # the names of a cell's figures
-GATE = ("alpha", "gamma", "beta")
-INTERVAL = ("left", "right")
+ROLES = ("gate", "coefficients", "occupancy", "knots", "interval_end")  # what is none of these is a parameter
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,11 @@ class Learned:
     diagnostics: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     roles: dict[str, dict[str, str]] = field(default_factory=dict)
     evolution: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def role(self, site: str, name: str) -> str:
+        """Return what a diagnostic is: one of ``ROLES``, or ``parameter``."""
+        role = self.roles.get(site, {}).get(name)
+        return role if role in ROLES else "parameter"
 
 
 def write_cell_figures(folder: Path) -> list[Path]:
@@ -111,14 +115,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                 shape, fortran, dtype = _header(version, length + text)
                 size = math.prod(shape) * dtype.itemsize
                 before = 8 + digits + len(text)
-                if before + size != entry.file_size or before + size > MOST_DEFLATED * max(1, entry.compress_size):
+                if before + size != entry.file_size or before + size > MOST_DEFLATED * max(
+                    1, entry.compress_size
+                ):
                     raise ValueError(
                         f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
                     )
                 if dtype.hasobject:
                     raise ValueError(f"{entry.filename} holds objects")
                 values = np.frombuffer(file.read(), dtype)
-                arrays[entry.filename.removesuffix(".npy")] = values.reshape(shape, order="F" if fortran else "C")
+                arrays[entry.filename.removesuffix(".npy")] = values.reshape(
+                    shape, order="F" if fortran else "C"
+                )
     return arrays
 
 
@@ -190,8 +198,8 @@ def _draw_site(ax: Axes, learned: Learned, site: str) -> None:
     ax.plot(x, relu, ":", lw=1.0, color="black", zorder=3, label="ReLU")
     if lines is not None:
         _draw_lines(ax, x, lines)
-        if _has_interval(learned, site):
-            ends = np.ravel([learned.diagnostics[site][end] for end in INTERVAL])
+        ends = _interval_ends(learned, site)
+        if len(ends):
             low, high = _draw_interval(ax, ends, low, high)
             low, high = max(low, x[0]), min(high, x[-1])
     inside = (x >= low) & (x <= high)
@@ -203,7 +211,9 @@ def _draw_site(ax: Axes, learned: Learned, site: str) -> None:
 
 def densities(learned: Learned, site: str) -> np.ndarray:
     """Return (points,) the share of a site's inputs around each point, half of either neighboring interval."""
-    inner = learned.inputs[site][1:-1].astype(float) if site in learned.inputs else np.zeros(len(learned.x) - 1)
+    inner = (
+        learned.inputs[site][1:-1].astype(float) if site in learned.inputs else np.zeros(len(learned.x) - 1)
+    )
     return (np.append(0.0, inner) + np.append(inner, 0.0)) / 2
 
 
@@ -245,6 +255,13 @@ def _draw_lines(ax: Axes, x: np.ndarray, lines: np.ndarray) -> None:
     ax.plot(x, lines.mean(0), lw=1.8, color=COLORS[0], label="mean of channels")
 
 
+def _interval_ends(learned: Learned, site: str) -> np.ndarray:
+    """All values of a site's diagnostics that are ends of an interval, from the lowest on."""
+    named = learned.diagnostics.get(site, {})
+    ends = [np.ravel(values) for name, values in named.items() if learned.role(site, name) == "interval_end"]
+    return np.sort(np.concatenate(ends)) if ends else np.zeros(0)
+
+
 def _draw_interval(ax: Axes, ends: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """Mark a learned interval, or those of many channels as ticks; returns the range with the former in it."""
     height = 1.0 if len(ends) == 2 else 0.07
@@ -267,113 +284,70 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def gates(learned: Learned) -> Figure | None:
-    """GCT's alpha, gamma and beta over the channels of each site, and gamma's mean and variance."""
-    sites = _gate_sites(learned)
-    if not sites:
-        return None
-    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
-    panels = figure.subplot_mosaic("gm;gv;ab;ab", sharex=True)  # gamma, mean, variance, alpha, beta
-    for color, name in zip(COLORS, GATE, strict=False):
-        _strips(panels[name[0]], _by_depth(learned, sites, name), color=color)
-        panels[name[0]].set_title(f"{name} of the channels")
-    panels["g"].set_title("gamma of the channels (< 0 cooperation, > 0 competition)")
-    finite = [_finite(learned.diagnostics[site]["gamma"]) for site in sites]
-    for name, moment in (("mean", np.mean), ("variance", np.var)):
-        values = [float(moment(gamma)) if len(gamma) else math.nan for gamma in finite]
-        panels[name[0]].plot(range(len(sites)), values, "o-", ms=3.5, lw=1.1, color=COLORS[1])
-        panels[name[0]].set_title(f"{name} of gamma")
-        panels[name[0]].yaxis.set_major_locator(MaxNLocator(4))
-    panels["v"].set_ylim(bottom=0)
-    for name in "gmb":
-        panels[name].axhline(0, lw=0.8, color="black", zorder=1)
-    for name, ax in panels.items():
-        _depth_axis(ax, sites, labelled=name in "ab")
-    _title(figure, learned, "gates by depth")
-    return figure
+    """A panel for every gate: its values over the channels of each site, and their mean by depth."""
+    named = _by_role(learned, "gate")
+    return _panels(learned, named, "gates by depth", with_means=True) if named else None
 
 
 def coefficients(learned: Learned) -> Figure | None:
-    """DyReLU's slopes and intercepts over a batch and the channels of each site, a colour per piece."""
-    sites = _coefficient_sites(learned)
-    if not sites:
-        return None
-    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
-    both = figure.subplots(2, 1, sharex=True)
-    pieces = min(learned.diagnostics[site]["coefficients"].shape[-1] for site in sites) // 2
-    values = _by_depth(learned, sites, "coefficients")
-    for half, (ax, name) in enumerate(zip(both, ("slope a", "intercept b"), strict=True)):
-        for k in range(pieces):
-            kth = {depth: array[..., half * pieces + k] for depth, array in values.items()}
-            place = {"offset": 0.84 * ((k + 0.5) / pieces - 0.5), "width": 0.7 / pieces}
-            _strips(ax, kth, color=COLORS[k % len(COLORS)], label=f"piece {k + 1}", **place)
-        ax.set_title(f"{name} of each piece, over batch and channels")
-        ax.axhline(0, lw=0.8, color="black", zorder=1)
-        _depth_axis(ax, sites, labelled=ax is both[-1])
-    both[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=pieces)
-    _title(figure, learned, "coefficients by depth")
-    return figure
+    """A panel for every coefficient, the last axis of what has that role: its values over a batch and the channels of each site."""
+    named = {
+        f"{name} {k + 1}": {site: values[..., k] for site, values in by_site.items()}
+        for name, by_site in _by_role(learned, "coefficients").items()
+        for k in range(min(values.shape[-1] if values.ndim else 0 for values in by_site.values()))
+    }
+    return _panels(learned, named, "coefficients by depth") if named else None
 
 
 def parameters(learned: Learned) -> Figure | None:
-    """A panel for every other diagnostic: its values at each site."""
-    named = _other_diagnostics(learned)
-    if not named:
-        return None
+    """A panel for every diagnostic that no other figure shows: its values at each site."""
+    named: dict[str, dict[str, np.ndarray]] = {}
+    for site, by_name in learned.diagnostics.items():
+        for name, values in by_name.items():
+            role = learned.role(site, name)
+            if role not in ("gate", "coefficients") and not (
+                role == "interval_end" and site in learned.curves
+            ):
+                named.setdefault(name, {})[site] = values
+    return _panels(learned, named, "parameters by depth") if named else None
+
+
+def _panels(
+    learned: Learned, named: Mapping[str, Mapping[str, np.ndarray]], title: str, with_means: bool = False
+) -> Figure:
+    """A figure with a panel for each of ``named``, which holds values by site."""
     sites = [site for site in learned.diagnostics if any(site in by_site for by_site in named.values())]
     columns = 1 if len(named) < 3 else 2
     rows = math.ceil(len(named) / columns)
     figure = Figure(figsize=(WIDTH, 1.2 + 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     for index, (ax, (name, by_site)) in enumerate(zip(axes, named.items(), strict=False)):
-        _strips(ax, {sites.index(site): values for site, values in by_site.items()}, color=COLORS[0])
+        color = COLORS[index % len(COLORS)] if with_means else COLORS[0]
+        _strips(ax, {sites.index(site): values for site, values in by_site.items()}, color=color)
+        if with_means:
+            means = {sites.index(site): _finite(np.ravel(values)) for site, values in by_site.items()}
+            heights = [float(values.mean()) if len(values) else math.nan for values in means.values()]
+            ax.plot(list(means), heights, "-", lw=1.1, color="black", label="mean")
+            ax.axhline(0, lw=0.8, color="black", zorder=1)
         ax.set_title(figure_text(name))
         _depth_axis(ax, sites, labelled=index + columns >= len(named))
     for ax in axes[len(named) :]:
         ax.remove()
-    _title(figure, learned, "parameters by depth")
+    _title(figure, learned, title)
     return figure
 
 
-def _gate_sites(learned: Learned) -> list[str]:
-    return [site for site, named in learned.diagnostics.items() if named.keys() >= set(GATE)]
+def _by_role(learned: Learned, role: str) -> dict[str, dict[str, np.ndarray]]:
+    """What has a role, by name and site."""
+    named: dict[str, dict[str, np.ndarray]] = {}
+    for site, by_name in learned.diagnostics.items():
+        for name, values in by_name.items():
+            if learned.role(site, name) == role:
+                named.setdefault(name, {})[site] = values
+    return named
 
 
-def _coefficient_sites(learned: Learned) -> list[str]:
-    """Those with slopes and intercepts (N, 1 or C, 2 K)."""
-    named = {site: by_name.get("coefficients") for site, by_name in learned.diagnostics.items()}
-    return [site for site, values in named.items() if values is not None and values.ndim == 3]
-
-
-def _other_diagnostics(learned: Learned) -> dict[str, dict[str, np.ndarray]]:
-    """By name and site, what no other figure shows."""
-    shown = {(site, name) for site in _gate_sites(learned) for name in GATE}
-    shown |= {(site, "coefficients") for site in _coefficient_sites(learned)}
-    shown |= {(site, name) for site in learned.curves for name in INTERVAL if _has_interval(learned, site)}
-    others: dict[str, dict[str, np.ndarray]] = {}
-    for site, named in learned.diagnostics.items():
-        for name, values in named.items():
-            if (site, name) not in shown:
-                others.setdefault(name, {})[site] = values
-    return others
-
-
-def _has_interval(learned: Learned, site: str) -> bool:
-    return learned.diagnostics.get(site, {}).keys() >= set(INTERVAL)
-
-
-def _by_depth(learned: Learned, sites: Iterable[str], name: str) -> dict[int, np.ndarray]:
-    return {depth: learned.diagnostics[site][name] for depth, site in enumerate(sites)}
-
-
-def _strips(
-    ax: Axes,
-    groups: Mapping[int, np.ndarray],
-    *,
-    color: str,
-    label: str = "",
-    offset: float = 0,
-    width: float = 0.7,
-) -> None:
+def _strips(ax: Axes, groups: Mapping[int, np.ndarray], *, color: str) -> None:
     """At each depth a strip of dots, as wide as its values are dense; a line joins the medians."""
     dots, medians = [], []
     for depth, values in groups.items():
@@ -382,12 +356,14 @@ def _strips(
             continue
         if len(finite) > DOTS:
             finite = np.quantile(finite, np.linspace(0, 1, DOTS))
-        dots.append(np.stack([depth + offset + width * _spread(finite), finite]))
-        medians.append((depth + offset, np.median(finite)))
+        dots.append(np.stack([depth + 0.7 * _spread(finite), finite]))
+        medians.append((depth, np.median(finite)))
     if not dots:
         return
     ax.plot(*np.concatenate(dots, axis=1), "o", ms=2.6, mew=0, alpha=0.45, color=color)
-    ax.plot(*zip(*medians, strict=True), "o-", ms=4, lw=0.9, mec="white", mew=0.6, color=color, label=label)
+    ax.plot(
+        *zip(*medians, strict=True), "o-", ms=4, lw=0.9, mec="white", mew=0.6, color=color, label="median"
+    )
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

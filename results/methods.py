@@ -33,12 +33,20 @@ def _about(task: str, cells: pd.DataFrame, rows: pd.DataFrame) -> Iterator[str]:
     data = _settings(cells, "task.data.", skip=("_target_", "cache", "download", "root", "in_memory"))
     if data:
         yield f"Settings of the data: {data}."
-    shares = [f"{get(f'task.{part}_fraction')} for {words}" for part, words in (("val", "validation"), ("test", "the test"))
-              if get(f"task.{part}_fraction") is not None]
+    shares = [
+        f"{get(f'task.{part}_fraction')} for {words}"
+        for part, words in (("val", "validation"), ("test", "the test"))
+        if get(f"task.{part}_fraction") is not None
+    ]
     if shares:
         yield f"Where the data have no split of their own, shares of {' and '.join(shares)} are held out."
-    augment = sorted({column.split(".")[2] for column in cells.columns
-                      if column.startswith("task.augment.") and column.count(".") > 2 and get(column) is not None})
+    augment = sorted(
+        {
+            column.split(".")[2]
+            for column in cells.columns
+            if column.startswith("task.augment.") and column.count(".") > 2 and get(column) is not None
+        }
+    )
     yield f"Augmentation: {', '.join(augment) if augment else 'none'}."
     network = get("network") or "unknown"
     settings = _settings(cells, "network.", skip=("_target_", "_partial_", "path", "activations", "shared"))
@@ -57,11 +65,21 @@ def _recipe(get: Callable[[str], Any]) -> Iterator[str]:
     optimizer = get("task.recipe.optimizer")
     if optimizer is None:
         return
-    named = [("lr", "learning rate"), ("momentum", "momentum"), ("betas", "betas"), ("weight_decay", "weight decay"), ("clip_norm", "gradient norm clipped at")]
+    named = [
+        ("lr", "learning rate"),
+        ("momentum", "momentum"),
+        ("betas", "betas"),
+        ("weight_decay", "weight decay"),
+        ("clip_norm", "gradient norm clipped at"),
+    ]
     parts = []
     for key, words in named:
         value = get(f"task.recipe.{key}")
-        if value is not None and (optimizer != "sgd" or key != "betas") and (optimizer == "sgd" or key != "momentum"):
+        if (
+            value is not None
+            and (optimizer != "sgd" or key != "betas")
+            and (optimizer == "sgd" or key != "momentum")
+        ):
             parts.append(f"{words} {value}")
     yield f"Optimizer: {optimizer}, {', '.join(parts)}."
     epochs, steps = get("epochs"), get("steps")
@@ -69,11 +87,19 @@ def _recipe(get: Callable[[str], Any]) -> Iterator[str]:
     yield f"{length} of batch size {get('task.recipe.batch_size')}."
     warmup = get("task.recipe.warmup")
     schedule = f"Schedule of the learning rate: {get('task.recipe.schedule')}"
-    yield f"{schedule}, warm-up over {float(warmup):.0%} of the steps." if _is_positive(warmup) else f"{schedule}."
+    yield (
+        f"{schedule}, warm-up over {float(warmup):.0%} of the steps."
+        if _is_positive(warmup)
+        else f"{schedule}."
+    )
     for key, words in (("label_smoothing", "Label smoothing"), ("mixup", "Mixup")):
         if _is_positive(get(f"task.recipe.{key}")):
             yield f"{words} {get(f'task.recipe.{key}')}."
-    for key, words in (("amp", "mixed precision"), ("limit_batches", "batches per pass limited to"), ("activation_only_epochs", "epochs in which activations alone are trained:")):
+    for key, words in (
+        ("amp", "mixed precision"),
+        ("limit_batches", "batches per pass limited to"),
+        ("activation_only_epochs", "epochs in which activations alone are trained:"),
+    ):
         value = get(f"runner.{key}")
         if value not in (None, "off", 0):
             yield f"{words.capitalize()} {value}."
@@ -90,7 +116,9 @@ def _getter(cells: pd.DataFrame) -> Callable[[str], Any]:
         if column not in cells:
             return None
         values = [value for value in cells[column].unique() if not is_missing(value)]
-        values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+        values = [
+            int(value) if isinstance(value, float) and value.is_integer() else value for value in values
+        ]
         return values[0] if len(values) == 1 else " or ".join(map(str, values)) or None
 
     return get

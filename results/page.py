@@ -15,7 +15,20 @@ from results.figures import Drawing
 from results.leaderboard import decimals, rank_range
 from results.methods import methods
 from results.palette import Look
-from results.parts import Column, Entry, Figure, Grid, Heading, Items, Section, Table, Text, Value, fixed, value_of
+from results.parts import (
+    Column,
+    Entry,
+    Figure,
+    Grid,
+    Heading,
+    Items,
+    Section,
+    Table,
+    Text,
+    Value,
+    fixed,
+    value_of,
+)
 from results.schema import is_missing
 from results.shapes import ABOUT, Shapes
 from results.svg import inline, swatch
@@ -68,7 +81,11 @@ def page(report: Report) -> bytes:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_text
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_text,
     )
     records = report.records
     ok = int((records["status"] == "ok").sum())
@@ -126,7 +143,8 @@ def leaderboard_table(report: Report, task: str, rows: pd.DataFrame) -> Table:
     makers = [make for column, make in LEADERBOARD if column in columns]
     cells = [[make(report, row, digits) for make in makers] for row in rows.to_dict("records")]
     heads = [
-        Column(column.title.format(baseline=baseline), column.about, column.number, column.shown) for column in columns
+        Column(column.title.format(baseline=baseline), column.about, column.number, column.shown)
+        for column in columns
     ]
     return Table(caption, heads, cells, head=1)
 
@@ -150,12 +168,16 @@ def _plain(key: str, digits: int = 4, sign: str = "") -> Callable[[Report, Row, 
 
 
 def _ranks(report: Report, row: Row, decimals: int) -> Value:
-    return Value(rank_range(row["rank_low"], row["rank_high"]), float(row["rank_low"] + row["rank_high"] / 1e4))
+    return Value(
+        rank_range(row["rank_low"], row["rank_high"]), float(row["rank_low"] + row["rank_high"] / 1e4)
+    )
 
 
 def _interval(report: Report, row: Row, decimals: int) -> Value:
     low, high = row["ci95_low"], row["ci95_high"]
-    return Value("", math.inf) if math.isnan(low) else Value(f"{low:.{decimals}f} to {high:.{decimals}f}", low)
+    return (
+        Value("", math.inf) if math.isnan(low) else Value(f"{low:.{decimals}f} to {high:.{decimals}f}", low)
+    )
 
 
 def _difference(report: Report, row: Row, decimals: int) -> Value:
@@ -196,7 +218,10 @@ COST = {
     "flops": ("FLOPs", "of one forward pass of one sample"),
     "seconds_per_epoch": ("s/epoch", "median over cells; beside other work where cells ran beside it"),
     "step_ratio": ("step vs relu", "time of a training step against that with ReLU, measured interleaved"),
-    "inference_ratio": ("inference vs relu", "time of a forward pass against that with ReLU, measured interleaved"),
+    "inference_ratio": (
+        "inference vs relu",
+        "time of a forward pass against that with ReLU, measured interleaved",
+    ),
     "cost_floor": ("noise floor", "a ratio within 1 -+ this is noise"),
     "step_ms": ("step, ms", "time of a training step"),
     "saved_bytes": ("saved bytes", "kept by the sites for the backward pass"),
@@ -209,12 +234,27 @@ def cost(report: Report) -> Iterator[Section]:
     known = [name for name in COST if name in report.table and report.table[name].notna().any()]
     columns = [Column("task"), Column("activation"), *(Column(*COST[name], number=True) for name in known)]
     rows = [
-        [Value(row["task"]), Value(report.label(row["activation"]), row["activation"]), *(value_of(row[name], 4 if name != "parameters" else 9) for name in known)]
+        [
+            Value(row["task"]),
+            Value(report.label(row["activation"]), row["activation"]),
+            *(value_of(row[name], 4 if name != "parameters" else 9) for name in known),
+        ]
         for row in report.table.to_dict("records")
         if row["n"]
     ]
     if known and rows:
-        yield Section("cost", "Cost", [Table("Cost by task and activation: medians over the cells that ended ok.", columns, rows, head=1)])
+        yield Section(
+            "cost",
+            "Cost",
+            [
+                Table(
+                    "Cost by task and activation: medians over the cells that ended ok.",
+                    columns,
+                    rows,
+                    head=1,
+                )
+            ],
+        )
 
 
 def learned(report: Report) -> Iterator[Section]:
@@ -241,7 +281,9 @@ def learned(report: Report) -> Iterator[Section]:
 def explorer(report: Report) -> Iterator[Section]:
     """One entry per activation: formula, paper, parameters, shape, cost and verdicts."""
     entries = []
-    labels = report.table.groupby("activation", sort=False)["rank_low"].mean().sort_values(kind="stable").index
+    labels = (
+        report.table.groupby("activation", sort=False)["rank_low"].mean().sort_values(kind="stable").index
+    )
     for label in map(str, labels):
         cells = report.records[report.records["activation_label"] == label]
         entries.append(_entry(report, label, cells, report.table[report.table["activation"] == label]))
@@ -303,14 +345,21 @@ def failures(report: Report) -> Iterator[Section]:
         heads = [Column("task"), Column("activation"), Column("seed", number=True), Column("status"), Column("reason"), Column("folder")]  # fmt: skip
         parts.append(Table(f"{_counted(len(rows), 'cell')} without a score.", heads, rows, head=1))
     if report.damaged:
-        parts += [Text(["Files that could not be read; the scores of their cells stand."]), Items(report.damaged)]
+        parts += [
+            Text(["Files that could not be read; the scores of their cells stand."]),
+            Items(report.damaged),
+        ]
     yield Section("failures", "Failures", parts or [Text(["Every cell ended ok."])])
 
 
 def about_methods(report: Report) -> Iterator[Section]:
     """A text for an appendix, the commands and the versions."""
     yield Section("methods", "Methods", [Text([*methods(report.records, report.table)])])
-    commands = list(dict.fromkeys(str(command) for command in report.records.get("command", []) if not is_missing(command)))
+    commands = list(
+        dict.fromkeys(
+            str(command) for command in report.records.get("command", []) if not is_missing(command)
+        )
+    )
     parts: list[Any] = []
     if commands:
         code = [Markup("<code>{}</code>").format(shown(command)) for command in commands[:20]]

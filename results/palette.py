@@ -8,7 +8,15 @@ import pandas as pd
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
 GRAY = "#BBBBBB"
 BASELINE_COLOR = "black"
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.2, 1.5), (6, 1.5, 1.2, 1.5), (9, 3), (3, 1), (6, 1.5, 1.2, 1.5, 1.2, 1.5))
+DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (5, 2),
+    (1.2, 1.5),
+    (6, 1.5, 1.2, 1.5),
+    (9, 3),
+    (3, 1),
+    (6, 1.5, 1.2, 1.5, 1.2, 1.5),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -36,7 +44,10 @@ def looks(table: pd.DataFrame) -> dict[str, Look]:
     order = places.groupby("activation", sort=True)["place"].mean().sort_values(kind="stable").index
     baselines = set(table["baseline"].dropna())
     others = (label for label in order if label not in baselines)
-    found = {label: Look(BASELINE_COLOR, DASHES[k % 7], MARKERS[k % 7]) for k, label in enumerate(sorted(baselines))}
+    found = {
+        label: Look(BASELINE_COLOR, DASHES[k % 7], MARKERS[k % 7])
+        for k, label in enumerate(sorted(baselines))
+    }
     for k, label in enumerate(others):
         style = k // len(COLORS) % len(DASHES)
         found[label] = Look(COLORS[k % len(COLORS)], DASHES[style], MARKERS[style])

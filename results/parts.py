@@ -129,4 +129,3 @@ def value_of(value: Any, digits: int = 4, sign: str = "") -> Value:
 def fixed(value: float, decimals: int, sign: str = "") -> Value:
     """Return a number with so many decimals."""
     return Value("", math.inf) if math.isnan(value) else Value(f"{value:{sign}.{decimals}f}", float(value))
-

@@ -46,6 +46,8 @@ def write_report(
             studies without a name.
     """
     studies = [study] if isinstance(study, Path) else list(study)
+    if len(studies) > 1 and name is None:
+        raise ValueError(f"{', '.join(map(str, studies))}: several studies must have a name for their report")
     records = add_labels(read_studies(studies))
     target = studies[0] if name is None else merged(studies, name)
     labels = sorted(records["activation_label"].unique())

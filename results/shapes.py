@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from results.escape import shown
 from results.files import CURVES, PICTURES
-from results.learned import FIGURES, Learned, densities, input_range, read_learned
+from results.learned import FIGURES, ROLES, Learned, densities, input_range, read_learned
 from results.palette import Look
 from results.svg import Panel, strips
 
@@ -25,7 +25,6 @@ EVERY = 4  # points of a curve of which one is drawn
 LITTLE = 1e-6  # mean square change of a function that has learned nothing; float16 rounds to about that
 UNUSED = 0.001  # share of the inputs below which a segment counts as dead
 UNUSED_PART = 0.25  # of a learned interval without inputs that is worth a warning
-ORDER = ("gate", "coefficients", "occupancy", "knots", "interval_end", "parameter")  # of roles
 
 Charts = Sequence[tuple[str, Markup, str]]
 
@@ -56,7 +55,7 @@ class Shape:
     @property
     def summary(self) -> str:
         """The numbers in words."""
-        said = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
+        said = _counted(self.seeds, "seed")
         return said if math.isnan(self.agreement) else f"agreement {self.agreement:.2f} between {said}"
 
 
@@ -66,7 +65,9 @@ class Shapes:
 
     by_task: dict[str, dict[str, Shape]] = field(default_factory=dict)
     first_sites: dict[str, list[tuple[str, Markup, str]]] = field(default_factory=dict)  # by activation
-    images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(default_factory=dict)  # by task and name
+    images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(
+        default_factory=dict
+    )  # by task and name
     damaged: list[str] = field(default_factory=list)
 
 
@@ -108,14 +109,27 @@ def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: i
         some = spaced(names, most_sites)
         charts = [(_short(site), *_panel(read, site, color, agreements[site])) for site in some]
         if charts:
-            grids.append((charts, f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else ""))
-        steps = [(_short(site), *_evolution(read, site, color)) for site in dict.fromkeys((some[0], some[-1]))] if some else []
+            grids.append(
+                (charts, f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else "")
+            )
+        steps = (
+            [(_short(site), *_evolution(read, site, color)) for site in dict.fromkeys((some[0], some[-1]))]
+            if some
+            else []
+        )
         if read[0].evolution and steps:
             epochs = ", ".join(map(str, read[0].evolution))
-            grids.append((steps, f"Mean over seeds after {epochs} epochs and at the end (thick), first and last site."))
+            grids.append(
+                (steps, f"Mean over seeds after {epochs} epochs and at the end (thick), first and last site.")
+            )
     charts = [*_strips(read, color, most_columns)]
     if charts:
-        grids.append((charts, "By depth, over channels and seeds: median (dot), middle half (thick), 5 to 95 % (thin)."))
+        grids.append(
+            (
+                charts,
+                "By depth, over channels and seeds: median (dot), middle half (thick), 5 to 95 % (thin).",
+            )
+        )
     known = [value for value in agreements.values() if not math.isnan(value)]
     agreement = float(np.mean(known)) if known else math.nan
     return Shape(grids, agreement, len(read), [*flags(read)]) if grids else None
@@ -124,8 +138,9 @@ def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: i
 def is_learned(read: Sequence[Learned]) -> bool:
     """Whether the curves are those of a function that training changes: fixed ones are the same at all sites of all seeds."""
     lines = [curve for each in read for curve in each.curves.values()]
-    return bool(lines) and any(
-        not np.allclose(curve, lines[0][:1], atol=1e-4, equal_nan=True) for curve in lines
+    return (
+        bool(lines)
+        and any(not np.allclose(curve, lines[0][:1], atol=1e-4, equal_nan=True) for curve in lines)
     ) or any(each.evolution for each in read)
 
 
@@ -154,22 +169,25 @@ def agreement_at(read: Sequence[Learned], site: str) -> float:
 
 def flags(read: Sequence[Learned]) -> Iterator[str]:
     """Yield a sentence for each site with dead segments or with a learned interval that inputs do not reach."""
-    first = read[0]
-    for site, roles in first.roles.items():
-        for name, role in roles.items():
-            if role == "occupancy":
-                shares = [_shares(each.diagnostics[site][name]) for each in read if name in each.diagnostics.get(site, {})]
-                shares = [share for share in shares if share.shape == shares[0].shape]
-                dead = [float((share < UNUSED).mean()) for share in shares]
-                if np.median(dead) > 0:
-                    yield (
-                        f"{site}: {np.median(dead):.0%} of the {shares[0].shape[-1]} segments see less than {UNUSED:.1%} of the "
-                        f"inputs ({_from_to(dead)} over seeds)."
-                    )
-        ends = [name for name, role in roles.items() if role == "interval_end"]
-        unused = [part for each in read if (part := _unused_part(each, site, ends)) is not None]
+    for site, named in read[0].diagnostics.items():
+        for name in (name for name in named if read[0].role(site, name) == "occupancy"):
+            shares = [
+                _shares(each.diagnostics[site][name])
+                for each in read
+                if name in each.diagnostics.get(site, {})
+            ]
+            dead = [float((share < UNUSED).mean()) for share in shares]
+            if np.median(dead) > 0:
+                yield (
+                    f"{site}: {np.median(dead):.0%} of the segments see less than {UNUSED:.1%} of the inputs "
+                    f"({_from_to(dead)} over seeds)."
+                )
+        unused = [part for each in read if (part := _unused_part(each, site)) is not None]
         if unused and np.median(unused) > UNUSED_PART:
-            yield f"{site}: {np.median(unused):.0%} of the learned interval lies where there are no inputs ({_from_to(unused)} over seeds)."
+            yield (
+                f"{site}: {np.median(unused):.0%} of the learned interval lies where there are no inputs "
+                f"({_from_to(unused)} over seeds)."
+            )
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
@@ -177,13 +195,14 @@ def _shares(values: np.ndarray) -> np.ndarray:
     return np.divide(values, total, out=np.zeros_like(values, dtype=float), where=total > 0)
 
 
-def _unused_part(learned: Learned, site: str, ends: Sequence[str]) -> float | None:
-    """Return the part of the mean learned interval outside of where all but a thousandth of the inputs are."""
-    found = [float(np.mean(learned.diagnostics[site][name])) for name in ends if name in learned.diagnostics.get(site, {})]
+def _unused_part(learned: Learned, site: str) -> float | None:
+    """Return the part of the mean learned interval outside of where all but a thousandth of the inputs at either end are."""
+    named = learned.diagnostics.get(site, {})
+    ends = [float(np.mean(named[name])) for name in named if learned.role(site, name) == "interval_end"]
     inputs = learned.inputs.get(site)
-    if len(found) < 2 or inputs is None or not inputs.sum() > 0 or not all(map(math.isfinite, found)):
+    if len(ends) < 2 or inputs is None or not inputs.sum() > 0 or not all(map(math.isfinite, ends)):
         return None
-    low, high = min(found), max(found)
+    low, high = min(ends), max(ends)
     below = np.cumsum(inputs)[:-1] / inputs.sum()
     first = float(learned.x[below <= UNUSED].max(initial=-math.inf))
     last = float(learned.x[below >= 1 - UNUSED].min(initial=math.inf))
@@ -201,11 +220,17 @@ def spaced(names: Sequence[str], most: int) -> list[str]:
     return [names[round(k)] for k in np.linspace(0, len(names) - 1, most)] if most > 1 else [names[-1]]
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _short(site: str, length: int = 28) -> str:
     return site if len(site) <= length else f"…{site[1 - length :]}"
 
 
-def _frame(read: Sequence[Learned], site: str, lines: Sequence[np.ndarray]) -> tuple[Panel, np.ndarray, np.ndarray | None]:
+def _frame(
+    read: Sequence[Learned], site: str, lines: Sequence[np.ndarray]
+) -> tuple[Panel, np.ndarray, np.ndarray | None]:
     """A panel over the range of the inputs and of ``lines`` there, the mask of drawn points, and the inputs."""
     x = read[0].x
     histograms = [each.inputs[site] for each in read if site in each.inputs]
@@ -229,9 +254,8 @@ def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> 
     starts = [each.evolution[0][site] for each in read if site in each.evolution.get(0, {})]
     panel, _, _ = _frame(read, site, [*lines, *starts])
     for each in read:
-        for name, role in each.roles.get(site, {}).items():
-            values = each.diagnostics.get(site, {}).get(name)
-            if role == "interval_end" and values is not None and values.size == 1:
+        for name, values in each.diagnostics.get(site, {}).items():
+            if each.role(site, name) == "interval_end" and values.size == 1:
                 panel.upright(float(values.ravel()[0]), "end")
     if starts:
         panel.line(x, np.mean(starts, axis=0)[::EVERY], "before")
@@ -245,7 +269,9 @@ def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> 
 def _evolution(read: Sequence[Learned], site: str, color: str) -> tuple[Markup, str]:
     x = read[0].x[::EVERY]
     steps = {
-        epochs: np.mean([each.evolution[epochs][site] for each in read if site in each.evolution.get(epochs, {})], axis=0)
+        epochs: np.mean(
+            [each.evolution[epochs][site] for each in read if site in each.evolution.get(epochs, {})], axis=0
+        )
         for epochs in read[0].evolution
         if site in read[0].evolution[epochs]
     }
@@ -264,25 +290,25 @@ def _first_site(read: Sequence[Learned], color: str) -> tuple[Markup, str] | Non
 
 def _strips(read: Sequence[Learned], color: str, most: int) -> Iterator[tuple[str, Markup, str]]:
     """Yield a chart by depth for each diagnostic, those with a role first, while there is room for their columns."""
-    by_name: dict[tuple[int, str], dict[str, list[np.ndarray]]] = {}
+    by_name: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}  # by role and name, then by site
     for each in read:
         for site, named in each.diagnostics.items():
             for name, values in named.items():
-                role = each.roles.get(site, {}).get(name, "parameter")
-                place = ORDER.index(role) if role in ORDER else len(ORDER)
-                by_name.setdefault((place, name), {}).setdefault(site, []).append(values)
-    for (place, name), by_site in sorted(by_name.items(), key=lambda item: item[0][0]):
-        role = ORDER[place] if place < len(ORDER) else "parameter"
-        for title, columns in _columns(name, role, by_site):
-            most -= len(columns)
-            if most < 0:
-                return
-            chart = strips(columns, color, f"{title} by depth: {', '.join(site for site, _ in columns)}")
-            if chart:
-                yield f"{title}", chart, f"{role.replace('_', ' ')}, {len(columns)} sites"
+                by_name.setdefault((each.role(site, name), name), {}).setdefault(site, []).append(values)
+    for role in (*ROLES, "parameter"):
+        for (_, name), by_site in ((key, sites) for key, sites in by_name.items() if key[0] == role):
+            for title, columns in _columns(name, role, by_site):
+                most -= len(columns)
+                if most < 0:
+                    return
+                chart = strips(columns, color, f"{title} by depth: {', '.join(site for site, _ in columns)}")
+                if chart:
+                    yield title, chart, f"{role.replace('_', ' ')}, {_counted(len(columns), 'site')}"
 
 
-def _columns(name: str, role: str, by_site: Mapping[str, list[np.ndarray]]) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
+def _columns(
+    name: str, role: str, by_site: Mapping[str, list[np.ndarray]]
+) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
     """Yield the values of a diagnostic by site; those of coefficients for each of these, the last axis, by itself."""
     arrays = [values for several in by_site.values() for values in several]
     last = {values.shape[-1] if values.ndim else 1 for values in arrays}
@@ -290,7 +316,10 @@ def _columns(name: str, role: str, by_site: Mapping[str, list[np.ndarray]]) -> I
         for k in range(last.pop()):
             yield f"{name} {k + 1}", [(site, np.concatenate([v.reshape(-1, v.shape[-1])[:, k] if v.ndim else v.ravel() for v in several])) for site, several in by_site.items()]  # fmt: skip
         return
-    yield name, [(site, np.concatenate([values.ravel() for values in several])) for site, several in by_site.items()]
+    yield (
+        name,
+        [(site, np.concatenate([values.ravel() for values in several])) for site, several in by_site.items()],
+    )
 
 
 def _add_images(shapes: Shapes, groups: Sequence[tuple[tuple[str, str], pd.DataFrame]]) -> None:
@@ -322,4 +351,6 @@ def _image(path: Path, label: str, damaged: list[str]) -> Markup | None:
         damaged.append(f"{path}: damaged ({error})")
         return None
     data = base64.b64encode(buffer.getvalue()).decode()
-    return Markup(f'<img alt="{escape(label)}" width="{small.width}" height="{small.height}" src="data:image/webp;base64,{data}">')
+    return Markup(
+        f'<img alt="{escape(label)}" width="{small.width}" height="{small.height}" src="data:image/webp;base64,{data}">'
+    )

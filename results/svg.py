@@ -19,7 +19,10 @@ def inline(svg: bytes, prefix: str, label: str) -> Markup:
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    names = {name: f"{prefix}{k}" for k, name in enumerate(dict.fromkeys(re.findall(r"[(\"]#([^)\"]+)[)\"]", text)))}
+    names = {
+        name: f"{prefix}{k}"
+        for k, name in enumerate(dict.fromkeys(re.findall(r"[(\"]#([^)\"]+)[)\"]", text)))
+    }
     text = re.sub(
         r' id="([^"]*)"', lambda found: f' id="{names[found[1]]}"' if found[1] in names else "", text
     )
@@ -58,7 +61,9 @@ class Panel:
     def line(self, x: np.ndarray, y: np.ndarray, css: str, color: str | None = None) -> None:
         """Draw a line through points, leaving out those that are not finite."""
         finite = np.isfinite(y) & (x >= self.left) & (x <= self.right)
-        points = " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(*self._places(x[finite], y[finite]), strict=True))
+        points = " ".join(
+            f"{a:.0f},{b:.1f}" for a, b in zip(*self._places(x[finite], y[finite]), strict=True)
+        )
         ink = f' style="stroke:{ink_of(color)}"' if color else ""
         self.parts.append(f'<polyline class="{css}"{ink} points="{points}"/>')
 
@@ -85,7 +90,9 @@ class Panel:
         """Draw both axes where they are in sight."""
         if self.bottom <= 0 <= self.top:
             _, y = self._places(np.zeros(1), np.zeros(1))
-            self.parts.append(f'<line class="axis" x1="0" x2="{self.WIDTH}" y1="{y[0]:.1f}" y2="{y[0]:.1f}"/>')
+            self.parts.append(
+                f'<line class="axis" x1="0" x2="{self.WIDTH}" y1="{y[0]:.1f}" y2="{y[0]:.1f}"/>'
+            )
         self.upright(0.0, "axis")
 
     def markup(self, label: str) -> Markup:
@@ -102,7 +109,9 @@ def strips(columns: Sequence[tuple[str, np.ndarray]], color: str, label: str) ->
     some = [array for array in values if len(array)]
     if not some:
         return Markup("")
-    quantiles = [np.quantile(array, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(array) else None for array in values]
+    quantiles = [
+        np.quantile(array, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(array) else None for array in values
+    ]
     seen = np.concatenate([each for each in quantiles if each is not None])
     low, high = float(seen.min()), float(seen.max())
     margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
@@ -112,7 +121,11 @@ def strips(columns: Sequence[tuple[str, np.ndarray]], color: str, label: str) ->
     def up(value: float) -> float:
         return height * (1 - (value - low) / (high - low))
 
-    parts = [f'<line class="axis" x1="0" x2="{width}" y1="{up(0):.1f}" y2="{up(0):.1f}"/>'] if low <= 0 <= high else []
+    parts = (
+        [f'<line class="axis" x1="0" x2="{width}" y1="{up(0):.1f}" y2="{up(0):.1f}"/>']
+        if low <= 0 <= high
+        else []
+    )
     step, ink = width / len(columns), f' style="stroke:{ink_of(color)}"'
     for k, each in enumerate(quantiles):
         if each is not None:
@@ -121,7 +134,9 @@ def strips(columns: Sequence[tuple[str, np.ndarray]], color: str, label: str) ->
                 f'<path class="whisker"{ink} d="M{x:.1f} {a:.1f}V{d:.1f}"/><path class="box"{ink} d="M{x:.1f} {b:.1f}V{c:.1f}"/>'
                 f'<circle class="median" cx="{x:.1f}" cy="{middle:.1f}" r="2.2"/>'
             )
-    ends = f'<text x="2" y="9">{high - margin:.3g}</text><text x="2" y="{height - 2}">{low + margin:.3g}</text>'
+    ends = (
+        f'<text x="2" y="9">{high - margin:.3g}</text><text x="2" y="{height - 2}">{low + margin:.3g}</text>'
+    )
     return Markup(
         f'<svg class="strips" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
         f'style="width:{width * 1.3:.0f}px">{"".join(parts)}{ends}</svg>'

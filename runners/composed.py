@@ -15,7 +15,7 @@ from runners.words import choices, no_such_name
 
 COMPONENTS = {"activation": "relu", "task": "digits", "network": "mlp", "runner": "train"}  # and an example
 FACTORIES = ("activation", "network")  # what is made of these is called later, with more arguments
-SETTINGS = ("seed", "study", "outputs", "force")
+SETTINGS = ("seed", "study", "outputs", "force", "report")
 OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # what run.py, the networks and the tasks pass to a component themselves
 GIVEN: dict[str, tuple[str, ...]] = {

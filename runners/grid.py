@@ -41,7 +41,8 @@ class ReportAfterGrid(Callback):
     Hydra's own end-of-multirun hook is not called when a cell has failed, and then the report matters most.
     """
 
-    studies: ClassVar[dict[Path, None]] = {}  # in the order in which they were started
+    # settings of their reports, in the order in which they were started
+    studies: ClassVar[dict[Path, dict[str, Any]]] = {}
     typed: ClassVar[list[str]] = []  # sys.argv as it was before ``composable``
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
@@ -71,11 +72,11 @@ class ReportAfterGrid(Callback):
     def report() -> bool:
         """Write the reports, if this process launched a grid; whether all of them could be written."""
         good = True
-        for study in ReportAfterGrid.studies:
+        for study, settings in ReportAfterGrid.studies.items():
             from results.report import report  # with pandas and matplotlib behind it
 
             try:
-                report(study)
+                report(study, **settings)
             except (ValueError, OSError) as error:
                 print(f"actbench: {one_line(error)}", file=sys.stderr)
                 good = False
@@ -147,8 +148,26 @@ def is_grid(hydra: DictConfig) -> str | None:
     )
 
 
-def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
-    """The folders that a grid writes to, after composing one cell for every choice of components that occurs in it.
+def report_settings(config: DictConfig) -> dict[str, Any]:
+    """Return the keys of ``report`` in a configuration, as ``results.report.report`` takes them.
+
+    Raises:
+        ValueError: an unknown key, or a value that no report can have.
+    """
+    settings = OmegaConf.to_container(config.report, resolve=True)
+    if not isinstance(settings, dict) or settings.keys() != {"baseline", "margin"}:
+        raise ValueError(f"report={settings}: must have the keys baseline and margin, and no others")
+    baseline, margin = settings["baseline"], settings["margin"]
+    if not (baseline is None or isinstance(baseline, str)):
+        raise ValueError(f"report.baseline={baseline}: must be the name of an activation, or null")
+    number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if margin is not None and not (number and 0 <= margin < float("inf")):
+        raise ValueError(f"report.margin={margin}: must be a finite number >= 0, or null")
+    return {"baseline": baseline, "margin": margin}
+
+
+def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, dict[str, Any]]:
+    """The folders that a grid writes to with the settings of their reports, after composing one cell for every choice of components that occurs in it.
 
     Raises:
         ValueError: a sweep over nothing; cells that cannot be composed, named by their choices.
@@ -161,14 +180,14 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
         empty = [str(override.input_line) for override in swept if not [*override.sweep_string_iterator()]]
         raise ValueError(f"{', '.join(empty)}: there is nothing of this kind to sweep over")
     swept_keys = {o.get_key_element() for o in overrides if o.is_sweep_override()}
-    studies: dict[Path, None] = {}
+    studies: dict[Path, dict[str, Any]] = {}
     wrong: list[tuple[str, str]] = []
     for choices, cell in _distinct(cells):
         try:
             cfg = loader.load_sweep_config(master, cell)
             check_composed(cfg, cfg.hydra)
             if trains(cfg.runner):
-                studies[study_folder(cast(dict[str, Any], cfg))] = None
+                studies[study_folder(cast(dict[str, Any], cfg))] = report_settings(cfg)
         except Exception as error:
             varied = " ".join(choice for choice in choices if choice.partition("=")[0] in swept_keys)
             wrong.append((varied, one_line(error)))

@@ -18,7 +18,11 @@ from results.files import replacing
 from runners.optim import activation_modules
 
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
-EVOLUTION = (0.0, 0.25, 0.5)  # shares of the epochs before which the curves are kept; the last ones are those at the end
+EVOLUTION = (
+    0.0,
+    0.25,
+    0.5,
+)  # shares of the epochs before which the curves are kept; the last ones are those at the end
 ROOT = Path(__file__).resolve().parent.parent
 COMPONENTS = ("activations", "conf", "tasks", "runners")
 
@@ -92,7 +96,10 @@ def mean_curves(network: nn.Module) -> dict[str, Tensor]:
 
 
 def write_curves(
-    path: Path, network: nn.Module, samples: Tensor, evolution: Mapping[int, Mapping[str, Tensor]] | None = None
+    path: Path,
+    network: nn.Module,
+    samples: Tensor,
+    evolution: Mapping[int, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write what the activations have learned, and what reaches them when ``network`` evaluates ``samples``.
 

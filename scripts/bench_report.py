@@ -75,7 +75,14 @@ def write_study(study: Path, activations: int, seeds: int, tasks: int, epochs: i
 
 
 def _write_cell(
-    study: Path, task: str, name: str, seed: int, score: float, shape: bytes, epochs: int, rng: np.random.Generator
+    study: Path,
+    task: str,
+    name: str,
+    seed: int,
+    score: float,
+    shape: bytes,
+    epochs: int,
+    rng: np.random.Generator,
 ) -> None:
     identity = f"{zlib.crc32(str((task, name)).encode()) % 16**6:06x}{seed:04x}"
     cell = study / task / name / f"{seed}-{identity}"
@@ -112,7 +119,6 @@ def _write_cell(
 
 def _learned(rng: np.random.Generator) -> bytes:
     """A ``curves.npz`` of PReLU-like units."""
-    import io
 
     x = np.linspace(-6, 6, POINTS, dtype=np.float32)
     density = np.append(np.exp(-(x**2) / 2), 0).astype(np.float32)
@@ -123,7 +129,9 @@ def _learned(rng: np.random.Generator) -> bytes:
         arrays[f"curve/{site}"] = np.where(x > 0, x, slopes[:, None] * x)
         arrays[f"diagnostic/{site}/slope"] = slopes
         for epoch, share in ((0, 0.0), (EPOCHS // 4, 0.5), (EPOCHS // 2, 0.8)):
-            arrays[f"evolution/{epoch}/{site}"] = np.where(x > 0, x, (0.25 + share * (slopes.mean() - 0.25)) * x).astype(np.float16)
+            arrays[f"evolution/{epoch}/{site}"] = np.where(
+                x > 0, x, (0.25 + share * (slopes.mean() - 0.25)) * x
+            ).astype(np.float16)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options
     return buffer.getvalue()

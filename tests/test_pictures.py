@@ -56,6 +56,7 @@ def prelu(sites: int, channels: int) -> dict[str, np.ndarray]:
 def pwlu() -> dict[str, np.ndarray]:
     values = {"left": -2.5, "right": 3.0, "slope_left": 0.0, "slope_right": 1.0, "mean": 0.1, "std": 1.0}
     diagnostics = {f"diagnostic/act/{name}": np.array([value]) for name, value in values.items()}
+    diagnostics |= {f"role/act/{name}": np.array("interval_end") for name in ("left", "right")}
     knots = np.linspace(-2.5, 3, 17)
     curve = np.interp(X, knots, np.maximum(knots, 0) + 0.1 * np.sin(5 * knots))[None]
     return {"curve/act": curve, "inputs/act": uniform(-2, 2)} | diagnostics
@@ -69,6 +70,7 @@ def gct(sites: int = 3) -> dict[str, np.ndarray]:
         arrays[f"inputs/{site}"] = uniform(-1, 1)
         for name in ("alpha", "gamma", "beta"):
             arrays[f"diagnostic/{site}/{name}"] = rng.normal(size=16)
+            arrays[f"role/{site}/{name}"] = np.array("gate")
         arrays[f"curve/{site}.base"] = RELU
         arrays[f"inputs/{site}.base"] = uniform(-1, 1)
         arrays[f"diagnostic/{site}.base/slope"] = rng.normal(size=1)
@@ -81,6 +83,7 @@ def dyrelu(sites: int = 3) -> dict[str, np.ndarray]:
     for site in range(sites):
         arrays[f"inputs/act{site}"] = uniform(-3, 3)
         arrays[f"diagnostic/act{site}/coefficients"] = rng.normal([1, 0, 5, 6], 0.1, (8, 16, 4))
+        arrays[f"role/act{site}/coefficients"] = np.array("coefficients")
     return arrays
 
 
@@ -158,12 +161,11 @@ def test_gates(tmp_path: Path) -> None:
     arrays = gct()
     learned = read_learned(make_cell(tmp_path, arrays))
     drawn = panels(gates(learned))
+    assert list(drawn) == ["alpha", "gamma", "beta"]
     gamma = [arrays[f"diagnostic/blocks.{site}.act1/gamma"] for site in range(3)]
-    np.testing.assert_allclose(drawn["mean of gamma"].lines[0].get_ydata(), [g.mean() for g in gamma])
-    np.testing.assert_allclose(drawn["variance of gamma"].lines[0].get_ydata(), [g.var() for g in gamma])
-    (title,) = [title for title in drawn if title.startswith("gamma")]
-    assert "< 0 cooperation, > 0 competition" in title
-    dots = drawn[title].lines[0]
+    np.testing.assert_allclose(line(drawn["gamma"], "mean"), [g.mean() for g in gamma])
+    np.testing.assert_allclose(line(drawn["gamma"], "median"), [np.median(g) for g in gamma])
+    dots = drawn["gamma"].lines[0]
     np.testing.assert_allclose(dots.get_ydata(), np.concatenate([np.sort(g) for g in gamma]))
     np.testing.assert_array_equal(np.round(dots.get_xdata()), np.repeat([0, 1, 2], 16))
     assert list(panels(curves(learned))) == [f"blocks.{site}.act1.base" for site in range(3)]
@@ -171,17 +173,24 @@ def test_gates(tmp_path: Path) -> None:
     assert coefficients(learned) is None
 
 
+def test_what_declares_no_role_is_a_parameter(tmp_path: Path) -> None:
+    """Files of earlier versions say none."""
+    arrays = {name: value for name, value in (pwlu() | gct()).items() if not name.startswith("role/")}
+    learned = read_learned(make_cell(tmp_path, arrays))
+    assert gates(learned) is None
+    assert coefficients(learned) is None
+    assert {"left", "right", "gamma", "slope"} < set(panels(parameters(learned)))
+
+
 @pytest.mark.parametrize("sites", [3, 19])
 def test_coefficients(tmp_path: Path, sites: int) -> None:
     arrays = dyrelu(sites)
     learned = read_learned(make_cell(tmp_path, arrays))
-    for half, ax in enumerate(panels(coefficients(learned)).values()):
-        for k in range(2):
-            medians = [
-                np.median(arrays[f"diagnostic/act{site}/coefficients"][..., 2 * half + k])
-                for site in range(sites)
-            ]
-            np.testing.assert_allclose(line(ax, f"piece {k + 1}"), medians, atol=0.01)  # of 100 quantiles
+    drawn = panels(coefficients(learned))
+    assert list(drawn) == [f"coefficients {k + 1}" for k in range(4)]
+    for k, ax in enumerate(drawn.values()):
+        medians = [np.median(arrays[f"diagnostic/act{site}/coefficients"][..., k]) for site in range(sites)]
+        np.testing.assert_allclose(line(ax, "median"), medians, atol=0.01)  # of 100 quantiles
     assert len(panels(curves(learned))) == sites  # no scalar function: inputs alone
     assert parameters(learned) is None
     assert gates(learned) is None
