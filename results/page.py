@@ -303,7 +303,7 @@ def _entry(report: Report, label: str, cells: pd.DataFrame, rows: pd.DataFrame) 
         links = (Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(link) for link in text.links)
         parts.append(Items([*links]))
     settings = [
-        f"{column.partition('.')[2]} = {value}"
+        f"{column.partition('.')[2]} = {_setting(value)}"
         for column, value in first.items()
         if str(column).startswith("activation.")
         and not str(column).endswith("_partial_")
@@ -385,6 +385,11 @@ SECTIONS: Sequence[Callable[[Report], Iterator[Section]]] = (
     failures,
     about_methods,
 )
+
+
+def _setting(value: object) -> str:
+    """A setting's value; whole numbers are floats in a column that not all activations have."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _counted(number: int, noun: str) -> str:
