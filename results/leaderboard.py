@@ -225,8 +225,8 @@ def _counted(number: int, noun: str) -> str:
 
 def decimals(rows: pd.DataFrame) -> int:
     """Return enough decimals for two significant digits of the smallest spread."""
-    # equal scores have a std of rounding errors
-    spread = rows["std"][rows["std"] > 1e-12 * rows["mean"].abs()].min()
+    # equal scores have a std of rounding errors, those of float32
+    spread = rows["std"][rows["std"] > 1e-6 * rows["mean"].abs()].min()
     return 2 if math.isnan(spread) else min(6, max(2, 1 - math.floor(math.log10(spread))))
 
 
