@@ -26,6 +26,7 @@ Verdicts are about seeds: they hold for this test set, this network and this rec
 # what of a session may change the numbers, beside where it ran
 SHOULD_AGREE = (*PROVENANCE, "data_fingerprint")
 MOST_NAMED = 3
+NEVER = ", which are never averaged"
 
 
 def write_report(
@@ -167,23 +168,25 @@ def _no_scores(table: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the report: ``subject``, which ``warns`` of something or not, and what is said of it."""
+    """A line of the report, ``subject said note: values``; of one that ``warns`` the first two stand out."""
 
     subject: str
     said: str
     values: Sequence[str]
+    note: str = ""
     warns: bool = False
 
     @property
     def text(self) -> str:
         """The line as plain text."""
-        return f"{self.subject}{self.said}: {', '.join(self.values)}"
+        return f"{self.subject}{self.said}{self.note}: {', '.join(self.values)}"
 
     @property
     def markdown(self) -> str:
         """The line as an item of a list."""
         head = markdown(self.subject) + self.said
-        return f"- {f'**{head}**' if self.warns else head}: {', '.join(map(markdown, self.values))}"
+        note = " " * self.note.startswith(" ") + markdown(self.note)
+        return f"- {f'**{head}**' if self.warns else head}{note}: {', '.join(map(markdown, self.values))}"
 
 
 def _provenance(records: pd.DataFrame) -> Iterator[Line]:
@@ -200,7 +203,7 @@ def _provenance(records: pd.DataFrame) -> Iterator[Line]:
             yield Line(column, "", sorted({value for values in by_task.values() for value in values}))
     for task, cells in records.groupby("task_settings"):
         if len(names := _unique(cells["task_label"])) > 1:
-            yield Line(str(task), ": cells differ in data or metric", names, warns=True)
+            yield Line(str(task), ": cells differ in data or metric", names, NEVER, warns=True)
     for activation, cells in records.groupby("activation_settings"):
         codes = cells["activation_code"][cells["status"].isin(FINISHED)]
         names = _unique(cells["activation_label"])
@@ -209,7 +212,7 @@ def _provenance(records: pd.DataFrame) -> Iterator[Line]:
             yield Line(str(activation), said, names, warns=True)
         if codes.nunique() > 1:
             said = ": its code changed between cells"
-            yield Line(str(activation), said, names, warns=True)
+            yield Line(str(activation), said, names, NEVER, warns=True)
     yield from _sessions(finished)
 
 
@@ -227,7 +230,7 @@ def _sessions(records: pd.DataFrame) -> Iterator[Line]:
                 values += found
     for (task, column), (cells, values) in differing.items():
         said = f": {column} changed while a cell was trained"
-        yield Line(task, said, [f"{', '.join(_unique(values))} ({_some(cells)})"], warns=True)
+        yield Line(task, said, _unique(values), f" ({_some(cells)})", warns=True)
 
 
 def _some(names: list[str]) -> str:

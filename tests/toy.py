@@ -14,6 +14,8 @@ class Toy(Activation):
     Counts its calls, and draws random numbers when it is made and when it is used: a little noise in training.
     """
 
+    diagnostic_roles: ClassVar[dict[str, str]] = {"gain": "gate"}
+
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, start: int = 2, penalty: float = 0.5
     ) -> None:
