@@ -290,13 +290,19 @@ def gates(learned: Learned) -> Figure | None:
 
 
 def coefficients(learned: Learned) -> Figure | None:
-    """A panel for every coefficient, the last axis of what has that role: its values over a batch and the channels of each site."""
-    named = {
-        f"{name} {k + 1}": {site: values[..., k] for site, values in by_site.items()}
-        for name, by_site in _by_role(learned, "coefficients").items()
-        for k in range(min(values.shape[-1] if values.ndim else 0 for values in by_site.values()))
-    }
+    """A panel for the slope and the intercept of every piece: values over a batch and the channels of each site."""
+    named: dict[str, dict[str, np.ndarray]] = {}
+    for by_site in _by_role(learned, "coefficients").values():
+        for site, values in by_site.items():
+            for k, title in enumerate(coefficient_names(values)):
+                named.setdefault(title, {})[site] = values[..., k]
     return _panels(learned, named, "coefficients by depth") if named else None
+
+
+def coefficient_names(values: np.ndarray) -> list[str]:
+    """Return the names of coefficients (..., 2 K): K slopes, then K intercepts."""
+    pieces = values.shape[-1] // 2 if values.ndim else 0
+    return [f"{part} {k + 1}" for part in ("slope", "intercept") for k in range(pieces)]
 
 
 def parameters(learned: Learned) -> Figure | None:

@@ -51,7 +51,8 @@ class Report:
         warnings: sentences that stand on top.
         provenance: where the numbers come from, one line each.
         damaged: files that could not be read, one line each.
-        sections: what further modules have to show, between the tasks and the explorer.
+        over_tasks: parts of the section on the study over its tasks, in front of the figures without a task.
+        sections: what further modules have to show, behind the tasks.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Report:
     warnings: Sequence[str] = ()
     provenance: Sequence[str] = ()
     damaged: Sequence[str] = ()
+    over_tasks: Sequence[Any] = ()
     sections: Sequence[Section] = ()
     looks: Mapping[str, Look] = field(default_factory=dict)
 
@@ -122,9 +124,13 @@ def tasks(report: Report) -> Iterator[Section]:
     for k, (task, rows) in enumerate(report.tasks()):
         parts += [Heading(task, f"task-{k}"), leaderboard_table(report, task, rows)]
         for j, drawing in enumerate(drawing for drawing in report.drawings if drawing.task == task):
-            caption = shown(drawing.caption)
-            parts.append(Figure(inline(drawing.svg, f"f{k}-{j}-", caption.partition(".")[0]), caption))
+            parts.append(_figure(drawing, f"f{k}-{j}-"))
     yield Section("tasks", "Tasks", parts)
+
+
+def _figure(drawing: Drawing, prefix: str) -> Figure:
+    caption = shown(drawing.caption)
+    return Figure(inline(drawing.svg, prefix, caption.partition(".")[0]), caption)
 
 
 def leaderboard_table(report: Report, task: str, rows: pd.DataFrame) -> Table:
@@ -370,6 +376,13 @@ def about_methods(report: Report) -> Iterator[Section]:
     yield Section("origin", "Commands and versions", parts)
 
 
+def over_tasks(report: Report) -> Iterator[Section]:
+    """What is said of the study over its tasks, and its figures."""
+    drawings = (drawing for drawing in report.drawings if not drawing.task)
+    figures = [_figure(drawing, f"s{k}-") for k, drawing in enumerate(drawings)]
+    yield Section("over-tasks", "Over tasks", [*report.over_tasks, *figures])
+
+
 def further(report: Report) -> Iterator[Section]:
     """What further modules have to show."""
     yield from report.sections
@@ -377,6 +390,7 @@ def further(report: Report) -> Iterator[Section]:
 
 SECTIONS: Sequence[Callable[[Report], Iterator[Section]]] = (
     verdicts,
+    over_tasks,
     tasks,
     further,
     cost,

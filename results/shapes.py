@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from results.escape import shown
 from results.files import CURVES, PICTURES
-from results.learned import FIGURES, ROLES, Learned, densities, input_range, read_learned
+from results.learned import FIGURES, ROLES, Learned, coefficient_names, densities, input_range, read_learned
 from results.palette import Look
 from results.svg import Panel, strips
 
@@ -23,7 +23,7 @@ PANELS, COLUMNS, IMAGES = 200, 2400, 48  # on the page in all, so that it stays 
 IMAGE_WIDTH = 320  # pixels
 EVERY = 4  # points of a curve of which one is drawn
 LITTLE = 1e-6  # mean square change of a function that has learned nothing; float16 rounds to about that
-UNUSED = 0.001  # share of the inputs below which a segment counts as dead
+UNUSED = 0.001  # share of the inputs below which a piece counts as dead
 UNUSED_PART = 0.25  # of a learned interval without inputs that is worth a warning
 
 Charts = Sequence[tuple[str, Markup, str]]
@@ -168,7 +168,7 @@ def agreement_at(read: Sequence[Learned], site: str) -> float:
 
 
 def flags(read: Sequence[Learned]) -> Iterator[str]:
-    """Yield a sentence for each site with dead segments or with a learned interval that inputs do not reach."""
+    """Yield a sentence for each site with dead pieces or with a learned interval that inputs do not reach."""
     for site, named in read[0].diagnostics.items():
         for name in (name for name in named if read[0].role(site, name) == "occupancy"):
             shares = [
@@ -179,7 +179,7 @@ def flags(read: Sequence[Learned]) -> Iterator[str]:
             dead = [float((share < UNUSED).mean()) for share in shares]
             if np.median(dead) > 0:
                 yield (
-                    f"{site}: {np.median(dead):.0%} of the segments see less than {UNUSED:.1%} of the inputs "
+                    f"{site}: {np.median(dead):.0%} of the pieces see less than {UNUSED:.1%} of the inputs "
                     f"({_from_to(dead)} over seeds)."
                 )
         unused = [part for each in read if (part := _unused_part(each, site)) is not None]
@@ -309,17 +309,28 @@ def _strips(read: Sequence[Learned], color: str, most: int) -> Iterator[tuple[st
 def _columns(
     name: str, role: str, by_site: Mapping[str, list[np.ndarray]]
 ) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
-    """Yield the values of a diagnostic by site; those of coefficients for each of these, the last axis, by itself."""
-    arrays = [values for several in by_site.values() for values in several]
-    last = {values.shape[-1] if values.ndim else 1 for values in arrays}
-    if role == "coefficients" and len(last) == 1:
-        for k in range(last.pop()):
-            yield f"{name} {k + 1}", [(site, np.concatenate([v.reshape(-1, v.shape[-1])[:, k] if v.ndim else v.ravel() for v in several])) for site, several in by_site.items()]  # fmt: skip
+    """Yield the values of a diagnostic by site; of coefficients those of each slope and intercept by itself."""
+    if role != "coefficients":
+        yield (
+            name,
+            [(site, np.concatenate([v.ravel() for v in several])) for site, several in by_site.items()],
+        )
         return
-    yield (
-        name,
-        [(site, np.concatenate([values.ravel() for values in several])) for site, several in by_site.items()],
-    )
+    titles = coefficient_names(next(iter(by_site.values()))[0])
+    for k, title in enumerate(titles):
+        yield (
+            title,
+            [
+                (
+                    site,
+                    np.concatenate(
+                        [v[..., k].ravel() for v in several if len(coefficient_names(v)) == len(titles)]
+                    ),
+                )
+                for site, several in by_site.items()
+                if any(len(coefficient_names(v)) == len(titles) for v in several)
+            ],
+        )
 
 
 def _add_images(shapes: Shapes, groups: Sequence[tuple[tuple[str, str], pd.DataFrame]]) -> None:

@@ -33,17 +33,21 @@ from pathlib import Path
 from results.report import write_report
 path, table = write_report(Path(sys.argv[1]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-print(f"{peak:.0f} {len(table)} {path.with_name('index.html').stat().st_size / 1e6:.2f}")
+print(f"{time.process_time():.2f} {peak:.0f} {len(table)} {path.with_name('index.html').stat().st_size / 1e6:.2f}")
 """
 
 
 def main() -> None:
     """Run the command line; exit with status 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("cells", nargs="*", type=int, choices=[[], *SHAPES], help="sizes (all of them)")
+    parser.add_argument("cells", nargs="*", type=int, help="sizes (all of them)")
     sizes = parser.parse_args().cells or list(SHAPES)
+    if unknown := [str(size) for size in sizes if size not in SHAPES]:
+        parser.error(f"{', '.join(unknown)}: legal: {', '.join(map(str, SHAPES))}")
     good = True
-    print("| cells | rows | seconds | peak MB | page MB |\n|---:|---:|---:|---:|---:|")
+    print(
+        "| cells | rows | seconds | of them computing | peak MB | page MB |\n|---:|---:|---:|---:|---:|---:|"
+    )
     for cells in sizes:
         with tempfile.TemporaryDirectory() as folder:
             study = Path(folder) / "study"
@@ -54,8 +58,11 @@ def main() -> None:
             seconds = time.perf_counter() - since
         if done.returncode:
             sys.exit(done.stderr)
-        peak, rows, page = map(float, done.stdout.split())
-        print(f"| {cells:,} | {rows:.0f} | {seconds:.1f} | {peak:.0f} | {page:.2f} |", flush=True)
+        computing, peak, rows, page = map(float, done.stdout.split())
+        print(
+            f"| {cells:,} | {rows:.0f} | {seconds:.1f} | {computing:.1f} | {peak:.0f} | {page:.2f} |",
+            flush=True,
+        )
         most_seconds, most_memory = LIMITS.get(cells, (np.inf, np.inf))
         good &= seconds <= most_seconds and peak <= most_memory
     sys.exit(not good)

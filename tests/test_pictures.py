@@ -187,7 +187,7 @@ def test_coefficients(tmp_path: Path, sites: int) -> None:
     arrays = dyrelu(sites)
     learned = read_learned(make_cell(tmp_path, arrays))
     drawn = panels(coefficients(learned))
-    assert list(drawn) == [f"coefficients {k + 1}" for k in range(4)]
+    assert list(drawn) == ["slope 1", "slope 2", "intercept 1", "intercept 2"]
     for k, ax in enumerate(drawn.values()):
         medians = [np.median(arrays[f"diagnostic/act{site}/coefficients"][..., k]) for site in range(sites)]
         np.testing.assert_allclose(line(ax, "median"), medians, atol=0.01)  # of 100 quantiles
