@@ -14,7 +14,7 @@ def inline(svg: bytes, prefix: str, label: str) -> Markup:
     """Return matplotlib's ``svg`` as an element of an HTML page.
 
     Black becomes the color of the page's text and the white background none; ids are made unique by ``prefix``; metadata
-    and digits below a hundredth of a point are dropped.
+    and digits that nobody sees are dropped.
     """
     text = svg.decode()
     text = text[text.index("<svg") :]
@@ -41,7 +41,15 @@ def inline(svg: bytes, prefix: str, label: str) -> Markup:
 
 
 def _rounded(found: re.Match[str]) -> str:
-    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), found[0])
+    """An attribute with fewer digits; lines are cut to a tenth of a point, as most of a figure is lines."""
+    text = found[0]
+    lines_alone = text.startswith(" d=") and not re.search("[CQ]", text)
+    if lines_alone:
+        text = re.sub(r"\s*\n?L ", " ", text)  # further points of a line need no command
+    digits = 1 if lines_alone else 2
+    return re.sub(
+        r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}".rstrip("0").rstrip("."), text
+    )
 
 
 class Panel:
