@@ -145,14 +145,19 @@ def leaderboard_table(report: Report, task: str, rows: pd.DataFrame) -> Table:
         if first["metric"]
         else f"{task}: no cell ended ok."
     )
-    columns = [column for column, _ in LEADERBOARD if column.key is None or rows[column.key].notna().any()]
-    makers = [make for column, make in LEADERBOARD if column in columns]
+    chosen = [(column, make) for column, make in LEADERBOARD if column.key is None or _any(rows, column.key)]
+    columns, makers = [column for column, _ in chosen], [make for _, make in chosen]
     cells = [[make(report, row, digits) for make in makers] for row in rows.to_dict("records")]
     heads = [
         Column(column.title.format(baseline=baseline), column.about, column.number, column.shown)
         for column in columns
     ]
     return Table(caption, heads, cells, head=1)
+
+
+def _any(rows: pd.DataFrame, key: str) -> bool:
+    """Whether a column is there with something in it."""
+    return key in rows and bool((rows[key].notna() & (rows[key].astype(str) != "")).any())
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,7 @@ LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [
     (_Head("best val", "mean test score with the weights of the best validation epoch", shown=False), lambda report, row, decimals: fixed(row["mean_best_val"], decimals)),
     (_Head("parameters", "of the whole network"), _plain("parameters", 9)),
     (_Head("s/epoch", "median over cells; beside other work where cells ran beside it"), _plain("seconds_per_epoch", 3)),
+    (_Head("step vs relu", "time of a training step against that with ReLU, measured interleaved", key="step_ratio"), _plain("step_ratio", 3)),
     (_Head("failures", "cells that are not ok", number=False, key="failures"), _plain("failures")),
 ]  # fmt: skip
 
@@ -237,7 +243,7 @@ COST = {
 
 def cost(report: Report) -> Iterator[Section]:
     """What each activation costs on each task."""
-    known = [name for name in COST if name in report.table and report.table[name].notna().any()]
+    known = [name for name in COST if _any(report.table, name)]
     columns = [Column("task"), Column("activation"), *(Column(*COST[name], number=True) for name in known)]
     rows = [
         [
@@ -248,19 +254,8 @@ def cost(report: Report) -> Iterator[Section]:
         for row in report.table.to_dict("records")
         if row["n"]
     ]
-    if known and rows:
-        yield Section(
-            "cost",
-            "Cost",
-            [
-                Table(
-                    "Cost by task and activation: medians over the cells that ended ok.",
-                    columns,
-                    rows,
-                    head=1,
-                )
-            ],
-        )
+    caption = "Cost by task and activation: medians over the cells that ended ok."
+    yield Section("cost", "Cost", [Table(caption, columns, rows, head=1)] if known and rows else [])
 
 
 def learned(report: Report) -> Iterator[Section]:
@@ -297,7 +292,9 @@ def explorer(report: Report) -> Iterator[Section]:
 
 
 def _entry(report: Report, label: str, cells: pd.DataFrame, rows: pd.DataFrame) -> Entry:
-    name, first = str(cells["activation"].iloc[0]), cells.iloc[0]
+    # a damaged cell may lack its settings
+    first = cells.sort_values("status", key=lambda status: status != "ok", kind="stable").iloc[0]
+    name = str(first["activation"])
     target = first.get("activation._target_")
     text = explain(name, target if isinstance(target, str) else None)
     parts: list[Any] = [Text([text.head])] if text.head else [Text([f"No description of {name} was found."])]

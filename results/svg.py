@@ -47,9 +47,7 @@ def _rounded(found: re.Match[str]) -> str:
     if lines_alone:
         text = re.sub(r"\s*\n?L ", " ", text)  # further points of a line need no command
     digits = 1 if lines_alone else 2
-    return re.sub(
-        r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}".rstrip("0").rstrip("."), text
-    )
+    return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}".rstrip("0").rstrip("."), text)
 
 
 class Panel:
