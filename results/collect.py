@@ -1,6 +1,6 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,28 @@ def read_records(study: Path) -> pd.DataFrame:
     Raises:
         ValueError: no such folder, or no cell in it.
     """
-    places = [folder.relative_to(study) for folder in cell_folders(study)]
-    records = pd.DataFrame([_read_cell(study, place) for place in places])
+    return read_studies([study])
+
+
+def read_studies(studies: Sequence[Path]) -> pd.DataFrame:
+    """Return the cells of several studies as ``read_records`` does those of one.
+
+    Raises:
+        ValueError: no such folder, no cell in it, or a cell that is in two of them.
+    """
+    cells: dict[Path, Path] = {}  # place: study
+    rows = []
+    for study in studies:
+        places = [folder.relative_to(study) for folder in cell_folders(study)]
+        if twice := [place for place in places if place in cells]:
+            more = f", as are {len(twice) - 1} more" if len(twice) > 1 else ""
+            one = twice[0]
+            raise ValueError(
+                f"{shown(one)}: the cell is in {shown(cells[one])} and in {shown(study)}{more}; which of them counts cannot be told: remove one"
+            )
+        cells |= dict.fromkeys(places, study)
+        rows += [_read_cell(study, place) for place in places]
+    records = pd.DataFrame(rows)
     for column in IF_THERE:
         if column not in records:
             records[column] = None

@@ -21,6 +21,7 @@ CLASSES, CONFUSION = "classes.csv", "confusion.csv"
 HEARTBEAT = "heartbeat.json"  # only while the cell runs
 # of a study: a file for each cell, never removed, whose lock its process holds; costs that its cells share
 LOCKS, COSTS = ".locks", ".costs"
+PAGE = "index.html"  # in REPORT
 # what runner=check writes, in a folder of the study's that holds no cells
 CHECKS, SUMMARY, SHEET = "check", "summary.txt", "contact_sheet.png"
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
@@ -91,12 +92,19 @@ def cell_folders(study: Path) -> list[Path]:
     """
     if not study.is_dir():
         raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
-    names = {CONFIG, RECORD, METRICS, CHECKPOINT, HEARTBEAT}
-    places = [Path(root) for root, _, files in os.walk(study) if names & {*files}]
-    folders = sorted(place for place in places if len(place.relative_to(study).parts) > 2)
+    folders = sorted(find_cells(study))
     if not folders:
         raise ValueError(f"{study}: no cells in this folder")
     return folders
+
+
+def find_cells(study: Path) -> Iterator[Path]:
+    """Yield the folders of all cells that began, below ``study``."""
+    names = {CONFIG, RECORD, METRICS, CHECKPOINT, HEARTBEAT}
+    for root, _, files in os.walk(study):
+        folder = Path(root)
+        if names & {*files} and len(folder.relative_to(study).parts) > 2:
+            yield folder
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from results.escape import markdown
+from results.escape import latex, markdown
 from results.examples import other_test_sets, sentence
 from results.metrics import METRICS, UNKNOWN
 from results.schema import COSTS, STATUSES
@@ -156,7 +156,7 @@ def _section(task: str, rows: pd.DataFrame) -> str:
         "| parameters | step vs relu | failures |",
         "|---:|---|---:|---:|---:|---|---|---|---:|---:|---|",
     ]
-    scale = _decimals(rows)
+    scale = decimals(rows)
     for _, row in rows.iterrows():
         delta = f"{row['delta']:+.{scale}f} ({row['delta_low']:+.{scale}f}, {row['delta_high']:+.{scale}f})"
         cells = [
@@ -180,6 +180,44 @@ def _section(task: str, rows: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
+def to_latex(table: pd.DataFrame) -> str:
+    """Return the table for a paper: a ``tabular`` for each task, with the rules of the package booktabs."""
+    return "\n".join(_tabular(str(task), rows) for task, rows in table.groupby("task", sort=True))
+
+
+def _tabular(task: str, rows: pd.DataFrame) -> str:
+    first, digits = rows.iloc[0], decimals(rows)
+    baseline = latex(first["baseline"] or "no baseline")
+    lines = [
+        f"% {latex(task)}: test {latex(first['metric'])}, {'higher' if first['higher_is_better'] else 'lower'} is better;",
+        f"% differences to {baseline} with simultaneous 95 % intervals; needs \\usepackage{{booktabs}}",
+        r"\begin{tabular}{rlrrrlr}",
+        r"\toprule",
+        rf"rank & activation & $n$ & mean $\pm$ std & vs {baseline} & verdict & parameters \\",
+        r"\midrule",
+    ]
+    for row in rows.to_dict("records"):
+        mean = (
+            f"${row['mean']:.{digits}f} \\pm {row['std']:.{digits}f}$"
+            if row["n"] > 1
+            else _number(row["mean"], digits)
+        )
+        delta = "" if math.isnan(row["delta"]) else f"${row['delta']:+.{digits}f}$"
+        if not math.isnan(row["delta_low"]):
+            delta += f" $[{row['delta_low']:+.{digits}f}, {row['delta_high']:+.{digits}f}]$"
+        cells = [
+            rank_range(row["rank_low"], row["rank_high"]).replace("-", "--"),
+            latex(row["activation"]),
+            str(row["n"]),
+            mean,
+            delta,
+            latex(row["verdict"]),
+            _number(row["parameters"], 0),
+        ]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
 def rank_range(low: int, high: int) -> str:
     """Write the ranks that an activation may have, as in ``2-5`` or ``1``."""
     return str(low) if low == high else f"{low}-{high}"
@@ -193,9 +231,10 @@ def _counted(number: int, noun: str) -> str:
     return f"{max(number, 0)} {noun}{'' if number == 1 else 's'}"
 
 
-def _decimals(rows: pd.DataFrame) -> int:
-    """Enough decimals for two significant digits of the smallest spread."""
-    spread = rows["std"][rows["std"] > 0].min()
+def decimals(rows: pd.DataFrame) -> int:
+    """Return enough decimals for two significant digits of the smallest spread."""
+    # equal scores have a std of rounding errors, those of float32
+    spread = rows["std"][rows["std"] > 1e-6 * rows["mean"].abs()].min()
     return 2 if math.isnan(spread) else min(6, max(2, 1 - math.floor(math.log10(spread))))
 
 

@@ -14,12 +14,14 @@ class Metric:
         low, high: the legal range; intervals of means stay inside it.
         margin: half-width of the range of differences that count as equal, in the metric's unit.
         relative: the margin is a share of the baseline's mean instead.
+        unit: what is written behind a value.
     """
 
     low: float = -math.inf
     high: float = math.inf
     margin: float = 0.0
     relative: bool = False
+    unit: str = ""
 
     def margin_at(self, baseline_mean: float) -> float:
         """Return the margin in the metric's unit; 0, which calls nothing equal, for an unknown metric or baseline."""
@@ -47,9 +49,14 @@ class Metric:
 
 
 METRICS = {
-    "top1": Metric(low=0, high=100, margin=0.5),
-    "miou": Metric(low=0, high=100, margin=1.0),
+    "top1": Metric(low=0, high=100, margin=0.5, unit=" %"),
+    "miou": Metric(low=0, high=100, margin=1.0, unit=" %"),
     "mse": Metric(low=0, margin=0.05, relative=True),
-    "psnr": Metric(margin=0.2),
+    "psnr": Metric(margin=0.2, unit=" dB"),
 }
 UNKNOWN = Metric()
+
+
+def unit_of(metric: str) -> str:
+    """Return what is written behind a value of ``metric``, such as `` %``; empty for one without a unit."""
+    return METRICS.get(metric, UNKNOWN).unit

@@ -1,16 +1,18 @@
-"""The report of a study: leaderboard and figures, from the files of its cells alone."""
+"""The report of one or several studies: leaderboard, figures and the page, from the files of their cells alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from results import cost, over_tasks, published
-from results.collect import UNKNOWN, add_labels, read_metrics, read_records
+from results.collect import UNKNOWN, add_labels, read_metrics, read_studies
 from results.escape import markdown
-from results.files import REPORT, write_all
-from results.leaderboard import BASELINE, leaderboard, rank_range, to_markdown
+from results.files import PAGE, REPORT, find_cells, write_all
+from results.leaderboard import BASELINE, leaderboard, rank_range, to_latex, to_markdown
 from results.over_tasks import compare_tasks
+from results.palette import looks
 from results.published import reproduction
 from results.schema import FINISHED, PROVENANCE, is_missing
 
@@ -28,68 +30,122 @@ the sentence below a table says what of its verdicts would hold for another test
 # what of a session may change the numbers, beside where it ran
 SHOULD_AGREE = (*PROVENANCE, "data_fingerprint")
 MOST_NAMED = 3
+NEVER = ", which are never averaged"
 
 
 def write_report(
-    study: Path, baseline: str | None = None, margin: float | None = None
+    study: Path | Sequence[Path],
+    baseline: str | None = None,
+    margin: float | None = None,
+    name: str | None = None,
 ) -> tuple[Path, pd.DataFrame]:
-    """Write ``report/leaderboard.csv``, ``leaderboard.md`` and ``figures/``; returns the .md and the table.
+    """Write ``report/``: ``index.html``, ``leaderboard.md``, ``.csv`` and ``.tex``, ``figures/``; returns the .md and the table.
 
     Args:
+        study: its folder; several are reported as one, in a folder ``name`` beside the first.
         baseline: the activation that others are compared with; None for relu, where there is one.
         margin: the largest difference that does not matter, in the unit of the metric; None for each metric's own.
 
     Raises:
-        ValueError: no study in this folder, or no such activation in it.
+        ValueError: no study in this folder, no such activation in it, a cell that is in several studies, several
+            studies without a name.
     """
-    records = add_labels(read_records(study))
+    studies = [study] if isinstance(study, Path) else list(study)
+    if len(studies) > 1 and name is None:
+        raise ValueError(f"{', '.join(map(str, studies))}: several studies must have a name for their report")
+    records = add_labels(read_studies(studies))
+    target = studies[0] if name is None else merged(studies, name)
     labels = sorted(records["activation_label"].unique())
     if baseline is not None and baseline not in labels:
-        raise ValueError(f"baseline {baseline}: no such activation in {study}; legal: {', '.join(labels)}")
+        where = " or ".join(map(str, studies))
+        raise ValueError(f"baseline {baseline}: no such activation in {where}; legal: {', '.join(labels)}")
     table = leaderboard(records, baseline or BASELINE, margin)
     table["limit_batches"] = table["task"].map(_limits(records))
-    folder = study / REPORT
+    folder = target / REPORT
 
     # matplotlib takes a second to import, and an error above should not wait for it
     from results.figures import draw_figures, draw_over_tasks
+    from results.page import Report, page
+    from results.shapes import read_shapes
 
     ok = records[records["status"] == "ok"]
     metrics, damaged = read_metrics(ok["folder"])
-    figures = draw_figures(table, records, metrics)
+    seen = looks(table)
+    drawings = draw_figures(table, records, metrics, seen)
+    costs = _costs(table, ok, metrics)
+    del metrics  # the largest of all
     over, card = compare_tasks(records, table), reproduction(records)
     tables = {"leaderboard": table, "reproduction": card}
     if over:
-        figures |= draw_over_tasks(over)
+        drawings += draw_over_tasks(over, seen)
         tables |= {"over_tasks": over.activations, "pairs": over.pairs}
+    shapes = read_shapes(records, seen)
+    damaged += shapes.damaged
+    provenance = [*_provenance(records)]
     parts = [
-        f"# Study {markdown(study.name)}",
+        f"# Study {markdown(target.name)}",
         f"{len(records)} cells, {len(ok)} ok.",
-        "\n".join(f"- **{line}**" for line in _no_scores(table)),
+        "\n".join(f"- **{markdown(line)}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
-        *_costs(table, ok, metrics),
+        *costs,
         over_tasks.to_markdown(over) if over else "",
         published.to_markdown(card),
-        *_provenance(records),
+        *_section("Where the numbers come from", (line.markdown for line in provenance)),
         *_failures(records),
         *_section("Cells without curves", (f"- {markdown(line)}" for line in damaged)),
-        *(f"![{Path(name).stem}](figures/{name})" for name in figures if name.endswith(".png")),
+        *(f"![{drawing.name}](figures/{drawing.name}.png)" for drawing in drawings),
     ]
+    about = Report(
+        name=target.name,
+        records=records,
+        table=table,
+        drawings=drawings,
+        shapes=shapes,
+        warnings=[*_no_scores(table), *(line.text for line in provenance if line.warns)],
+        provenance=[line.text for line in provenance],
+        damaged=damaged,
+        looks=seen,
+        over=over,
+        card=card,
+    )
     path = folder / "leaderboard.md"
     # nothing has been written so far: an error above leaves the last report as it was
     write_all(
         {
             path: ("\n\n".join(part.strip() for part in parts if part) + "\n").encode(),
+            folder / PAGE: page(about),
             **{folder / f"{name}.csv": rows.to_csv(index=False).encode() for name, rows in tables.items()},
-            **{folder / "figures" / name: content for name, content in figures.items()},
+            folder / "leaderboard.tex": to_latex(table).encode(),
+            **{folder / "figures" / f"{drawing.name}.svg": drawing.svg for drawing in drawings},
+            **{folder / "figures" / f"{drawing.name}.png": drawing.png for drawing in drawings},
         }
     )
     return path, table
 
 
-def report(study: Path, baseline: str | None = None, margin: float | None = None) -> None:
+def merged(studies: Sequence[Path], name: str) -> Path:
+    """Return the folder of the report of several studies, which holds no cells itself unless it is one of them.
+
+    Raises:
+        ValueError: ``name`` is that of a folder elsewhere, or of another study.
+    """
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ValueError(f"--name {name}: must be the name of a folder, without a path")
+    folder = studies[0].parent / name
+    if folder.resolve() not in [study.resolve() for study in studies] and any(find_cells(folder)):
+        raise ValueError(f"--name {name}: {folder} is a study already, whose report this would replace")
+    return folder
+
+
+def report(
+    study: Path | Sequence[Path],
+    baseline: str | None = None,
+    margin: float | None = None,
+    name: str | None = None,
+) -> None:
     """Write the report and print the table and, last, where it is."""
-    path, table = write_report(study, baseline, margin)
+    path, table = write_report(study, baseline, margin, name)
     columns = [
         "task",
         "ranks",
@@ -110,6 +166,7 @@ def report(study: Path, baseline: str | None = None, margin: float | None = None
     for line in _no_scores(table):
         print(line)
     print(f"leaderboard: {path}")
+    print(f"page: {path.with_name(PAGE)}")
 
 
 def _limits(records: pd.DataFrame) -> pd.Series:
@@ -125,7 +182,7 @@ def _no_scores(table: pd.DataFrame) -> list[str]:
 
 
 def _costs(table: pd.DataFrame, ok: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
-    """A section for each task in which the cost was measured, and what is said of all."""
+    """Return a section for each task on which the cost was measured, and the explanation of all."""
     tables = {
         task: cost.cost_table(rows, ok[ok["task_label"] == task], metrics)
         for task, rows in table.groupby("task", sort=True)
@@ -134,9 +191,31 @@ def _costs(table: pd.DataFrame, ok: pd.DataFrame, metrics: pd.DataFrame) -> list
     return [*sections, cost.EXPLANATION] if sections else []
 
 
-def _provenance(records: pd.DataFrame) -> list[str]:
+@dataclass(frozen=True)
+class Line:
+    """A line of the report, ``subject said note: values``; of one that ``warns`` the first two stand out."""
+
+    subject: str
+    said: str
+    values: Sequence[str]
+    note: str = ""
+    warns: bool = False
+
+    @property
+    def text(self) -> str:
+        """The line as plain text."""
+        return f"{self.subject}{self.said}{self.note}: {', '.join(self.values)}"
+
+    @property
+    def markdown(self) -> str:
+        """The line as an item of a list."""
+        head = markdown(self.subject) + self.said
+        note = " " * self.note.startswith(" ") + markdown(self.note)
+        return f"- {f'**{head}**' if self.warns else head}{note}: {', '.join(map(markdown, self.values))}"
+
+
+def _provenance(records: pd.DataFrame) -> Iterator[Line]:
     """What the numbers depend on, and a warning where it was not the same for all cells of a task."""
-    lines = []
     finished = records[records["status"].isin(FINISHED)]
     for column in SHOULD_AGREE:
         if column not in finished or finished[column].isna().all():
@@ -144,49 +223,39 @@ def _provenance(records: pd.DataFrame) -> list[str]:
         by_task = {task: _values(cells[column]) for task, cells in finished.groupby("task_label")}
         mixed = {task: values for task, values in by_task.items() if len(values) > 1}
         for task, values in mixed.items():
-            said = ", ".join(map(markdown, values))
-            lines.append(f"- **{markdown(task)}: cells differ in {column}**: {said}")
+            yield Line(str(task), f": cells differ in {column}", values, warns=True)
         if not mixed and column != "data_fingerprint":
-            values = sorted({value for values in by_task.values() for value in values})
-            lines.append(f"- {column}: {', '.join(map(markdown, values))}")
+            yield Line(column, "", sorted({value for values in by_task.values() for value in values}))
     for task, cells in records.groupby("task_settings"):
         if len(names := _unique(cells["task_label"])) > 1:
-            lines.append(
-                f"- **{markdown(task)}: cells differ in data or metric**, which are never averaged: "
-                f"{', '.join(map(markdown, names))}"
-            )
+            yield Line(str(task), ": cells differ in data or metric", names, NEVER, warns=True)
     for activation, cells in records.groupby("activation_settings"):
         codes = cells["activation_code"][cells["status"].isin(FINISHED)]
+        names = _unique(cells["activation_label"])
         if (unsaid := codes.isna().sum()) and unsaid < len(codes):
-            lines.append(
-                f"- **{markdown(activation)}: {unsaid} of {len(codes)} cells do not say by which code**"
-            )
+            said = f": {unsaid} of {len(codes)} cells do not say by which code"
+            yield Line(str(activation), said, names, warns=True)
         if codes.nunique() > 1:
-            names = _unique(cells["activation_label"])
-            lines.append(
-                f"- **{markdown(activation)}: its code changed between cells**; on one task they are never averaged: "
-                f"{', '.join(map(markdown, names))}"
-            )
-    return _section("Where the numbers come from", [*lines, *_sessions(finished)])
+            said = ": its code changed between cells"
+            yield Line(str(activation), said, names, NEVER, warns=True)
+    yield from _sessions(finished)
 
 
-def _sessions(records: pd.DataFrame) -> list[str]:
+def _sessions(records: pd.DataFrame) -> Iterator[Line]:
     """A warning where a cell was stopped and went on in another way."""
     differing: dict[tuple[str, str], tuple[list[str], list[str]]] = {}  # task, column: cells, values
-    for cell in records.itertuples():
+    for cell in records[["sessions", "task_label", "activation_label", "seed"]].itertuples():
         if not isinstance(cell.sessions, list) or len(cell.sessions) < 2:
             continue
         sessions = pd.DataFrame(cell.sessions)
         for column in sessions.columns.intersection(PROVENANCE):
             if len(found := _values(sessions[column])) > 1:
                 cells, values = differing.setdefault((cell.task_label, column), ([], []))
-                cells.append(markdown(f"{cell.activation_label} seed={cell.seed}"))
+                cells.append(f"{cell.activation_label} seed={cell.seed}")
                 values += found
-    return [
-        f"- **{markdown(task)}: {column} changed while a cell was trained** "
-        f"({_some(cells)}): {', '.join(map(markdown, _unique(values)))}"
-        for (task, column), (cells, values) in differing.items()
-    ]
+    for (task, column), (cells, values) in differing.items():
+        said = f": {column} changed while a cell was trained"
+        yield Line(task, said, _unique(values), f" ({_some(cells)})", warns=True)
 
 
 def _some(names: list[str]) -> str:

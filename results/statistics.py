@@ -340,8 +340,9 @@ def sign_flip(differences: np.ndarray) -> float:
     return float((np.abs(_signs(n) @ differences) >= observed * (1 - 1e-9)).mean())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _signs(n: int) -> np.ndarray:
+    """(patterns, n) of -1 and 1; the first is all ones."""
     if n <= MAX_FLIPPED:
         return 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
     signs = np.random.default_rng(0).choice((-1.0, 1.0), (2**MAX_FLIPPED, n))

@@ -45,6 +45,7 @@ class Progress:
         best: epoch, value (larger is better) and weights of the best validation so far.
         means, seconds: of an epoch that was interrupted.
         sessions: a flat dict for every process that computed a part of the run: time, provenance, first step.
+        evolution: curves of the sites after some numbers of epochs, see ``runners.record.mean_curves``.
     """
 
     epoch: int = 0
@@ -54,6 +55,7 @@ class Progress:
     means: dict[str, Any] | None = None
     seconds: float = 0.0
     sessions: list[dict[str, Any]] = field(default_factory=list)
+    evolution: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def begin_session(self, facts: dict[str, Any]) -> None:
         """Add a session that continues from here, with these ``facts``."""

@@ -20,7 +20,7 @@ COMPONENTS = {
     "runner": "train",
 }  # with an example of each
 FACTORIES = ("activation", "network")  # components that are called later, with more arguments
-SETTINGS = ("seed", "study", "outputs", "force", "grid")
+SETTINGS = ("seed", "study", "outputs", "force", "grid", "report")
 GRID: dict[str, tuple[Any, ...]] = {"failed": ("retry", "skip", "only"), "fail_fast": (True, False)}
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # arguments of a component that do not come from its configuration

@@ -45,7 +45,8 @@ class ReportAfterGrid(Callback):
     Hydra's own end-of-multirun hook is not called when a cell has failed, and then the report matters most.
     """
 
-    studies: ClassVar[dict[Path, None]] = {}  # in the order in which they were started
+    # settings of their reports, in the order in which they were started
+    studies: ClassVar[dict[Path, dict[str, Any]]] = {}
     typed: ClassVar[list[str]] = []  # sys.argv as it was before ``composable``
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
@@ -82,11 +83,11 @@ class ReportAfterGrid(Callback):
     def report() -> bool:
         """Write the reports, if this process launched a grid, and return whether all of them could be written."""
         good = True
-        for study in ReportAfterGrid.studies:
+        for study, settings in ReportAfterGrid.studies.items():
             from results.report import report  # imported here, as it imports pandas and matplotlib
 
             try:
-                report(study)
+                report(study, **settings)
             except (ValueError, OSError) as error:
                 print(f"actbench: {format_error(error)}", file=sys.stderr)
                 good = False
@@ -186,8 +187,26 @@ def is_grid(hydra: DictConfig) -> str | None:
     )
 
 
-def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
-    """Return the folders that a grid writes to, after composing a cell for every choice of components in it.
+def report_settings(config: DictConfig) -> dict[str, Any]:
+    """Return the keys of ``report`` in a configuration, as ``results.report.report`` takes them.
+
+    Raises:
+        ValueError: an unknown key, or a value that no report can have.
+    """
+    settings = OmegaConf.to_container(config.report, resolve=True)
+    if not isinstance(settings, dict) or settings.keys() != {"baseline", "margin"}:
+        raise ValueError(f"report={settings}: must have the keys baseline and margin, and no others")
+    baseline, margin = settings["baseline"], settings["margin"]
+    if not (baseline is None or isinstance(baseline, str)):
+        raise ValueError(f"report.baseline={baseline}: must be the name of an activation, or null")
+    number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if margin is not None and not (number and 0 <= margin < float("inf")):
+        raise ValueError(f"report.margin={margin}: must be a finite number >= 0, or null")
+    return {"baseline": baseline, "margin": margin}
+
+
+def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, dict[str, Any]]:
+    """Return the folders that a grid writes to and the settings of their reports, after composing a cell for every choice of components in it.
 
     Raises:
         ValueError: a sweep over nothing; cells that cannot be composed (the message names their choices).
@@ -195,14 +214,14 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, None]:
     swept = [override for override in _overrides(loader, master) if override.is_sweep_override()]
     cells = cells_of(loader, master)
     swept_keys = {override.get_key_element() for override in swept}
-    studies: dict[Path, None] = {}
+    studies: dict[Path, dict[str, Any]] = {}
     failures: list[tuple[str, str]] = []
     for choices, cell in _distinct(cells):
         try:
             cfg = loader.load_sweep_config(master, cell)
             check_composed(cfg, cfg.hydra)
             if trains(cfg.runner):
-                studies[study_folder(cast(dict[str, Any], cfg))] = None
+                studies[study_folder(cast(dict[str, Any], cfg))] = report_settings(cfg)
         except Exception as error:
             varied = " ".join(choice for choice in choices if choice.partition("=")[0] in swept_keys)
             failures.append((varied, format_error(error)))

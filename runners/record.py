@@ -19,6 +19,7 @@ from runners.optim import activation_modules
 
 MOST_EXAMPLES = 100_000  # numbers of 4 bytes; bits are kept of any number of samples
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
+EVOLUTION = (0.0, 0.25, 0.5)  # shares of the epochs after which curves are kept, beside those at the end
 ROOT = Path(__file__).resolve().parent.parent
 COMPONENTS = ("activations", "conf", "tasks", "runners")
 
@@ -69,12 +70,42 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
+def evolution_epochs(epochs: int) -> frozenset[int]:
+    """Return the numbers of epochs after which ``mean_curves`` are kept."""
+    return frozenset(int(share * epochs) for share in EVOLUTION)
+
+
+def mean_curves(network: nn.Module) -> dict[str, Tensor]:
+    """Return, for each site whose unit is a learned scalar function, its response at the points, the mean of its units.
+
+    Of shape (points,) in float16, small enough to be kept in checkpoints. Network and random generators stay as they are.
+    """
+    found = {}
+    with undisturbed(network), torch.no_grad():
+        network.eval()
+        for site, unit in activation_modules(network).items():
+            parameter = next(unit.parameters(), None)
+            if parameter is not None:
+                curves = unit.curves(torch.linspace(*CURVE_POINTS, device=parameter.device))
+                if curves is not None:
+                    found[site] = curves.float().mean(0).half().cpu()
+    return found
+
+
+def write_curves(
+    path: Path,
+    network: nn.Module,
+    samples: Tensor,
+    evolution: Mapping[int, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Write the curves of the activations, and the distribution of their inputs when ``network`` evaluates ``samples``.
 
     Arrays: ``x`` (points,); for each site ``inputs/<site>`` (points + 1,), the share of its inputs that lie below the
     first point, between adjacent points, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
-    function; ``diagnostic/<site>/<name>``; and ``role/<site>/<name>``, text, where the unit declares one.
+    function; ``diagnostic/<site>/<name>``, and ``role/<site>/<name>``, a word, where the unit declares one.
+
+    Args:
+        evolution: ``mean_curves`` by the number of epochs trained, written as ``evolution/<epochs>/<site>`` (points,).
     """
     arrays = {"x": np.linspace(*CURVE_POINTS, dtype=np.float32)}
     active = False  # a unit may call itself to compute its curves
@@ -104,6 +135,8 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
             unit.register_forward_pre_hook(partial(enter, site))
         network.eval()
         network(samples)
+    for epochs, by_site in (evolution or {}).items():
+        arrays |= {f"evolution/{epochs}/{site}": curve.numpy() for site, curve in by_site.items()}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for options
 

@@ -48,7 +48,7 @@ from runners.cost import Measured
 from runners.errors import format_error
 from runners.factory import validate_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
-from runners.record import provenance, write_curves, write_examples
+from runners.record import evolution_epochs, mean_curves, provenance, write_curves, write_examples
 from tasks.base import ActLayer, Batch, RunningMeans, Task
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -176,12 +176,15 @@ class Train:
             disable=True if multiprocessing.parent_process() else None,
         )
 
+        keep_curves = evolution_epochs(epochs)
         with bar:
             while run.epoch < epochs:
                 # Start an epoch; its data depend on the seed and the epoch's number alone.
                 for parameter in other_params:
                     parameter.requires_grad_(run.epoch >= self.activation_only_epochs)
                 if run.step == 0:  # else the epoch was started before it was interrupted
+                    if run.epoch in keep_curves:
+                        run.evolution[run.epoch] = mean_curves(network)
                     for unit in units:
                         unit.start_epoch(run.epoch, epochs)
                 phase = self._phase(units, run)
@@ -270,7 +273,7 @@ class Train:
         write_examples(cell.folder / EXAMPLES, task.examples)
         samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
         with self._autocast(task.device):
-            write_curves(cell.folder / CURVES, network, samples)
+            write_curves(cell.folder / CURVES, network, samples, run.evolution)
         if self.pictures:
             figures = task.pictures(network) | ({"confusion": confusion.figure()} if confusion else {})
             for name, figure in figures.items():

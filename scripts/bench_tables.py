@@ -122,7 +122,8 @@ def chart(rows: Sequence[Row], folder: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
-    from results.figures import COLORS, GREY, STYLE, save
+    from results.figures import STYLE, save
+    from results.palette import COLORS, GRAY
 
     done = [row for row in rows if row["kind"] == "unit" and "note" not in row]
     if not done:
@@ -135,7 +136,7 @@ def chart(rows: Sequence[Row], folder: Path) -> Path:
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.3 + 0.2 * len(names)), layout="constrained")
         ax = figure.subplots()
-        looks = {"fused": (-0.19, COLORS[0]), "reference": (0.19, GREY), "torch": (0.0, COLORS[2])}
+        looks = {"fused": (-0.19, COLORS[0]), "reference": (0.19, GRAY), "torch": (0.0, COLORS[2])}
         for path, (offset, color) in looks.items():
             for name, row in drawn[path].items():
                 value, y = row["fwd_bwd"], names.index(name) + offset

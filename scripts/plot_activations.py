@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from results.escape import figure_text
-from results.figures import COLORS, STYLE, save
+from results.figures import STYLE, save
+from results.palette import COLORS
 from runners.compose import choose, component_names
 from runners.errors import format_error
 

@@ -1,4 +1,4 @@
-"""Draw what a finished cell's activations learnt: curves over their inputs, gates, coefficients, parameters.
+"""Draw what a finished cell's activations learned: curves over their inputs, gates, coefficients, parameters.
 
 python scripts/plot_cell.py outputs/<study>/<task>/<activation>/<seed>-<cell id>
 """
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("cell", type=Path, help="the cell's folder; pictures go to its pictures/")
     arguments = parser.parse_args()
 
-    from results.learnt import write_cell_figures
+    from results.learned import write_cell_figures
 
     try:
         for path in write_cell_figures(arguments.cell):

@@ -29,7 +29,7 @@ STEEP = "_target_: activations.prelu.PReLU\n_partial_: true\nshared: false\ninit
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "added at the top": (
         ("+lr=0.001",),
-        "lr: no such name; did you mean task.recipe.lr? Legal: activation, force, network, outputs, runner, seed, study, task",
+        "lr: no such name; did you mean task.recipe.lr? Legal: activation, force, network, outputs, report, runner, seed, study, task",
     ),
     "added at the top, in a grid": (
         ("-m", "+epochs=1,50"),

@@ -40,7 +40,7 @@ from results.collect import add_labels, read_metrics, read_records
 from results.escape import figure_text, markdown
 from results.files import atomic_write, remove_leftovers, write_all, write_csv, write_json
 from results.leaderboard import leaderboard
-from results.learnt import read_learnt, write_cell_figures
+from results.learned import read_learned, write_cell_figures
 from results.report import write_report
 from results.schema import read_record
 from runners import code
@@ -735,7 +735,7 @@ def test_curves_that_claim_to_be_huge_are_damaged(tmp_path: Path, kind: str) -> 
     with zipfile.ZipFile(tmp_path / "curves.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", content)
     with pytest.raises(ValueError, match=r"curves\.npz: damaged \(.*\); train the cell again"):
-        read_learnt(tmp_path)
+        read_learned(tmp_path)
     run = (
         subprocess.run([sys.executable, "scripts/plot_cell.py", str(tmp_path)], **PROCESS)
         if kind == "declared"

@@ -38,7 +38,7 @@ def test_a_grid_its_report_and_the_same_again(tmp_path: Path, cli) -> None:
         line = f"{record['activation']} digits seed={record['seed']} top1={record['primary']:.4g} {folder}"
         assert line in first.stdout.splitlines()
     report = tmp_path / "outputs" / "grid" / "report"
-    assert first.stdout.splitlines()[-1] == f"leaderboard: {report / 'leaderboard.md'}"
+    assert first.stdout.splitlines()[-1] == f"page: {report / 'index.html'}"
     table = pd.read_csv(report / "leaderboard.csv")
     assert sorted(table["activation"]) == ["prelu", "relu", "swish"]
     assert set(table["n"]) == {2}
@@ -103,7 +103,7 @@ def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
     bad = cli("-m", "seed=-1,0", "runner=smoke", "study=grid")  # no cell at all
     assert bad.returncode != 0
     assert "seed=-1: a whole number" in bad.stderr
-    assert bad.stdout.splitlines()[-1].startswith("leaderboard: ")
+    assert bad.stdout.splitlines()[-1].startswith("page: ")
 
     again = cli("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid")
     assert again.returncode != 0

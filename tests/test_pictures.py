@@ -1,4 +1,4 @@
-"""Pictures of what was learnt: the figures from made-up cells, and the two programs that write them."""
+"""Pictures of what was learned: the figures from made-up cells, and the two programs that write them."""
 
 import re
 import runpy
@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from results.learnt import (
+from results.learned import (
     coefficients,
     curves,
     gates,
     input_range,
     parameters,
-    read_learnt,
+    read_learned,
     write_cell_figures,
 )
 
@@ -56,6 +56,7 @@ def prelu(sites: int, channels: int) -> dict[str, np.ndarray]:
 def pwlu() -> dict[str, np.ndarray]:
     values = {"left": -2.5, "right": 3.0, "slope_left": 0.0, "slope_right": 1.0, "mean": 0.1, "std": 1.0}
     diagnostics = {f"diagnostic/act/{name}": np.array([value]) for name, value in values.items()}
+    diagnostics |= {f"role/act/{name}": np.array("interval_end") for name in ("left", "right")}
     knots = np.linspace(-2.5, 3, 17)
     curve = np.interp(X, knots, np.maximum(knots, 0) + 0.1 * np.sin(5 * knots))[None]
     return {"curve/act": curve, "inputs/act": uniform(-2, 2)} | diagnostics
@@ -69,6 +70,7 @@ def gct(sites: int = 3) -> dict[str, np.ndarray]:
         arrays[f"inputs/{site}"] = uniform(-1, 1)
         for name in ("alpha", "gamma", "beta"):
             arrays[f"diagnostic/{site}/{name}"] = rng.normal(size=16)
+            arrays[f"role/{site}/{name}"] = np.array("gate")
         arrays[f"curve/{site}.base"] = RELU
         arrays[f"inputs/{site}.base"] = uniform(-1, 1)
         arrays[f"diagnostic/{site}.base/slope"] = rng.normal(size=1)
@@ -81,6 +83,7 @@ def dyrelu(sites: int = 3) -> dict[str, np.ndarray]:
     for site in range(sites):
         arrays[f"inputs/act{site}"] = uniform(-3, 3)
         arrays[f"diagnostic/act{site}/coefficients"] = rng.normal([1, 0, 5, 6], 0.1, (8, 16, 4))
+        arrays[f"role/act{site}/coefficients"] = np.array("coefficients")
     return arrays
 
 
@@ -98,7 +101,7 @@ def line(ax: Axes, label: str) -> np.ndarray:
 
 def test_every_channel_is_drawn_with_the_mean_in_the_order_of_depth(tmp_path: Path) -> None:
     arrays = prelu(sites=7, channels=5)
-    drawn = panels(curves(read_learnt(make_cell(tmp_path, arrays))))
+    drawn = panels(curves(read_learned(make_cell(tmp_path, arrays))))
     assert list(drawn) == [f"blocks.{site}.act1" for site in range(7)]
     for site, ax in drawn.items():
         (cloud,) = [artist for artist in ax.collections if isinstance(artist, LineCollection)]
@@ -110,7 +113,7 @@ def test_every_channel_is_drawn_with_the_mean_in_the_order_of_depth(tmp_path: Pa
 
 def test_a_panel_covers_the_inputs_and_the_curve_there(tmp_path: Path) -> None:
     arrays = prelu(sites=3, channels=5)
-    for site, ax in panels(curves(read_learnt(make_cell(tmp_path, arrays)))).items():
+    for site, ax in panels(curves(read_learned(make_cell(tmp_path, arrays)))).items():
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
         inputs = arrays[f"inputs/{site}"][1:-1]
         assert left < X[:-1][inputs > 0][0]
@@ -140,57 +143,63 @@ def test_range_of_the_inputs(inputs: np.ndarray | None, expected: tuple[float, f
 
 def test_inputs_out_of_reach_are_told(tmp_path: Path) -> None:
     cell = make_cell(tmp_path, {"curve/act": RELU, "inputs/act": uniform(-10, 6)})
-    (ax,) = panels(curves(read_learnt(cell))).values()
+    (ax,) = panels(curves(read_learned(cell))).values()
     assert [text.get_text() for text in ax.texts] == ["← 25%"]
 
 
-def test_a_learnt_interval_is_marked(tmp_path: Path) -> None:
-    learnt = read_learnt(make_cell(tmp_path, pwlu()))
-    ax = panels(curves(learnt))["act"]
-    np.testing.assert_array_equal(line(ax, "curve"), learnt.curves["act"][0])
-    (marks,) = [artist for artist in ax.collections if artist.get_label() == "learnt interval"]
+def test_a_learned_interval_is_marked(tmp_path: Path) -> None:
+    learned = read_learned(make_cell(tmp_path, pwlu()))
+    ax = panels(curves(learned))["act"]
+    np.testing.assert_array_equal(line(ax, "curve"), learned.curves["act"][0])
+    (marks,) = [artist for artist in ax.collections if artist.get_label() == "learned interval"]
     assert [segment[0, 0] for segment in marks.get_segments()] == [-2.5, 3.0]
     assert ax.get_xlim()[0] < -2.5 < 3 < ax.get_xlim()[1]
-    assert list(panels(parameters(learnt))) == ["slope_left", "slope_right", "mean", "std"]
+    assert list(panels(parameters(learned))) == ["slope_left", "slope_right", "mean", "std"]
 
 
 def test_gates(tmp_path: Path) -> None:
     arrays = gct()
-    learnt = read_learnt(make_cell(tmp_path, arrays))
-    drawn = panels(gates(learnt))
+    learned = read_learned(make_cell(tmp_path, arrays))
+    drawn = panels(gates(learned))
+    assert list(drawn) == ["alpha", "gamma", "beta"]
     gamma = [arrays[f"diagnostic/blocks.{site}.act1/gamma"] for site in range(3)]
-    np.testing.assert_allclose(drawn["mean of gamma"].lines[0].get_ydata(), [g.mean() for g in gamma])
-    np.testing.assert_allclose(drawn["variance of gamma"].lines[0].get_ydata(), [g.var() for g in gamma])
-    (title,) = [title for title in drawn if title.startswith("gamma")]
-    assert "< 0 cooperation, > 0 competition" in title
-    dots = drawn[title].lines[0]
+    np.testing.assert_allclose(line(drawn["gamma"], "mean"), [g.mean() for g in gamma])
+    np.testing.assert_allclose(line(drawn["gamma"], "median"), [np.median(g) for g in gamma])
+    dots = drawn["gamma"].lines[0]
     np.testing.assert_allclose(dots.get_ydata(), np.concatenate([np.sort(g) for g in gamma]))
     np.testing.assert_array_equal(np.round(dots.get_xdata()), np.repeat([0, 1, 2], 16))
-    assert list(panels(curves(learnt))) == [f"blocks.{site}.act1.base" for site in range(3)]
-    assert list(panels(parameters(learnt))) == ["slope"]  # of the units within the gates
-    assert coefficients(learnt) is None
+    assert list(panels(curves(learned))) == [f"blocks.{site}.act1.base" for site in range(3)]
+    assert list(panels(parameters(learned))) == ["slope"]  # of the units within the gates
+    assert coefficients(learned) is None
+
+
+def test_what_declares_no_role_is_a_parameter(tmp_path: Path) -> None:
+    """Files of earlier versions say none."""
+    arrays = {name: value for name, value in (pwlu() | gct()).items() if not name.startswith("role/")}
+    learned = read_learned(make_cell(tmp_path, arrays))
+    assert gates(learned) is None
+    assert coefficients(learned) is None
+    assert {"left", "right", "gamma", "slope"} < set(panels(parameters(learned)))
 
 
 @pytest.mark.parametrize("sites", [3, 19])
 def test_coefficients(tmp_path: Path, sites: int) -> None:
     arrays = dyrelu(sites)
-    learnt = read_learnt(make_cell(tmp_path, arrays))
-    for half, ax in enumerate(panels(coefficients(learnt)).values()):
-        for k in range(2):
-            medians = [
-                np.median(arrays[f"diagnostic/act{site}/coefficients"][..., 2 * half + k])
-                for site in range(sites)
-            ]
-            np.testing.assert_allclose(line(ax, f"piece {k + 1}"), medians, atol=0.01)  # of 100 quantiles
-    assert len(panels(curves(learnt))) == sites  # no scalar function: inputs alone
-    assert parameters(learnt) is None
-    assert gates(learnt) is None
+    learned = read_learned(make_cell(tmp_path, arrays))
+    drawn = panels(coefficients(learned))
+    assert list(drawn) == ["slope 1", "slope 2", "intercept 1", "intercept 2"]
+    for k, ax in enumerate(drawn.values()):
+        medians = [np.median(arrays[f"diagnostic/act{site}/coefficients"][..., k]) for site in range(sites)]
+        np.testing.assert_allclose(line(ax, "median"), medians, atol=0.01)  # of 100 quantiles
+    assert len(panels(curves(learned))) == sites  # no scalar function: inputs alone
+    assert parameters(learned) is None
+    assert gates(learned) is None
 
 
 def test_parameters_of_any_shape(tmp_path: Path) -> None:
     gate = np.random.default_rng(0).uniform(size=(8, 16))
     cell = make_cell(tmp_path, {"diagnostic/a/gate": gate, "diagnostic/b/beta": np.array(1.5)})
-    drawn = panels(parameters(read_learnt(cell)))
+    drawn = panels(parameters(read_learned(cell)))
     assert list(drawn) == ["gate", "beta"]
     np.testing.assert_array_equal(drawn["beta"].lines[0].get_xydata(), [[1, 1.5]])
     assert [path.name for path in write_cell_figures(cell)] == ["parameters.png"]

@@ -474,7 +474,10 @@ def test_report_of_a_study(tmp_path: Path) -> None:
     assert figures == [f"{n}-digits.{s}" for n in names for s in ("png", "svg")]
     for figure in figures:
         assert f"figures/{figure}" in text or figure.endswith("svg")
-    before = {file: file.read_bytes() for file in (path.parent / "figures").glob("*.svg")}
+    before = {
+        file: file.read_bytes()
+        for file in [*(path.parent / "figures").glob("*.svg"), path.with_name("index.html")]
+    }
     write_report(study)
     assert all(file.read_bytes() == content for file, content in before.items())
 

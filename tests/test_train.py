@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -309,10 +310,37 @@ def test_curves_and_diagnostics_are_written(tmp_path) -> None:
     assert set(arrays) == {"x"} | {
         f"{kind}/features.{i}{tail}"
         for i in (2, 5, 8)
-        for kind, tail in (("curve", ""), ("diagnostic", "/gain"), ("role", "/gain"), ("inputs", ""))
+        for kind, tail in (
+            ("curve", ""),
+            ("diagnostic", "/gain"),
+            ("inputs", ""),
+            ("evolution/0", ""),
+            ("role", "/gain"),
+        )
     }
-    assert arrays["role/features.2/gain"].item() == "gate"
+    assert str(arrays["role/features.2/gain"]) == "gate"
     assert arrays["curve/features.2"].shape == (16, len(arrays["x"]))
+
+
+def test_keeping_curves_changes_no_bit_of_a_run_and_they_are_those_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("runner.epochs=4", "runner.limit_batches=2")
+    kept = train(tmp_path / "kept", Toy, *settings)
+    curves = np.load(next(tmp_path.glob("kept/**/curves.npz")))
+    assert {name.split("/")[1] for name in curves if name.startswith("evolution/")} == {"0", "1", "2"}
+    # Toy begins as max(x, 0) times a gain near 1, and its slope is frozen before epoch 2
+    start = curves["evolution/0/features.2"].astype(float)
+    np.testing.assert_allclose(start, np.maximum(curves["x"], 0), rtol=0.02, atol=0.01)
+    assert (curves["evolution/2/features.2"][curves["x"] < 0] == 0).all()
+    assert (curves["curve/features.2"][:, curves["x"] < 0] != 0).all()
+    monkeypatch.setattr("runners.train.evolution_epochs", lambda epochs: frozenset())
+    assert train(tmp_path / "none", Toy, *settings)["primary"] == kept["primary"]
+    states = [load(tmp_path / name) for name in ("kept", "none")]
+    assert all(
+        torch.equal(states[0]["network"][key], states[1]["network"][key]) for key in states[0]["network"]
+    )
+    assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
 
 
 def test_the_inputs_of_every_site_are_counted(tmp_path) -> None:

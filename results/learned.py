@@ -1,9 +1,11 @@
-"""Figures of what a finished cell's activations learnt, from its ``curves.npz`` alone."""
+"""Figures of what a finished cell's activations learned, from its ``curves.npz`` alone."""
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -15,21 +17,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from results.escape import figure_text
-from results.figures import COLORS, GREY, STYLE, save
+from results.figures import STYLE, save
 from results.files import CURVES, PICTURES
+from results.palette import COLORS, GRAY
 
 WIDTH = 9.6  # inches
 TAIL = 0.001  # share of the inputs at either end that a panel may leave out
 NEARBY = 1.0  # a panel reaches at least this far to both sides of 0, where activations bend
+MOST_HEADER = 10_000  # bytes
 MOST_DEFLATED = 1032  # bytes that zlib can pack into one
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DOTS = 100  # per strip: quantiles stand for more values than that
-GATE = ("alpha", "gamma", "beta")
-INTERVAL = ("left", "right")
+FIGURES = ("curves", "gates", "coefficients", "parameters")  # the names of a cell's figures
+ROLES = ("gate", "coefficients", "occupancy", "knots", "interval_end")  # what is none of these is a parameter
 
 
 @dataclass(frozen=True)
-class Learnt:
+class Learned:
     """What a cell's ``curves.npz`` holds; sites stand in the network's order, which is depth.
 
     name: task/activation/seed-id.
@@ -37,13 +41,22 @@ class Learnt:
     curves: (units, points) by site, where the unit is a scalar function.
     inputs: (points + 1,) by site: share of inputs below x[0], in each interval, above x[-1].
     diagnostics: arrays of any shape by site and name.
+    roles: what such an array is (``ROLES``), by site and name; what has none is a plain parameter.
+    evolution: (points,) mean curve by number of epochs trained and site, in the order of training.
     """
 
     name: str
     x: np.ndarray
-    curves: dict[str, np.ndarray]
-    inputs: dict[str, np.ndarray]
-    diagnostics: dict[str, dict[str, np.ndarray]]
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    diagnostics: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    roles: dict[str, dict[str, str]] = field(default_factory=dict)
+    evolution: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def role(self, site: str, name: str) -> str:
+        """Return what a diagnostic is: one of ``ROLES``, or ``parameter``."""
+        role = self.roles.get(site, {}).get(name)
+        return role if role in ROLES else "parameter"
 
 
 def write_cell_figures(folder: Path) -> list[Path]:
@@ -52,10 +65,10 @@ def write_cell_figures(folder: Path) -> list[Path]:
     Raises:
         ValueError: the cell is not finished, or its ``curves.npz`` is damaged or empty.
     """
-    learnt = read_learnt(folder)
+    learned = read_learned(folder)
     with rc_context(STYLE):
         drawn = {
-            function.__name__: function(learnt) for function in (curves, gates, coefficients, parameters)
+            function.__name__: function(learned) for function in (curves, gates, coefficients, parameters)
         }
         paths = [
             save(figure, folder / PICTURES, name) for name, figure in drawn.items() if figure is not None
@@ -65,7 +78,7 @@ def write_cell_figures(folder: Path) -> list[Path]:
     return paths
 
 
-def read_learnt(folder: Path) -> Learnt:
+def read_learned(folder: Path) -> Learned:
     """The arrays of ``folder / curves.npz``.
 
     Raises:
@@ -73,9 +86,7 @@ def read_learnt(folder: Path) -> Learnt:
     """
     path = folder / CURVES
     try:
-        _check_sizes(path)
-        with path.open("rb") as file, np.load(file) as arrays:
-            return _sorted("/".join(folder.resolve().parts[-3:]), dict(arrays))
+        return _sorted("/".join(folder.resolve().parts[-3:]), _arrays(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: no {CURVES} there, so this is no finished cell; run its command again to finish it"
@@ -85,69 +96,101 @@ def read_learnt(folder: Path) -> Learnt:
         raise ValueError(f"{path}: damaged ({said}); train the cell again with force=true") from None
 
 
-def _check_sizes(path: Path) -> None:
-    """Raise ValueError if an array claims to be larger than what the file holds of it, before memory is asked for."""
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file, each read at once.
+
+    Raises:
+        ValueError: one claims to be larger than what the file holds of it; that is seen before memory is asked for.
+    """
+    arrays = {}
     with ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
-                read_header = READ_HEADER.get(version)
-                if read_header is None:
+                if version not in READ_HEADER:
                     raise ValueError(f"{entry.filename} is in format {version}")
-                shape, _, dtype = read_header(file)
-                size = file.tell() + math.prod(shape) * dtype.itemsize
-            if size != entry.file_size or size > MOST_DEFLATED * max(1, entry.compress_size):
-                raise ValueError(
-                    f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
+                digits = 2 if version == (1, 0) else 4  # bytes of the header's length
+                length = file.read(digits)
+                text = file.read(min(int.from_bytes(length, "little"), MOST_HEADER))
+                shape, fortran, dtype = _header(version, length + text)
+                size = math.prod(shape) * dtype.itemsize
+                before = 8 + digits + len(text)
+                if before + size != entry.file_size or before + size > MOST_DEFLATED * max(
+                    1, entry.compress_size
+                ):
+                    raise ValueError(
+                        f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
+                    )
+                if dtype.hasobject:
+                    raise ValueError(f"{entry.filename} holds objects")
+                values = np.frombuffer(file.read(), dtype)
+                arrays[entry.filename.removesuffix(".npy")] = values.reshape(
+                    shape, order="F" if fortran else "C"
                 )
+    return arrays
 
 
-def _sorted(name: str, arrays: Mapping[str, np.ndarray]) -> Learnt:
+@lru_cache(maxsize=1024)
+def _header(version: tuple[int, int], content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type; the arrays of cells have few different headers, and parsing one takes longer than its data."""
+    return READ_HEADER[version](BytesIO(content))
+
+
+def _sorted(name: str, arrays: Mapping[str, np.ndarray]) -> Learned:
     """The arrays by kind and site, after a look at their shapes."""
     if "x" not in arrays or arrays["x"].ndim != 1 or len(arrays["x"]) < 2:
         raise ValueError("no points x")
-    learnt = Learnt(name, arrays["x"], {}, {}, {})
-    points = len(learnt.x)
+    learned = Learned(name, arrays["x"])
+    points = len(learned.x)
     for key, array in arrays.items():
         kind, _, site = key.partition("/")
         fits = array.dtype.kind in "biuf"
         if kind == "curve":
-            learnt.curves[site] = array
+            learned.curves[site] = array
             fits &= array.ndim == 2 and array.shape[1] == points
         elif kind == "inputs":
-            learnt.inputs[site] = array
+            learned.inputs[site] = array
             fits &= array.shape == (points + 1,)
         elif kind == "diagnostic":
             site, _, diagnostic = site.rpartition("/")
-            learnt.diagnostics.setdefault(site, {})[diagnostic] = array
+            learned.diagnostics.setdefault(site, {})[diagnostic] = array
+        elif kind == "role":
+            site, _, diagnostic = site.rpartition("/")
+            learned.roles.setdefault(site, {})[diagnostic] = str(array)
+            fits = array.dtype.kind == "U" and array.ndim == 0
+        elif kind == "evolution":
+            epochs, _, site = site.partition("/")
+            fits &= array.shape == (points,) and epochs.isdecimal()
+            if fits:
+                learned.evolution.setdefault(int(epochs), {})[site] = array.astype(np.float32)
         if not fits:
             raise ValueError(f"{key} is {array.dtype}{list(array.shape)}, and x has {points} points")
-    return learnt
+    return learned
 
 
-def curves(learnt: Learnt) -> Figure | None:
+def curves(learned: Learned) -> Figure | None:
     """A panel per site: its curves over the distribution of its inputs.
 
     Sites without a curve are left out, unless none has one: then the inputs stand alone.
     """
-    sites = list(learnt.curves or learnt.inputs)
+    sites = list(learned.curves or learned.inputs)
     if not sites:
         return None
     figure, axes = _grid(len(sites))
     for ax, site in zip(axes, sites, strict=True):
-        _draw_site(ax, learnt, site)
+        _draw_site(ax, learned, site)
         ax.set_title(_shortened(site), size=8)
     # the same label in many panels is one entry
     shown = {text: mark for ax in axes for mark, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     legend = figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=5)
     for handle in filter(None, legend.legend_handles):
         handle.set_alpha(max(handle.get_alpha() or 1, 0.5))  # one channel of many is faint
-    _title(figure, learnt, "response curves by depth" if learnt.curves else "inputs by depth")
+    _title(figure, learned, "response curves by depth" if learned.curves else "inputs by depth")
     return figure
 
 
-def _draw_site(ax: Axes, learnt: Learnt, site: str) -> None:
-    x, lines, inputs = learnt.x, learnt.curves.get(site), learnt.inputs.get(site)
+def _draw_site(ax: Axes, learned: Learned, site: str) -> None:
+    x, lines, inputs = learned.x, learned.curves.get(site), learned.inputs.get(site)
     relu = np.maximum(x, 0)
     low, high = input_range(x, inputs)
     if inputs is not None and inputs[1:-1].any():
@@ -155,8 +198,8 @@ def _draw_site(ax: Axes, learnt: Learnt, site: str) -> None:
     ax.plot(x, relu, ":", lw=1.0, color="black", zorder=3, label="ReLU")
     if lines is not None:
         _draw_lines(ax, x, lines)
-        if _has_interval(learnt, site):
-            ends = np.ravel([learnt.diagnostics[site][end] for end in INTERVAL])
+        ends = _interval_ends(learned, site)
+        if len(ends):
             low, high = _draw_interval(ax, ends, low, high)
             low, high = max(low, x[0]), min(high, x[-1])
     inside = (x >= low) & (x <= high)
@@ -164,6 +207,14 @@ def _draw_site(ax: Axes, learnt: Learnt, site: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.tick_params(labelsize=7)
+
+
+def densities(learned: Learned, site: str) -> np.ndarray:
+    """Return (points,) the share of a site's inputs around each point, half of either neighboring interval."""
+    inner = (
+        learned.inputs[site][1:-1].astype(float) if site in learned.inputs else np.zeros(len(learned.x) - 1)
+    )
+    return (np.append(0.0, inner) + np.append(inner, 0.0)) / 2
 
 
 def input_range(x: np.ndarray, inputs: np.ndarray | None) -> tuple[float, float]:
@@ -182,7 +233,7 @@ def _draw_inputs(ax: Axes, x: np.ndarray, inputs: np.ndarray) -> None:
     """The histogram in the background, on a height of its own; the share that ``x`` does not reach as a number."""
     heights = 0.9 * inputs[1:-1] / inputs[1:-1].max()
     across = ax.get_xaxis_transform()
-    ax.stairs(heights, x, fill=True, color=GREY, alpha=0.45, lw=0, zorder=0, transform=across, label="inputs")
+    ax.stairs(heights, x, fill=True, color=GRAY, alpha=0.45, lw=0, zorder=0, transform=across, label="inputs")
     total = inputs.sum()
     if inputs[0] >= 0.005 * total:
         ax.text(0.02, 0.97, f"← {inputs[0] / total:.0%}", size=7, va="top", transform=ax.transAxes)
@@ -204,11 +255,18 @@ def _draw_lines(ax: Axes, x: np.ndarray, lines: np.ndarray) -> None:
     ax.plot(x, lines.mean(0), lw=1.8, color=COLORS[0], label="mean of channels")
 
 
+def _interval_ends(learned: Learned, site: str) -> np.ndarray:
+    """All values of a site's diagnostics that are ends of an interval, from the lowest on."""
+    named = learned.diagnostics.get(site, {})
+    ends = [np.ravel(values) for name, values in named.items() if learned.role(site, name) == "interval_end"]
+    return np.sort(np.concatenate(ends)) if ends else np.zeros(0)
+
+
 def _draw_interval(ax: Axes, ends: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Mark a learnt interval, or those of many channels as ticks; returns the range with the former in it."""
+    """Mark a learned interval, or those of many channels as ticks; returns the range with the former in it."""
     height = 1.0 if len(ends) == 2 else 0.07
     across = ax.get_xaxis_transform()
-    label = "learnt interval" if len(ends) == 2 else "learnt intervals' ends"
+    label = "learned interval" if len(ends) == 2 else "learned intervals' ends"
     ax.vlines(ends, 0, height, color=COLORS[1], lw=0.8, transform=across, label=label)
     if len(ends) > 2 or not np.isfinite(ends).all():
         return low, high
@@ -225,114 +283,77 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def gates(learnt: Learnt) -> Figure | None:
-    """GCT's alpha, gamma and beta over the channels of each site, and gamma's mean and variance."""
-    sites = _gate_sites(learnt)
-    if not sites:
-        return None
-    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
-    panels = figure.subplot_mosaic("gm;gv;ab;ab", sharex=True)  # gamma, mean, variance, alpha, beta
-    for color, name in zip(COLORS, GATE, strict=False):
-        _strips(panels[name[0]], _by_depth(learnt, sites, name), color=color)
-        panels[name[0]].set_title(f"{name} of the channels")
-    panels["g"].set_title("gamma of the channels (< 0 cooperation, > 0 competition)")
-    finite = [_finite(learnt.diagnostics[site]["gamma"]) for site in sites]
-    for name, moment in (("mean", np.mean), ("variance", np.var)):
-        values = [float(moment(gamma)) if len(gamma) else math.nan for gamma in finite]
-        panels[name[0]].plot(range(len(sites)), values, "o-", ms=3.5, lw=1.1, color=COLORS[1])
-        panels[name[0]].set_title(f"{name} of gamma")
-        panels[name[0]].yaxis.set_major_locator(MaxNLocator(4))
-    panels["v"].set_ylim(bottom=0)
-    for name in "gmb":
-        panels[name].axhline(0, lw=0.8, color="black", zorder=1)
-    for name, ax in panels.items():
-        _depth_axis(ax, sites, labelled=name in "ab")
-    _title(figure, learnt, "gates by depth")
-    return figure
+def gates(learned: Learned) -> Figure | None:
+    """A panel for every gate: its values over the channels of each site, and their mean by depth."""
+    named = _by_role(learned, "gate")
+    return _panels(learned, named, "gates by depth", with_means=True) if named else None
 
 
-def coefficients(learnt: Learnt) -> Figure | None:
-    """DyReLU's slopes and intercepts over a batch and the channels of each site, a colour per piece."""
-    sites = _coefficient_sites(learnt)
-    if not sites:
-        return None
-    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
-    both = figure.subplots(2, 1, sharex=True)
-    pieces = min(learnt.diagnostics[site]["coefficients"].shape[-1] for site in sites) // 2
-    values = _by_depth(learnt, sites, "coefficients")
-    for half, (ax, name) in enumerate(zip(both, ("slope a", "intercept b"), strict=True)):
-        for k in range(pieces):
-            kth = {depth: array[..., half * pieces + k] for depth, array in values.items()}
-            place = {"offset": 0.84 * ((k + 0.5) / pieces - 0.5), "width": 0.7 / pieces}
-            _strips(ax, kth, color=COLORS[k % len(COLORS)], label=f"piece {k + 1}", **place)
-        ax.set_title(f"{name} of each piece, over batch and channels")
-        ax.axhline(0, lw=0.8, color="black", zorder=1)
-        _depth_axis(ax, sites, labelled=ax is both[-1])
-    both[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=pieces)
-    _title(figure, learnt, "coefficients by depth")
-    return figure
+def coefficients(learned: Learned) -> Figure | None:
+    """A panel for the slope and the intercept of every piece: values over a batch and the channels of each site."""
+    named: dict[str, dict[str, np.ndarray]] = {}
+    for by_site in _by_role(learned, "coefficients").values():
+        for site, values in by_site.items():
+            for k, title in enumerate(coefficient_names(values)):
+                named.setdefault(title, {})[site] = values[..., k]
+    return _panels(learned, named, "coefficients by depth") if named else None
 
 
-def parameters(learnt: Learnt) -> Figure | None:
-    """A panel for every other diagnostic: its values at each site."""
-    named = _other_diagnostics(learnt)
-    if not named:
-        return None
-    sites = [site for site in learnt.diagnostics if any(site in by_site for by_site in named.values())]
+def coefficient_names(values: np.ndarray) -> list[str]:
+    """Return the names of coefficients (..., 2 K): K slopes, then K intercepts."""
+    pieces = values.shape[-1] // 2 if values.ndim else 0
+    return [f"{part} {k + 1}" for part in ("slope", "intercept") for k in range(pieces)]
+
+
+def parameters(learned: Learned) -> Figure | None:
+    """A panel for every diagnostic that no other figure shows: its values at each site."""
+    named: dict[str, dict[str, np.ndarray]] = {}
+    for site, by_name in learned.diagnostics.items():
+        for name, values in by_name.items():
+            role = learned.role(site, name)
+            if role not in ("gate", "coefficients") and not (
+                role == "interval_end" and site in learned.curves
+            ):
+                named.setdefault(name, {})[site] = values
+    return _panels(learned, named, "parameters by depth") if named else None
+
+
+def _panels(
+    learned: Learned, named: Mapping[str, Mapping[str, np.ndarray]], title: str, with_means: bool = False
+) -> Figure:
+    """A figure with a panel for each of ``named``, which holds values by site."""
+    sites = [site for site in learned.diagnostics if any(site in by_site for by_site in named.values())]
     columns = 1 if len(named) < 3 else 2
     rows = math.ceil(len(named) / columns)
     figure = Figure(figsize=(WIDTH, 1.2 + 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     for index, (ax, (name, by_site)) in enumerate(zip(axes, named.items(), strict=False)):
-        _strips(ax, {sites.index(site): values for site, values in by_site.items()}, color=COLORS[0])
+        color = COLORS[index % len(COLORS)] if with_means else COLORS[0]
+        _strips(ax, {sites.index(site): values for site, values in by_site.items()}, color=color)
+        if with_means:
+            means = {sites.index(site): _finite(np.ravel(values)) for site, values in by_site.items()}
+            heights = [float(values.mean()) if len(values) else math.nan for values in means.values()]
+            ax.plot(list(means), heights, "-", lw=1.1, color="black", label="mean")
+            ax.axhline(0, lw=0.8, color="black", zorder=1)
         ax.set_title(figure_text(name))
         _depth_axis(ax, sites, labelled=index + columns >= len(named))
     for ax in axes[len(named) :]:
         ax.remove()
-    _title(figure, learnt, "parameters by depth")
+    _title(figure, learned, title)
     return figure
 
 
-def _gate_sites(learnt: Learnt) -> list[str]:
-    return [site for site, named in learnt.diagnostics.items() if named.keys() >= set(GATE)]
+def _by_role(learned: Learned, role: str) -> dict[str, dict[str, np.ndarray]]:
+    """What has a role, by name and site."""
+    named: dict[str, dict[str, np.ndarray]] = {}
+    for site, by_name in learned.diagnostics.items():
+        for name, values in by_name.items():
+            if learned.role(site, name) == role:
+                named.setdefault(name, {})[site] = values
+    return named
 
 
-def _coefficient_sites(learnt: Learnt) -> list[str]:
-    """Those with slopes and intercepts (N, 1 or C, 2 K)."""
-    named = {site: by_name.get("coefficients") for site, by_name in learnt.diagnostics.items()}
-    return [site for site, values in named.items() if values is not None and values.ndim == 3]
-
-
-def _other_diagnostics(learnt: Learnt) -> dict[str, dict[str, np.ndarray]]:
-    """By name and site, what no other figure shows."""
-    shown = {(site, name) for site in _gate_sites(learnt) for name in GATE}
-    shown |= {(site, "coefficients") for site in _coefficient_sites(learnt)}
-    shown |= {(site, name) for site in learnt.curves for name in INTERVAL if _has_interval(learnt, site)}
-    others: dict[str, dict[str, np.ndarray]] = {}
-    for site, named in learnt.diagnostics.items():
-        for name, values in named.items():
-            if (site, name) not in shown:
-                others.setdefault(name, {})[site] = values
-    return others
-
-
-def _has_interval(learnt: Learnt, site: str) -> bool:
-    return learnt.diagnostics.get(site, {}).keys() >= set(INTERVAL)
-
-
-def _by_depth(learnt: Learnt, sites: Iterable[str], name: str) -> dict[int, np.ndarray]:
-    return {depth: learnt.diagnostics[site][name] for depth, site in enumerate(sites)}
-
-
-def _strips(
-    ax: Axes,
-    groups: Mapping[int, np.ndarray],
-    *,
-    color: str,
-    label: str = "",
-    offset: float = 0,
-    width: float = 0.7,
-) -> None:
+def _strips(ax: Axes, groups: Mapping[int, np.ndarray], *, color: str) -> None:
     """At each depth a strip of dots, as wide as its values are dense; a line joins the medians."""
     dots, medians = [], []
     for depth, values in groups.items():
@@ -341,12 +362,14 @@ def _strips(
             continue
         if len(finite) > DOTS:
             finite = np.quantile(finite, np.linspace(0, 1, DOTS))
-        dots.append(np.stack([depth + offset + width * _spread(finite), finite]))
-        medians.append((depth + offset, np.median(finite)))
+        dots.append(np.stack([depth + 0.7 * _spread(finite), finite]))
+        medians.append((depth, np.median(finite)))
     if not dots:
         return
     ax.plot(*np.concatenate(dots, axis=1), "o", ms=2.6, mew=0, alpha=0.45, color=color)
-    ax.plot(*zip(*medians, strict=True), "o-", ms=4, lw=0.9, mec="white", mew=0.6, color=color, label=label)
+    ax.plot(
+        *zip(*medians, strict=True), "o-", ms=4, lw=0.9, mec="white", mew=0.6, color=color, label="median"
+    )
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -390,5 +413,5 @@ def _shortened(site: str, length: int = 24) -> str:
     return figure_text(site if len(site) <= length else f"…{site[1 - length :]}")
 
 
-def _title(figure: Figure, learnt: Learnt, text: str) -> None:
-    figure.suptitle(f"{figure_text(learnt.name)}: {text}", x=0.01, ha="left", size=10)
+def _title(figure: Figure, learned: Learned, text: str) -> None:
+    figure.suptitle(f"{figure_text(learned.name)}: {text}", x=0.01, ha="left", size=10)

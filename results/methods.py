@@ -1,0 +1,134 @@
+"""The text of a methods section, written from the settings in the records."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pandas as pd
+
+from results.explain import head_of
+from results.schema import is_missing
+
+STATISTICS = (
+    "All activations of a task are trained by the same recipe; a seed fixes initial weights, order of the data and "
+    "augmentation, the same for every activation, and splits do not depend on it. The test split is evaluated once, with "
+    "the last weights. Differences are paired by seed; each activation has a variance of its own, estimated from the residuals of the "
+    "activation x seed layout, and Welch's degrees of freedom. Intervals of the differences to the baseline hold together with 95 % "
+    "(Bonferroni over the comparisons of a table), and so do the sets of ranks (over all pairs). An activation is called equal to the "
+    "baseline if its interval lies within the smallest difference that matters. A diverged seed counts as the worst score of "
+    "its table."
+)
+
+
+def methods(records: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
+    """Yield a paragraph for each task, then one about the statistics."""
+    for task, cells in records.groupby("task_label", sort=True):
+        yield " ".join(_about(str(task), cells, table[table["task"] == task]))
+    yield STATISTICS
+
+
+def _about(task: str, cells: pd.DataFrame, rows: pd.DataFrame) -> Iterator[str]:
+    get = _getter(cells)
+    head = head_of("task", str(cells["task"].iloc[0]))[:1]
+    yield f"{task}: {head[0] if head else 'data of ' + str(get('task.data._target_') or 'an unknown source') + '.'}"
+    data = _settings(cells, "task.data.", skip=("_target_", "cache", "download", "root", "in_memory"))
+    if data:
+        yield f"Settings of the data: {data}."
+    shares = [
+        f"{get(f'task.{part}_fraction')} for {words}"
+        for part, words in (("val", "validation"), ("test", "the test"))
+        if get(f"task.{part}_fraction") is not None
+    ]
+    if shares:
+        yield f"Where the data have no split of their own, shares of {' and '.join(shares)} are held out."
+    augment = sorted(
+        {
+            column.split(".")[2]
+            for column in cells.columns
+            if column.startswith("task.augment.") and column.count(".") > 2 and get(column) is not None
+        }
+    )
+    yield f"Augmentation: {', '.join(augment) if augment else 'none'}."
+    network = get("network") or "unknown"
+    settings = _settings(cells, "network.", skip=("_target_", "_partial_", "path", "activations", "shared"))
+    sites = get("sites")
+    yield f"Network: {network}{f' ({settings})' if settings else ''}{f', {sites} activations' if sites else ''}."
+    yield from _recipe(get)
+    n = sorted(cells["seed"].map(str).unique(), key=lambda seed: (len(seed), seed))
+    compared = f"{len(rows)} activations" if len(rows) != 1 else "1 activation"
+    yield f"{compared}, seeds {', '.join(n) if len(n) <= 12 else f'{n[0]} to {n[-1]} ({len(n)})'}."
+    margin = rows["margin"].iloc[0]
+    if margin:
+        yield f"Differences of at most {margin:.4g} {rows['metric'].iloc[0]} do not matter."
+
+
+def _recipe(get: Callable[[str], Any]) -> Iterator[str]:
+    optimizer = get("task.recipe.optimizer")
+    if optimizer is None:
+        return
+    named = [
+        ("lr", "learning rate"),
+        ("momentum", "momentum"),
+        ("betas", "betas"),
+        ("weight_decay", "weight decay"),
+        ("clip_norm", "gradient norm clipped at"),
+    ]
+    parts = []
+    for key, words in named:
+        value = get(f"task.recipe.{key}")
+        if (
+            value is not None
+            and (optimizer != "sgd" or key != "betas")
+            and (optimizer == "sgd" or key != "momentum")
+        ):
+            parts.append(f"{words} {value}")
+    yield f"Optimizer: {optimizer}, {', '.join(parts)}."
+    epochs, steps = get("epochs"), get("steps")
+    length = f"{epochs or get('task.recipe.epochs')} epochs" + (f" ({steps} steps)" if steps else "")
+    yield f"{length} of batch size {get('task.recipe.batch_size')}."
+    warmup = get("task.recipe.warmup")
+    schedule = f"Schedule of the learning rate: {get('task.recipe.schedule')}"
+    yield (
+        f"{schedule}, warm-up over {float(warmup):.0%} of the steps."
+        if _is_positive(warmup)
+        else f"{schedule}."
+    )
+    for key, words in (("label_smoothing", "Label smoothing"), ("mixup", "Mixup")):
+        if _is_positive(get(f"task.recipe.{key}")):
+            yield f"{words} {get(f'task.recipe.{key}')}."
+    for key, words in (
+        ("amp", "mixed precision"),
+        ("limit_batches", "batches per pass limited to"),
+        ("activation_only_epochs", "epochs in which activations alone are trained:"),
+    ):
+        value = get(f"runner.{key}")
+        if value not in (None, "off", 0):
+            yield f"{words.capitalize()} {value}."
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _getter(cells: pd.DataFrame) -> Callable[[str], Any]:
+    """A function from a column to the one value of these cells, or all of them as text; None without any."""
+
+    def get(column: str) -> Any:
+        if column not in cells:
+            return None
+        values = [value for value in cells[column].unique() if not is_missing(value)]
+        values = [
+            int(value) if isinstance(value, float) and value.is_integer() else value for value in values
+        ]
+        return values[0] if len(values) == 1 else " or ".join(map(str, values)) or None
+
+    return get
+
+
+def _settings(cells: pd.DataFrame, prefix: str, skip: tuple[str, ...]) -> str:
+    get = _getter(cells)
+    found = ((column, get(column)) for column in cells.columns if column.startswith(prefix))
+    return ", ".join(
+        f"{column.removeprefix(prefix)} {value}"
+        for column, value in found
+        if value is not None and column.rpartition(".")[2] not in skip
+    )

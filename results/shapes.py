@@ -1,0 +1,367 @@
+"""What the activations of a study learned, from the ``curves.npz`` of its cells: charts for the page, and numbers."""
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
+from results.escape import shown
+from results.files import CURVES, PICTURES
+from results.learned import FIGURES, ROLES, Learned, coefficient_names, densities, input_range, read_learned
+from results.palette import Look
+from results.svg import Panel, strips
+
+MOST_SEEDS = 5  # that are read and drawn of an activation on a task
+MOST_SITES = 6  # by depth, the first and the last among them
+PANELS, COLUMNS, IMAGES = 200, 2400, 48  # on the page in all, so that it stays small
+IMAGE_WIDTH = 320  # pixels
+EVERY = 4  # points of a curve of which one is drawn
+LITTLE = 1e-6  # mean square change of a function that has learned nothing; float16 rounds to about that
+UNUSED = 0.001  # share of the inputs below which a piece counts as dead
+UNUSED_PART = 0.25  # of a learned interval without inputs that is worth a warning
+
+Charts = Sequence[tuple[str, Markup, str]]
+
+ABOUT = (
+    "Response curves by depth, the mean of a site's channels where there are several: thin lines are seeds, the thick one "
+    "their mean, the dotted one the function before training; gray is the distribution of the site's inputs in validation. "
+    f"Agreement is 1 minus the variance between seeds over the mean squared change since the start, both weighted by the inputs: 1 where all seeds learned "
+    f"the same, about 0 where each learned something of its own. At most {MOST_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an activation learned on a task.
+
+    Attributes:
+        grids: charts with a caption each.
+        agreement: between seeds, the mean over sites; nan if there is none.
+        seeds: number of cells that were read.
+        flags: sentences about what is dead or unused.
+    """
+
+    grids: Sequence[tuple[Charts, str]]
+    agreement: float
+    seeds: int
+    flags: Sequence[str]
+
+    @property
+    def summary(self) -> str:
+        """The numbers in words."""
+        said = _counted(self.seeds, "seed")
+        return said if math.isnan(self.agreement) else f"agreement {self.agreement:.2f} between {said}"
+
+
+@dataclass
+class Shapes:
+    """Charts of a study, ready for the page."""
+
+    by_task: dict[str, dict[str, Shape]] = field(default_factory=dict)
+    first_sites: dict[str, list[tuple[str, Markup, str]]] = field(default_factory=dict)  # by activation
+    images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(
+        default_factory=dict
+    )  # by task and name
+    damaged: list[str] = field(default_factory=list)
+
+
+def read_shapes(records: pd.DataFrame, looks: Mapping[str, Look]) -> Shapes:
+    """Return the charts of all cells that ended ok; one without ``curves.npz`` is left out, a damaged one is named."""
+    shapes = Shapes()
+    groups = [*records[records["status"] == "ok"].groupby(["task_label", "activation_label"], sort=True)]
+    sites = max(1, min(MOST_SITES, PANELS // max(1, len(groups)) - 1))
+    for (task, activation), cells in groups:
+        color = looks.get(activation, Look()).color
+        read = [*_read(cells, shapes.damaged)]
+        if not read:
+            continue
+        if panel := _first_site(read, color):
+            shapes.first_sites.setdefault(activation, []).append((str(task), *panel))
+        shape = _shape(read, color, sites, COLUMNS // len(groups))
+        if shape is not None:
+            shapes.by_task.setdefault(str(task), {})[str(activation)] = shape
+    _add_images(shapes, groups)
+    return shapes
+
+
+def _read(cells: pd.DataFrame, damaged: list[str]) -> Iterator[Learned]:
+    for folder in map(Path, cells.sort_values("seed")["folder"].iloc[:MOST_SEEDS]):
+        try:
+            if (folder / CURVES).exists():
+                yield read_learned(folder)
+        except (ValueError, OSError) as error:
+            damaged.append(" ".join(shown(error).split()))
+
+
+def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: int) -> Shape | None:
+    """Return the charts of one activation on one task; None if there is nothing to see."""
+    grids: list[tuple[Charts, str]] = []
+    agreements: dict[str, float] = {}
+    if is_learned(read):
+        names = [site for site in read[0].curves if all(site in each.curves for each in read)]
+        agreements = {site: agreement_at(read, site) for site in names}
+        some = spaced(names, most_sites)
+        charts = [(_short(site), *_panel(read, site, color, agreements[site])) for site in some]
+        if charts:
+            grids.append(
+                (charts, f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else "")
+            )
+        steps = (
+            [(_short(site), *_evolution(read, site, color)) for site in dict.fromkeys((some[0], some[-1]))]
+            if some
+            else []
+        )
+        if read[0].evolution and steps:
+            epochs = ", ".join(map(str, read[0].evolution))
+            grids.append(
+                (steps, f"Mean over seeds after {epochs} epochs and at the end (thick), first and last site.")
+            )
+    charts = [*_strips(read, color, most_columns)]
+    if charts:
+        grids.append(
+            (
+                charts,
+                "By depth, over channels and seeds: median (dot), middle half (thick), 5 to 95 % (thin).",
+            )
+        )
+    known = [value for value in agreements.values() if not math.isnan(value)]
+    agreement = float(np.mean(known)) if known else math.nan
+    return Shape(grids, agreement, len(read), [*flags(read)]) if grids else None
+
+
+def is_learned(read: Sequence[Learned]) -> bool:
+    """Whether the curves are those of a function that training changes: fixed ones are the same at all sites of all seeds."""
+    lines = [curve for each in read for curve in each.curves.values()]
+    return (
+        bool(lines)
+        and any(not np.allclose(curve, lines[0][:1], atol=1e-4, equal_nan=True) for curve in lines)
+    ) or any(each.evolution for each in read)
+
+
+def agreement_at(read: Sequence[Learned], site: str) -> float:
+    """Return how much of what a site learned is the same for all seeds.
+
+    1 - sum_x w(x) Var_s f_s(x) / sum_x w(x) mean_s (f_s(x) - f_0(x))^2, at least 0. f_s is the function of seed s, the mean of
+    its units, with the unbiased variance over seeds; f_0 the mean over seeds of those before training; w the density of the inputs. nan
+    for one seed, where the start is not known and where nothing was learned.
+    """
+    starts = [each.evolution[0][site] for each in read if site in each.evolution.get(0, {})]
+    if len(read) < 2 or len(starts) < len(read):
+        return math.nan
+    x = read[0].x
+    weights = np.mean([densities(each, site) for each in read], axis=0)
+    curves = np.stack([each.curves[site].mean(0) for each in read])
+    finite = np.isfinite(curves).all(0) & (weights > 0)
+    if not finite.any() or not all(np.array_equal(each.x, x) for each in read):
+        return math.nan
+    curves, weights = curves[:, finite].astype(float), weights[finite] / weights[finite].sum()
+    change = curves - np.mean(starts, axis=0)[finite]
+    learned = float((weights * (change**2).mean(0)).sum())
+    between = float((weights * curves.var(0, ddof=1)).sum())
+    return max(0.0, 1 - between / learned) if learned > LITTLE else math.nan
+
+
+def flags(read: Sequence[Learned]) -> Iterator[str]:
+    """Yield a sentence for each site with dead pieces or with a learned interval that inputs do not reach."""
+    for site, named in read[0].diagnostics.items():
+        for name in (name for name in named if read[0].role(site, name) == "occupancy"):
+            shares = [
+                _shares(each.diagnostics[site][name])
+                for each in read
+                if name in each.diagnostics.get(site, {})
+            ]
+            dead = [float((share < UNUSED).mean()) for share in shares]
+            if np.median(dead) > 0:
+                yield (
+                    f"{site}: {np.median(dead):.0%} of the pieces see less than {UNUSED:.1%} of the inputs "
+                    f"({_from_to(dead)} over seeds)."
+                )
+        unused = [part for each in read if (part := _unused_part(each, site)) is not None]
+        if unused and np.median(unused) > UNUSED_PART:
+            yield (
+                f"{site}: {np.median(unused):.0%} of the learned interval lies where there are no inputs "
+                f"({_from_to(unused)} over seeds)."
+            )
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    total = values.sum(-1, keepdims=True)
+    return np.divide(values, total, out=np.zeros_like(values, dtype=float), where=total > 0)
+
+
+def _unused_part(learned: Learned, site: str) -> float | None:
+    """Return the part of the mean learned interval outside of where all but a thousandth of the inputs at either end are."""
+    named = learned.diagnostics.get(site, {})
+    ends = [float(np.mean(named[name])) for name in named if learned.role(site, name) == "interval_end"]
+    inputs = learned.inputs.get(site)
+    if len(ends) < 2 or inputs is None or not inputs.sum() > 0 or not all(map(math.isfinite, ends)):
+        return None
+    low, high = min(ends), max(ends)
+    below = np.cumsum(inputs)[:-1] / inputs.sum()
+    first = float(learned.x[below <= UNUSED].max(initial=-math.inf))
+    last = float(learned.x[below >= 1 - UNUSED].min(initial=math.inf))
+    return 1 - max(0.0, min(high, last) - max(low, first)) / (high - low) if high > low else None
+
+
+def _from_to(values: Sequence[float]) -> str:
+    return f"{min(values):.0%} to {max(values):.0%}"
+
+
+def spaced(names: Sequence[str], most: int) -> list[str]:
+    """Return at most so many of the names at equal steps, with the first and the last."""
+    if len(names) <= most:
+        return list(names)
+    return [names[round(k)] for k in np.linspace(0, len(names) - 1, most)] if most > 1 else [names[-1]]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _short(site: str, length: int = 28) -> str:
+    return site if len(site) <= length else f"…{site[1 - length :]}"
+
+
+def _frame(
+    read: Sequence[Learned], site: str, lines: Sequence[np.ndarray]
+) -> tuple[Panel, np.ndarray, np.ndarray | None]:
+    """A panel over the range of the inputs and of ``lines`` there, the mask of drawn points, and the inputs."""
+    x = read[0].x
+    histograms = [each.inputs[site] for each in read if site in each.inputs]
+    inputs = np.mean(histograms, axis=0) if histograms else None
+    low, high = input_range(x, inputs)
+    inside = (x >= low) & (x <= high)
+    seen = np.concatenate([line[inside] for line in lines])
+    seen = seen[np.isfinite(seen)]
+    bottom, top = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    margin = 0.08 * (top - bottom) or 1.0
+    panel = Panel(low, high, bottom - margin, top + margin)
+    if inputs is not None:
+        panel.histogram(x[::EVERY], np.add.reduceat(inputs[1:-1], np.arange(0, len(x) - 1, EVERY)))
+    panel.axes()
+    return panel, inside, inputs
+
+
+def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> tuple[Markup, str]:
+    x = read[0].x[::EVERY]
+    lines = [each.curves[site].mean(0) for each in read]
+    starts = [each.evolution[0][site] for each in read if site in each.evolution.get(0, {})]
+    panel, _, _ = _frame(read, site, [*lines, *starts])
+    for each in read:
+        for name, values in each.diagnostics.get(site, {}).items():
+            if each.role(site, name) == "interval_end" and values.size == 1:
+                panel.upright(float(values.ravel()[0]), "end")
+    if starts:
+        panel.line(x, np.mean(starts, axis=0)[::EVERY], "before")
+    for line in lines if len(lines) > 1 else ():
+        panel.line(x, line[::EVERY], "seed", color)
+    panel.line(x, np.mean(lines, axis=0)[::EVERY], "mean", color)
+    said = "" if math.isnan(agreement) else f"; agreement {agreement:.2f}"
+    return panel.markup(f"learned curve at {site}"), f"x {panel.left:.2g} to {panel.right:.2g}{said}"
+
+
+def _evolution(read: Sequence[Learned], site: str, color: str) -> tuple[Markup, str]:
+    x = read[0].x[::EVERY]
+    steps = {
+        epochs: np.mean(
+            [each.evolution[epochs][site] for each in read if site in each.evolution.get(epochs, {})], axis=0
+        )
+        for epochs in read[0].evolution
+        if site in read[0].evolution[epochs]
+    }
+    last = np.mean([each.curves[site].mean(0) for each in read], axis=0)
+    panel, _, _ = _frame(read, site, [*steps.values(), last])
+    for k, line in enumerate(steps.values()):
+        panel.line(x, line[::EVERY], f"step{k}" if k else "before", color if k else None)
+    panel.line(x, last[::EVERY], "mean", color)
+    return panel.markup(f"evolution of the curve at {site}"), f"x {panel.left:.2g} to {panel.right:.2g}"
+
+
+def _first_site(read: Sequence[Learned], color: str) -> tuple[Markup, str] | None:
+    site = next((site for site in read[0].curves if all(site in each.curves for each in read)), None)
+    return _panel(read, site, color, math.nan) if site is not None else None
+
+
+def _strips(read: Sequence[Learned], color: str, most: int) -> Iterator[tuple[str, Markup, str]]:
+    """Yield a chart by depth for each diagnostic, those with a role first, while there is room for their columns."""
+    by_name: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}  # by role and name, then by site
+    for each in read:
+        for site, named in each.diagnostics.items():
+            for name, values in named.items():
+                by_name.setdefault((each.role(site, name), name), {}).setdefault(site, []).append(values)
+    for role in (*ROLES, "parameter"):
+        for (_, name), by_site in ((key, sites) for key, sites in by_name.items() if key[0] == role):
+            for title, columns in _columns(name, role, by_site):
+                most -= len(columns)
+                if most < 0:
+                    return
+                chart = strips(columns, color, f"{title} by depth: {', '.join(site for site, _ in columns)}")
+                if chart:
+                    yield title, chart, f"{role.replace('_', ' ')}, {_counted(len(columns), 'site')}"
+
+
+def _columns(
+    name: str, role: str, by_site: Mapping[str, list[np.ndarray]]
+) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
+    """Yield the values of a diagnostic by site; of coefficients those of each slope and intercept by itself."""
+    if role != "coefficients":
+        yield (
+            name,
+            [(site, np.concatenate([v.ravel() for v in several])) for site, several in by_site.items()],
+        )
+        return
+    titles = coefficient_names(next(iter(by_site.values()))[0])
+    for k, title in enumerate(titles):
+        yield (
+            title,
+            [
+                (
+                    site,
+                    np.concatenate(
+                        [v[..., k].ravel() for v in several if len(coefficient_names(v)) == len(titles)]
+                    ),
+                )
+                for site, several in by_site.items()
+                if any(len(coefficient_names(v)) == len(titles) for v in several)
+            ],
+        )
+
+
+def _add_images(shapes: Shapes, groups: Sequence[tuple[tuple[str, str], pd.DataFrame]]) -> None:
+    """Add the pictures that a task's cells wrote, of the first seed of every activation, while there is room."""
+    left = IMAGES
+    for (task, activation), cells in groups:
+        first = cells.sort_values("seed").iloc[0]
+        for path in sorted((Path(first["folder"]) / PICTURES).glob("*.png")):
+            if path.stem in FIGURES or left <= 0:
+                continue
+            image = _image(path, f"{path.stem} of {activation} on {task}", shapes.damaged)
+            if image is not None:
+                by_name = shapes.images.setdefault(str(task), {})
+                by_name.setdefault(path.stem, []).append((str(activation), int(first["seed"]), image))
+                left -= 1
+
+
+def _image(path: Path, label: str, damaged: list[str]) -> Markup | None:
+    """Return a small copy of a picture as an element; None, with a line in ``damaged``, if it cannot be read."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
+            small.save(buffer, "WEBP", quality=60, method=4)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        damaged.append(f"{path}: damaged ({error})")
+        return None
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup(
+        f'<img alt="{escape(label)}" width="{small.width}" height="{small.height}" src="data:image/webp;base64,{data}">'
+    )
