@@ -121,7 +121,8 @@ def _mean(cells: pd.DataFrame, column: str) -> float:
 
 
 def _median(cells: pd.DataFrame, column: str) -> float:
-    return float(cells[column].astype(float).median()) if len(cells) else math.nan
+    known = len(cells) and column in cells
+    return float(cells[column].astype(float).median()) if known else math.nan
 
 
 def _failures(cells: pd.DataFrame) -> str:

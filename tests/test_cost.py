@@ -16,6 +16,7 @@ from toy import Toy
 from activations.torch_nn import ReLU
 from results import figures
 from results.cost import cost_table, equal_time, pareto_front, to_markdown, validation_curves
+from results.palette import looks
 from results.schema import COSTS
 from runners import cost
 from runners import train as train_module
@@ -189,17 +190,20 @@ def test_the_front_minds_the_direction() -> None:
     assert pareto_front(costs, scores, higher_is_better=True).tolist() == [True, False, True, False]
 
 
+LOOKS = looks(ROWS)
+
+
 def test_figures_of_cost() -> None:
-    figure = figures.score_against_step_time(ROWS)
+    figure = figures.score_against_step_time(ROWS, LOOKS)
     (ax,) = figure.axes
     (line,) = [line for line in ax.lines if line.get_drawstyle() == "steps-post"]
     assert line.get_xydata().tolist() == [[1, 90], [2, 92]]
     assert {text.get_text() for text in ax.texts} == {"slow", "relu", "bad"}
-    figure = figures.score_at_equal_time(ROWS, CELLS, CURVES)
+    figure = figures.score_at_equal_time(ROWS, CELLS, CURVES, LOOKS)
     (ax,) = figure.axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
     assert lines["slow"] == [[2, 10.5], [4, 20.5], [6, 30.5], [8, 40.5]]
-    assert figures.score_against_parameters(ROWS) is not None
+    assert figures.score_against_parameters(ROWS, LOOKS) is not None
     nothing = ROWS.assign(step_ratio=math.nan)
-    assert figures.score_against_step_time(nothing) is None
-    assert figures.score_at_equal_time(nothing, CELLS, CURVES) is None
+    assert figures.score_against_step_time(nothing, LOOKS) is None
+    assert figures.score_at_equal_time(nothing, CELLS, CURVES, LOOKS) is None

@@ -118,7 +118,7 @@ def table_of(study: Path) -> pd.DataFrame:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures, which take most of their time."""
-    monkeypatch.setattr(figures, "draw_figures", lambda *tables: {})
+    monkeypatch.setattr(figures, "draw_figures", lambda *tables: [])
 
 
 # damaged records ------------------------------------------------------------------------------------------------

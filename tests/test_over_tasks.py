@@ -248,7 +248,7 @@ def test_figures_show_any_name_and_every_activation() -> None:
 
 
 def test_a_report_over_tasks_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("results.figures.draw_figures", lambda *_: {})  # those of single tasks
+    monkeypatch.setattr("results.figures.draw_figures", lambda *_: [])  # those of single tasks
     for task, entries in random_scores(2, 2).items():
         make_study(tmp_path / "s", entries, task=task, epochs=1)
     path, _ = write_report(tmp_path / "s")

@@ -116,7 +116,17 @@ def test_the_page_is_whole_and_asks_for_nothing(text: str) -> None:
     assert all(str(place).startswith(("data:", "#")) for place in loads)
     assert "default-src 'none'" in text
     sections = [a["id"] for tag, a in outline.tags if tag == "section"]
-    assert sections == ["verdicts", "tasks", "cost", "learned", "explorer", "failures", "methods", "origin"]
+    assert sections == [
+        "verdicts",
+        "over-tasks",
+        "tasks",
+        "cost",
+        "learned",
+        "explorer",
+        "failures",
+        "methods",
+        "origin",
+    ]
     tables = sum(tag == "table" for tag, _ in outline.tags)
     assert tables == sum(tag == "caption" for tag, _ in outline.tags) > 0
 

@@ -202,6 +202,5 @@ def test_the_tables_are_in_the_wheel() -> None:
 
     data = tomllib.loads(Path(ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     patterns = data["actbench.results"]
-    assert {path for pattern in patterns for path in (ROOT / "results").glob(pattern)} == set(
-        FOLDER.iterdir()
-    )
+    carried = {path for pattern in patterns for path in (ROOT / "results").glob(pattern)}
+    assert set(FOLDER.iterdir()) <= carried

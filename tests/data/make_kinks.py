@@ -311,7 +311,7 @@ def all_vectors() -> dict[str, Vectors]:
     found |= {"maxout": maxout(), "gct_l1": gct(), "frelu": frelu()}
     found |= {"ditac_ge": ditac("ge"), "ditac_leaky": ditac("leaky")}
     found |= {
-        "dyrelu_b": dyrelu([1.0, 1.0, 0.0, 0.0, 0.0, 0.0], "B"),
+        "dyrelu": dyrelu([1.0, 1.0, 0.0, 0.0, 0.0, 0.0], "B"),
         "dyrelu_c": dyrelu([1.0, 0.0, 0.0, 0.0], "C"),
     }
     return {f"kinks_{name}": value for name, value in found.items()}
