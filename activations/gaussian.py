@@ -7,6 +7,7 @@ is 10 or 30.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from activations.checks import check_number
@@ -37,4 +38,5 @@ class Gaussian(Pointwise):
     @staticmethod
     def formula(x: Tensor, scale: Tensor) -> Tensor:
         # exp(-40^2) is 0 in float64; the square of a larger number may overflow, and its slope with it.
-        return (-(scale * x).clamp(-40, 40).square()).exp()
+        z = scale * x
+        return (-torch.where(z.abs() > 40, 40.0, z).square()).exp()

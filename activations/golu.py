@@ -3,6 +3,7 @@
 The authors' CUDA backward returns 0 where x is NaN; here NaN stays NaN.
 """
 
+import torch
 from torch import Tensor
 
 from activations.kernels.pointwise import Pointwise
@@ -19,5 +20,5 @@ class GoLU(Pointwise):
 
     @staticmethod
     def formula(x: Tensor) -> Tensor:
-        z = x.clamp_min(SATURATED)
+        z = torch.where(x < SATURATED, SATURATED, x)  # Not clamp_min, whose gradient where x is NaN is 0.
         return z * (-(-z).exp()).exp()

@@ -1,9 +1,9 @@
 """Learned expansions in Hermite polynomials and in a Fourier series. Khalfaoui-Hassani, Kesselheim: Polynomial,
 Trigonometric, and Tropical Activations, ICLR 2026, arXiv 2502.01247, sections 3.1 and 3.2.
 
-Initial values are those of the paper, of which value and derivative have the same mean square, near 1 (exactly so in the
-limit of the degree): over a standard normal input for Hermite, over a period for Fourier. That the frequencies are learned,
-from 1, 2, ... on, is the authors' code.
+Initial values preserve variance: for Hermite and a standard normal input, value and derivative have the same mean square,
+which tends to 1 with the degree. For Fourier the squared amplitudes of value and derivative have the same sum; over a period,
+where a cosine counts half and the constant whole, the two mean squares differ. Learned frequencies are the authors' code.
 """
 
 import math
@@ -68,8 +68,8 @@ class Fourier(Pointwise):
 
     Parameters, any real values, not decayed (ours; the paper is silent):
         ``a`` (degree + 1,): a_k = 0.6623 = 1 / sqrt(I_0(2)) at first, but a_0 is sqrt(1 - 1 / degree!^2) times that.
-        ``frequency`` (degree,): f_k = k at first.
-        ``phase`` (degree,): pi / 4 at first.
+        ``f`` (degree,): f_k = k at first.
+        ``phi`` (degree,): pi / 4 at first.
 
     Raises:
         ValueError: ``degree`` is outside its range.
@@ -84,20 +84,20 @@ class Fourier(Pointwise):
         self.degree = degree
         self.weights = [1 / math.factorial(k) for k in range(1, degree + 1)]
         self.a = nn.Parameter(torch.empty(degree + 1))
-        self.frequency, self.phase = (nn.Parameter(torch.empty(degree)) for _ in range(2))
+        self.f, self.phi = (nn.Parameter(torch.empty(degree)) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         like = {"device": self.a.device, "dtype": self.a.dtype}
         first = math.sqrt(1 - 1 / math.factorial(self.degree) ** 2)
         self.assign("a", FOURIER_GAIN * torch.tensor([first] + self.degree * [1.0], **like))
-        self.assign("frequency", torch.arange(1, self.degree + 1, **like))
-        self.assign("phase", math.pi / 4)
+        self.assign("f", torch.arange(1, self.degree + 1, **like))
+        self.assign("phi", math.pi / 4)
 
     def coefficients(self, x: Tensor) -> Sequence[Tensor]:
         # The sinusoids' amplitudes first and the constant last; cos(z) is sin(z + pi / 2).
         amplitudes = torch.cat([self.a[1:] * self.a.new_tensor(self.weights), self.a[:1]])
-        return self.frequency[:, None], (math.pi / 2 - self.phase)[:, None], amplitudes[:, None]
+        return self.f[:, None], (math.pi / 2 - self.phi)[:, None], amplitudes[:, None]
 
     @staticmethod
     def formula(x: Tensor, frequency: Tensor, phase: Tensor, amplitude: Tensor) -> Tensor:

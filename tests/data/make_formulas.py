@@ -152,13 +152,13 @@ def learned() -> Iterator[tuple[str, Vectors]]:
     yield "hermite", vectors("Hermite", he, {"c": [0.5, 0.75, -0.5, 0.25, 0.125]}, degree=4)
 
     def fourier(x: Any, c: int, p: Any) -> Any:
-        waves = zip(p["a"][1:], p["frequency"], p["phase"], strict=True)
+        waves = zip(p["a"][1:], p["f"], p["phi"], strict=True)
         return p["a"][0] + fsum(a * cos(f * x - s) / factorial(k + 1) for k, (a, f, s) in enumerate(waves))
 
     series = {
         "a": [0.5, 0.75, -1.25, 2.0],
-        "frequency": [1.0, 2.25, 3.5],
-        "phase": [0.75, 0.5, -1.0],
+        "f": [1.0, 2.25, 3.5],
+        "phi": [0.75, 0.5, -1.0],
     }
     yield "fourier", vectors("Fourier", fourier, series, degree=3)
 

@@ -128,12 +128,12 @@ BACKWARD {
 
 UNIT(Tanh, 0)
 FORWARD {
-    V a = abs(x), m = expm1_of_few<T>(T(2) * (a > V(T(20)) ? V(T(20)) : a));
+    V a = abs(x), m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a));
     V t = m / (m + T(2));
     return nan_of<T>(x, x < V(0) ? -t : t);
 }
 BACKWARD {
-    V a = abs(x), m = expm1_of_few<T>(T(2) * (a > V(T(20)) ? V(T(20)) : a)), inverse = reciprocal<T>(m + T(2));
+    V a = abs(x), m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a)), inverse = reciprocal<T>(m + T(2));
     return g * (T(4) * inverse) * ((m + T(1)) * inverse);
 }
 };
