@@ -2,22 +2,29 @@
 arXiv 2009.04759, equations 7 to 10.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, bare, check_whole
+from activations.base import Activation, bare
+from activations.checks import check_int
 from activations.kernels import gate
 from activations.kernels.networks import Squeeze
+from activations.kernels.pointwise import Pointwise
 
 
-class ACONC(Activation):
+class ACONC(Pointwise):
     r"""y = (p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x, all three learned per channel.
 
     beta switches between the mean of p1 x and p2 x (beta = 0) and their maximum (beta -> infinity).
 
     Parameters ``p1``, ``p2``, ``beta`` (num_features,), any real values; initially N(0, 1), N(0, 1) and 1, as in the
-    authors' code. Not decayed (the paper is silent; ours: 0 is no simpler activation, but the zero function).
+    authors' code. Not decayed (ours, as 0 is no simpler activation but the zero function; the paper is silent).
     """
+
+    kernel = "acon"
 
     def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
@@ -29,18 +36,13 @@ class ACONC(Activation):
         self.assign("p2", torch.randn(self.num_features, device=self.p2.device))
         self.assign("beta", 1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise("acon", _acon, x, self.p1, self.p2, self.beta)
+    def coefficients(self, x: Tensor) -> Sequence[Tensor]:
+        return self.p1, self.p2, self.beta
 
-    @property
-    def no_decay(self) -> frozenset[str]:
-        return frozenset({"p1", "p2", "beta"})
-
-    def curves(self, x: Tensor) -> Tensor:
-        return _acon(x, self.p1[:, None], self.p2[:, None], self.beta[:, None])
-
-    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
-        return {"p1": self.p1, "p2": self.p2, "beta": self.beta}
+    @staticmethod
+    def formula(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+        difference = (p1 - p2) * x
+        return difference * (beta * difference).sigmoid() + p2 * x
 
 
 class MetaACON(Activation):
@@ -57,14 +59,17 @@ class MetaACON(Activation):
     (hidden -> C).
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"beta": "gate"}
 
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, reduction: int = 16, min_hidden: int = 16
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(1, reduction=reduction, min_hidden=min_hidden)
+        check_int("reduction", reduction, minimum=1)
+        check_int("min_hidden", min_hidden, minimum=1)
         channels = self.num_features
         hidden = max(channels // reduction, min_hidden)
         self.p1, self.p2 = (nn.Parameter(torch.empty(channels)) for _ in range(2))
@@ -79,8 +84,8 @@ class MetaACON(Activation):
         self.fc2.reset_parameters()
 
     def switch(self, x: Tensor) -> Tensor:
-        """(N, C) beta in (0, 1)."""
-        (beta,), _ = self.network([self.pooled(x)], [self.fc1, self.fc2])
+        """Return beta, (N, C), in (0, 1)."""
+        (beta,), _ = self.network([gate.mean(x, self.channel_dim)], [self.fc1, self.fc2])
         return beta.squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,10 +98,5 @@ class MetaACON(Activation):
         return frozenset({"p1", "p2"})
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
-        seen = {} if x is None else {"beta": self.switch(x)}
-        return {"p1": self.p1, "p2": self.p2} | seen
-
-
-def _acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
-    difference = (p1 - p2) * x
-    return difference * (beta * difference).sigmoid() + p2 * x
+        of_input = {} if x is None else {"beta": self.switch(x)}
+        return {"p1": self.p1, "p2": self.p2} | of_input

@@ -1,17 +1,26 @@
-"""The contract of an activation: what a network and a runner may expect of every unit."""
+"""The contract of an activation: what a network and a runner may expect of every unit.
 
-import math
+Plain torch: units that have a fused kernel take it from ``activations.kernels``, which imports this module.
+"""
+
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from activations.kernels.gate import mean
-from activations.kernels.lookup import along
-from activations.kernels.pointwise import pointwise
+from activations.checks import check_int
+
+# How a diagnostic is drawn; one without a role is a plain parameter.
+DIAGNOSTIC_ROLES = (
+    "interval_end",  # an end of the interval on which a curve is learned, (units,)
+    "gate",  # a value per channel, drawn by depth with mean and variance, (C,) or (N, C)
+    "coefficients",  # (N, 1 or C, 2 K): K slopes, then K intercepts
+    "knots",  # positions of breakpoints, (units, K) or (K,)
+    "occupancy",  # share of the site's inputs in each piece, (units, pieces), free tails first and last
+)
 
 
 class Activation(nn.Module):
@@ -27,8 +36,8 @@ class Activation(nn.Module):
     torch.nn and refuses all others; torch.jit.trace and torch.export serve every unit.
 
     Args:
-        num_features: channels of the site, at least 1; anything that is an integer to Python, numpy's too.
-        channel_dim: the dimension of the input that holds them; 1 for (N, C, ...), -1 for (B, T, C).
+        num_features: number of channels of the site, at least 1; integers of numpy are legal too.
+        channel_dim: dimension of the input that holds the channels; 1 for (N, C, ...), -1 for (B, T, C).
 
     Shape:
         (N, C), (N, C, L) or (N, C, H, W) in, the same shape, dtype and memory format out. A unit that looks at one
@@ -36,25 +45,25 @@ class Activation(nn.Module):
         for (C, H, W)).
 
     Raises:
-        ValueError: ``num_features`` below 1 or no whole number, ``channel_dim`` no whole number; input without
-            ``num_features`` channels in dimension ``channel_dim``, or not in floating point: whole numbers would cut off
-            the unit's parameters. The adapters of torch.nn's layers (``activations.torch_nn``) have no parameters and take
-            what these layers take.
+        ValueError: ``num_features`` is no integer >= 1 or ``channel_dim`` no integer; the input has not ``num_features``
+            channels in dimension ``channel_dim``, or an integer dtype, which would truncate the unit's parameters. The
+            adapters of torch.nn's layers (``activations.torch_nn``) have no parameters and take what these layers take.
     """
 
-    scriptable: ClassVar[bool] = False  # whether torch.jit.script can compile ``forward``
+    # Whether weight decay acts on the unit's parameters; False puts all of them into ``no_decay``.
+    decayed: ClassVar[bool] = True
+    # Role, one of ``DIAGNOSTIC_ROLES``, by name of what ``diagnostics`` returns.
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {}
+    # Whether torch.jit.script can compile ``forward``.
+    scriptable: ClassVar[bool] = False
     __jit_unused_properties__: ClassVar[list[str]] = ["no_decay", "phase"]
 
     def __init__(self, num_features: int, *, channel_dim: int = 1) -> None:
         super().__init__()
-        channels = whole(num_features)
-        if channels is None or channels < 1:
-            raise ValueError(f"num_features={num_features!r}: a whole number of at least 1 is needed")
-        dim = whole(channel_dim)
-        if dim is None:
-            raise ValueError(f"channel_dim={channel_dim!r}: a whole number is needed, such as 1 or -1")
-        self.num_features = channels
-        self.channel_dim = dim
+        check_int("num_features", num_features, minimum=1)
+        check_int("channel_dim", channel_dim)
+        self.num_features = operator.index(num_features)
+        self.channel_dim = operator.index(channel_dim)
         # A tracer of torch.fx asks the module, not its class, whether it is one of torch.nn and so a leaf.
         self.__module__ = "torch.nn"
 
@@ -107,7 +116,7 @@ class Activation(nn.Module):
 
         Biases and the parameters of normalization layers are left alone in any case.
         """
-        return frozenset()
+        return frozenset() if self.decayed else frozenset(dict(self.named_parameters()))
 
     def regularization(self) -> Tensor | float:
         """Scalar that the runner adds to the loss of every training step and logs beside it."""
@@ -130,9 +139,10 @@ class Activation(nn.Module):
         return None
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
-        """Named tensors worth a picture, such as gate parameters.
+        """Return named tensors worth a picture, such as gate parameters; ``diagnostic_roles`` says how they are drawn.
 
-        ``x`` is a batch of this site's inputs, for what depends on them; None leaves that out.
+        Args:
+            x: a batch of this site's inputs, for diagnostics that depend on them; None leaves these out.
         """
         return {}
 
@@ -158,27 +168,16 @@ class Activation(nn.Module):
             raise ValueError(f"input of dtype {x.dtype}: floating point is needed")
 
     def along_channels(self, parameter: Tensor, x: Tensor) -> Tensor:
-        """``parameter`` (num_features,) or (1,), in x's dtype, shaped to broadcast along x's channels."""
+        """Return ``parameter``, (units,) or (rows, units), in x's dtype and shaped to broadcast along x's channels.
+
+        ``units`` is 1 or num_features; rows stay in front: (rows, units) becomes (rows, 1, units, 1, 1) for an image's
+        (N, C, H, W).
+        """
         return along(parameter.to(x.dtype), x, self.channel_dim)
-
-    def pointwise(
-        self, kernel: str, formula: Callable[..., Tensor], x: Tensor, *parameters: Tensor
-    ) -> Tensor:
-        """``formula(x, *parameters)``, with parameters (num_features,) or (1,) along x's channels; fused if it can be."""
-        self.check_input(x)
-
-        def reference(x: Tensor, *parameters: Tensor) -> Tensor:
-            return formula(x, *(self.along_channels(parameter, x) for parameter in parameters))
-
-        return pointwise(kernel, reference, x, *parameters, channel_dim=self.channel_dim)
 
     def of_no_positions(self, x: Tensor) -> Tensor:
         """The output for maps without positions, which torch's convolutions refuse; all parameters get gradients of 0."""
         return x * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """(N, num_features): the mean over positions; (N, C) has none and is its own mean."""
-        return mean(x, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
@@ -197,69 +196,25 @@ def bare(layer: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
     return nn.utils.skip_init(layer, *args, device=torch.get_default_device(), **kwargs)
 
 
-def whole(value: Any) -> int | None:
-    """``value`` as an int if it is an integer to Python, which True and False shall not be, or None."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
-def check_kept(x: Tensor, output: object) -> None:
-    """Raise ValueError unless what a unit makes of ``x`` is a tensor of its shape and dtype."""
+def check_same_shape_and_dtype(x: Tensor, output: object) -> None:
+    """Raise ValueError unless ``output``, which a unit computed from ``x``, is a tensor of its shape and dtype."""
     if not isinstance(output, Tensor) or output.shape != x.shape or output.dtype != x.dtype:
-        came = (
-            f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
-        )
+        result = type(output).__name__
+        if isinstance(output, Tensor):
+            result = f"{tuple(output.shape)} {output.dtype}"
         raise ValueError(
-            f"{tuple(x.shape)} {x.dtype} goes in and {came} comes out; shape and dtype must be kept"
+            f"{tuple(x.shape)} {x.dtype} goes in and {result} comes out; shape and dtype must be kept"
         )
+
+
+def along(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+    """Return ``parameter``, (units,) or (rows, units), as a view that broadcasts along x's channels, rows in front."""
+    shape = [1] * x.ndim
+    if parameter.shape[-1:].numel() > 1:
+        shape[channel_dim] = -1
+    return parameter.view(parameter.shape[:-1] + tuple(shape))
 
 
 def upcast(x: Tensor) -> Tensor:
     """``x`` in float32 if it has less: for sums, powers and table positions, which half precision spoils."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def check_bool(**values: object) -> None:
-    """Raise ValueError for the first hyper-parameter that is not true or false; ``no`` arrives as a word."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r}: legal values are true, false")
-
-
-def check_finite(**values: object) -> None:
-    """Raise ValueError for the first hyper-parameter that is not a finite number."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{name}={value!r}: a finite number is needed")
-
-
-def check_whole(minimum: int, **values: object) -> None:
-    """Raise ValueError for the first hyper-parameter that is not a whole number of at least ``minimum``."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"{name}={value!r}: a whole number of at least {minimum} is needed")
-
-
-def check_positive(**values: object) -> None:
-    """Raise ValueError for the first hyper-parameter that is not a finite number above 0."""
-    check_finite(**values)
-    for name, value in values.items():
-        if not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"{name}={value!r}: a number above 0 is needed")
-
-
-def check_not_negative(**values: object) -> None:
-    """Raise ValueError for the first hyper-parameter that is not a finite number of at least 0."""
-    check_finite(**values)
-    for name, value in values.items():
-        if not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"{name}={value!r}: a number of at least 0 is needed")
-
-
-def check_choice(legal: Sequence[str], **values: object) -> None:
-    """Raise ValueError for the first hyper-parameter that is not one of ``legal``."""
-    for name, value in values.items():
-        if value not in legal:
-            raise ValueError(f"{name}={value!r}: legal values are {', '.join(legal)}")

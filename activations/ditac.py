@@ -14,16 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import (
-    Activation,
-    check_bool,
-    check_choice,
-    check_finite,
-    check_not_negative,
-    check_positive,
-    check_whole,
-    upcast,
-)
+from activations.base import Activation, upcast
+from activations.checks import check_bool, check_choice, check_int, check_number
 from activations.cpab import cell_pairs, knot_basis, transform, transform_and_slope
 from activations.kernels import library
 from activations.kernels.lookup import piecewise_linear, take
@@ -70,8 +62,10 @@ class DiTAC(Activation):
     velocities on [0, 1] by theta, and ``precision`` (d, d), P, are buffers outside the state_dict.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    decayed = False
 
     def __init__(
         self,
@@ -95,24 +89,25 @@ class DiTAC(Activation):
         init_var: float = 2.0,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_choice(FORMS, form=form)
-        check_choice(("linear", "nearest"), interpolation=interpolation)
-        check_choice(("x", "z"), gelu_of=gelu_of)
-        check_choice(("prior", "identity"), init=init)
-        check_bool(zero_boundary=zero_boundary)
-        check_finite(a=a, b=b, negative_slope=negative_slope)
-        check_whole(2, cells=cells)
-        check_positive(
-            lambda_smooth=lambda_smooth, lambda_var=lambda_var, init_smooth=init_smooth, init_var=init_var
-        )
-        if a >= b:
-            raise ValueError(f"a={a}, b={b}: a must be below b")
-        check_not_negative(lambda_reg=lambda_reg)
+        check_choice("form", form, FORMS)
+        check_choice("interpolation", interpolation, ("linear", "nearest"))
+        check_choice("gelu_of", gelu_of, ("x", "z"))
+        check_choice("init", init, ("prior", "identity"))
+        check_bool("zero_boundary", zero_boundary)
+        check_number("b", b)
+        check_number("a", a, below=b)
+        check_number("negative_slope", negative_slope)
+        check_int("cells", cells, minimum=2)
         if table_size is not None:
-            check_whole(2, table_size=table_size)
+            check_int("table_size", table_size, minimum=2)
+        check_number("lambda_reg", lambda_reg, minimum=0)
+        check_number("lambda_smooth", lambda_smooth, above=0)
+        check_number("lambda_var", lambda_var, above=0)
+        check_number("init_smooth", init_smooth, above=0)
+        check_number("init_var", init_var, above=0)
         if interpolation == "nearest" and form == "inf":
             raise ValueError(
-                "interpolation=nearest: a table of points has no tails; the inf form needs linear"
+                "interpolation=nearest: form=inf requires linear, as a table of points has no tails"
             )
         self.form, self.a, self.b, self.gelu_of = form, float(a), float(b), gelu_of
         self.table_size, self.interpolation = table_size, interpolation
@@ -269,10 +264,6 @@ class DiTAC(Activation):
         if self.lambda_reg == 0:
             return 0.0
         return self.lambda_reg * (self.theta @ self.precision @ self.theta)
-
-    @property
-    def no_decay(self) -> frozenset[str]:
-        return frozenset({"theta"})
 
     def curves(self, x: Tensor) -> Tensor:
         return self._function(x[:, None]).T

@@ -4,21 +4,14 @@ The coefficient rule is the paper's, as in common ports. The authors published f
 with a batch norm in place of the temperature; here it is the paper's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from activations.base import (
-    Activation,
-    bare,
-    check_bool,
-    check_choice,
-    check_finite,
-    check_positive,
-    check_whole,
-    upcast,
-)
+from activations.base import Activation, bare, upcast
+from activations.checks import check_bool, check_choice, check_int, check_list, check_number
 from activations.kernels import gate, library
 from activations.kernels.networks import Squeeze
 
@@ -51,8 +44,10 @@ class DyReLU(Activation):
     not decayed.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"coefficients": "coefficients"}
 
     def __init__(
         self,
@@ -71,18 +66,17 @@ class DyReLU(Activation):
         zero_init: bool = False,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_choice(("A", "B", "C"), form=form)
-        check_whole(1, pieces=pieces, reduction=reduction, min_hidden=min_hidden)
-        check_finite(lambda_a=lambda_a, lambda_b=lambda_b)
-        check_positive(temperature=temperature)
-        check_bool(zero_init=zero_init)
+        check_choice("form", form, ("A", "B", "C"))
+        for name, integer in (("pieces", pieces), ("reduction", reduction), ("min_hidden", min_hidden)):
+            check_int(name, integer, minimum=1)
+        check_number("lambda_a", lambda_a)
+        check_number("lambda_b", lambda_b)
+        check_number("temperature", temperature, above=0)
+        check_bool("zero_init", zero_init)
         init_a = [1.0] + [0.0] * (pieces - 1) if init_a is None else init_a
         init_b = [0.0] * pieces if init_b is None else init_b
-        for name, values in (("init_a", init_a), ("init_b", init_b)):
-            if not isinstance(values, Sequence) or len(values) != pieces:
-                raise ValueError(f"{name}={values}: a list of {pieces} numbers is needed, one per piece")
-            for value in values:
-                check_finite(**{name: value})
+        check_list("init_a", init_a, length=pieces)
+        check_list("init_b", init_b, length=pieces)
         self.form, self.pieces, self.zero_init = form, pieces, zero_init
         channels = self.num_features
         hidden = max(channels // reduction, min_hidden)
@@ -108,7 +102,7 @@ class DyReLU(Activation):
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(N, 1 or C, 2 K): for each sample and channel K slopes, then K intercepts."""
-        (coefficients,), _ = self.network([self.pooled(x)], [self.fc1, self.fc2])
+        (coefficients,), _ = self.network([gate.mean(x, self.channel_dim)], [self.fc1, self.fc2])
         return coefficients
 
     def forward(self, x: Tensor) -> Tensor:

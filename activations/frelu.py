@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, bare, check_bool, check_finite, check_whole
+from activations.base import Activation, bare
+from activations.checks import check_bool, check_int, check_number
 from activations.kernels import library
 from activations.kernels import window as kernel
 
@@ -50,13 +51,12 @@ class FReLU(Activation):
         gamma: float = 1.0,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(1, kernel_size=kernel_size, dims=dims)
-        check_bool(light=light)
-        check_finite(gamma=gamma)
+        check_int("kernel_size", kernel_size, minimum=1)
+        check_bool("light", light)
+        check_int("dims", dims, minimum=2 if light else 1, maximum=2)
+        check_number("gamma", gamma)
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: an odd number is needed")
-        if dims not in (1, 2) or (light and dims == 1):
-            raise ValueError(f"dims={dims}: legal values are 1, 2, in the light form 2 alone")
+            raise ValueError(f"kernel_size={kernel_size}: must be odd")
         self.dims, self.light, self.gamma = dims, light, gamma
         if light:
             self.conv1, self.norm1 = _window(self.num_features, (1, kernel_size), bias=False)

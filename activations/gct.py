@@ -4,12 +4,14 @@ equations 2 to 6, with the placement of eps as in the authors' code (C times lar
 Not Gaussian Context Transformer, which shares the acronym.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_bool, check_choice, check_positive
+from activations.base import Activation
+from activations.checks import check_bool, check_choice, check_number
 from activations.kernels import gate, library
 from activations.kernels.networks import NormGate
 from activations.torch_nn import ReLU
@@ -36,8 +38,10 @@ class GCT(Activation):
     gamma = 0, alpha gets no gradient. beta is not decayed (section 4.1 of the paper), alpha and gamma are.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = dict.fromkeys(("alpha", "gamma", "beta"), "gate")
 
     def __init__(
         self,
@@ -51,12 +55,12 @@ class GCT(Activation):
         position: str = "after",
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_choice(("l2", "l1"), mode=mode)
-        check_choice(("after", "before"), position=position)
-        check_bool(after_relu=after_relu)
-        check_positive(eps=eps)
+        check_choice("mode", mode, ("l2", "l1"))
+        check_choice("position", position, ("after", "before"))
+        check_bool("after_relu", after_relu)
+        check_number("eps", eps, above=0)
         if after_relu and (mode != "l1" or position != "after"):
-            raise ValueError("after_relu=True: legal with mode=l1 and position=after")
+            raise ValueError("after_relu=True: requires mode=l1 and position=after")
         self.mode, self.after_relu, self.eps, self.position = mode, after_relu, eps, position
         self.base = nn.Identity() if base is None else _make_base(base, num_features, channel_dim)
         self.alpha, self.gamma, self.beta = (nn.Parameter(torch.empty(self.num_features)) for _ in range(3))

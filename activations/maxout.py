@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, bare, check_choice, check_whole
+from activations.base import Activation, bare
+from activations.checks import check_choice, check_int
 
 GROUPINGS = ("consecutive", "split")
 
@@ -43,8 +44,8 @@ class Maxout(Activation):
         self, num_features: int, *, channel_dim: int = 1, pieces: int = 2, grouping: str = "consecutive"
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(2, pieces=pieces)
-        check_choice(GROUPINGS, grouping=grouping)
+        check_int("pieces", pieces, minimum=2)
+        check_choice("grouping", grouping, GROUPINGS)
         self.pieces, self.grouping = pieces, grouping
         linear = bare(nn.Linear, self.num_features, pieces * self.num_features)
         self.weight, self.bias = linear.weight, linear.bias

@@ -8,15 +8,18 @@ properties; it may differ from the authors' in detail, so do not cite scores of 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_bool, check_positive, check_whole, upcast
-from activations.kernels.lookup import along, take
+from activations.base import Activation, along, upcast
+from activations.checks import check_bool, check_int, check_number
+from activations.kernels.lookup import take
 from activations.kernels.pointwise import pointwise
+from activations.pieces import occupancy
 
 
 class NPWLU(Activation):
@@ -38,8 +41,16 @@ class NPWLU(Activation):
     derivatives are those of the piece to the right.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    decayed = False
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {
+        "left": "interval_end",
+        "right": "interval_end",
+        "knots": "knots",
+        "occupancy": "occupancy",
+    }
 
     def __init__(
         self,
@@ -51,9 +62,9 @@ class NPWLU(Activation):
         reach: float = 3.0,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(1, intervals=intervals)
-        check_bool(per_channel=per_channel)
-        check_positive(reach=reach)
+        check_int("intervals", intervals, minimum=1)
+        check_bool("per_channel", per_channel)
+        check_number("reach", reach, above=0)
         self.reach = float(reach)
         units = self.num_features if per_channel else 1
         self.left, self.height = (nn.Parameter(torch.empty(units)) for _ in range(2))
@@ -77,18 +88,19 @@ class NPWLU(Activation):
 
     def _function(self, x: Tensor, channel_dim: int) -> Tensor:
         wide = upcast(x)
-        slopes, left, height = (p.to(wide.dtype) for p in (self.slopes, self.left, self.height))
-        widths = self.log_widths.to(wide.dtype).exp()
-        knots = torch.cat([left[:, None], left[:, None] + widths.cumsum(1)], 1)  # (units, N + 1)
+        slopes, height = self.slopes.to(wide.dtype), self.height.to(wide.dtype)
+        knots, widths = self._knots(wide.dtype)
         heights = height[:, None] + (slopes[:, 1:-1] * widths).cumsum(1)
         heights = torch.cat([height[:, None], heights], 1)
         reference = partial(_pieces, channel_dim)
         y = pointwise("npwlu", reference, wide, knots.T, heights.T, slopes.T, channel_dim=channel_dim)
         return y.to(x.dtype)
 
-    @property
-    def no_decay(self) -> frozenset[str]:
-        return frozenset(dict(self.named_parameters()))
+    def _knots(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the knots B, (units, N + 1), and the widths of the intervals between them, (units, N)."""
+        left = self.left.to(dtype)[:, None]
+        widths = self.log_widths.to(dtype).exp()
+        return torch.cat([left, left + widths.cumsum(1)], 1), widths
 
     def curves(self, x: Tensor) -> Tensor:
         return self._function(x[:, None].expand(-1, len(self.left)), 1).T
@@ -98,7 +110,11 @@ class NPWLU(Activation):
         return (2 * self.slopes.shape[1] + 1) * math.prod(shape)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
+        knots, _ = self._knots(self.left.dtype)
+        values = dict(self.named_parameters()) | {"right": knots[:, -1], "knots": knots}
+        if x is not None:
+            values["occupancy"] = occupancy(x, knots, self.channel_dim)
+        return values
 
 
 def _pieces(channel_dim: int, x: Tensor, knots: Tensor, heights: Tensor, slopes: Tensor) -> Tensor:

@@ -3,23 +3,17 @@ ICCV 2021, arXiv 2104.03693, equations 1 to 3 and section 3.3 (statistics-based 
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from activations.base import (
-    Activation,
-    check_bool,
-    check_choice,
-    check_finite,
-    check_positive,
-    check_whole,
-    upcast,
-)
+from activations.base import Activation, upcast
+from activations.checks import check_bool, check_choice, check_int, check_number
 from activations.kernels import library
 from activations.kernels.lookup import piecewise_linear
+from activations.pieces import occupancy
 
 INITIAL = 3.0  # half the interval before anything is known: that of 3 sigma for inputs from a norm
 HALF = 0.5  # the phase of an average is that of the greater part
@@ -66,8 +60,15 @@ class PWLU(Activation):
     K_L, K_R.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    decayed = False
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {
+        "left": "interval_end",
+        "right": "interval_end",
+        "occupancy": "occupancy",
+    }
 
     def __init__(
         self,
@@ -82,15 +83,13 @@ class PWLU(Activation):
         fix_init: float | None = None,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(1, segments=segments)
-        check_whole(0, statistics_epochs=statistics_epochs)
-        check_bool(per_channel=per_channel)
-        check_choice(("debiased", "ema"), statistics=statistics)
-        check_finite(momentum=momentum)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: a number in [0, 1) is needed")
+        check_int("segments", segments, minimum=1)
+        check_int("statistics_epochs", statistics_epochs, minimum=0)
+        check_bool("per_channel", per_channel)
+        check_choice("statistics", statistics, ("debiased", "ema"))
+        check_number("momentum", momentum, minimum=0, below=1)
         if fix_init is not None:
-            check_positive(fix_init=fix_init)
+            check_number("fix_init", fix_init, above=0)
         self.segments, self.per_channel = segments, per_channel
         self.statistics, self.momentum = statistics, momentum
         self.statistics_epochs = 0 if fix_init is not None else statistics_epochs
@@ -200,11 +199,15 @@ class PWLU(Activation):
         Raises:
             ValueError: ``curve`` is computed from other parameters in a way that cannot be undone; see ``assign``.
         """
+        heights = self._knots(left, right).relu()
         left, right = left[:, None], right[:, None]
-        share = torch.linspace(0, 1, self.segments + 1, dtype=left.dtype, device=left.device)
-        heights = torch.lerp(left, right, share).relu()
         slopes = torch.zeros_like(left), torch.ones_like(left)
         self.assign("curve", torch.cat([left, right, heights, *slopes], 1))
+
+    def _knots(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the knots (units, N + 1) of equal segments from ``left`` to ``right``, (units,) each."""
+        share = torch.linspace(0, 1, self.segments + 1, dtype=left.dtype, device=left.device)
+        return torch.lerp(left[:, None], right[:, None], share)
 
     def _set_phase(self, *, collecting: bool) -> None:
         self.collecting.fill_(collecting)
@@ -229,10 +232,6 @@ class PWLU(Activation):
         for running, batch in ((self.mean, mean), (self.std, std)):
             running.copy_(torch.where(good, torch.lerp(running, batch.to(running.dtype), new), running))
 
-    @property
-    def no_decay(self) -> frozenset[str]:
-        return frozenset(dict(self.named_parameters()))
-
     def curves(self, x: Tensor) -> Tensor:
         return self._function(x[:, None].expand(-1, len(self.curve)), 1, self._read_phase()).T
 
@@ -242,7 +241,11 @@ class PWLU(Activation):
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         names = ("left", "right", "slope_left", "slope_right", "mean", "std")
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        if x is not None:
+            right = torch.maximum(self.right, self.left + _min_width(self.left))
+            values["occupancy"] = occupancy(x, self._knots(self.left, right), self.channel_dim)
+        return values
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, segments={self.segments}, per_channel={self.per_channel}"

@@ -3,9 +3,13 @@
 The block after a ReLU, the order of MobileNetV3 (arXiv 1905.02244): what DyReLU's paper compares itself with.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
-from activations.base import Activation, bare, check_whole
+from activations.base import Activation, bare
+from activations.checks import check_int
 from activations.kernels import gate
 from activations.kernels.networks import Squeeze
 
@@ -23,14 +27,17 @@ class SEReLU(Activation):
     not decayed.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"gate": "gate"}
 
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, reduction: int = 16, min_hidden: int = 4
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_whole(1, reduction=reduction, min_hidden=min_hidden)
+        check_int("reduction", reduction, minimum=1)
+        check_int("min_hidden", min_hidden, minimum=1)
         channels = self.num_features
         hidden = max(channels // reduction, min_hidden)
         self.fc1, self.fc2 = bare(nn.Linear, channels, hidden), bare(nn.Linear, hidden, channels)
@@ -42,15 +49,14 @@ class SEReLU(Activation):
         self.fc2.reset_parameters()
 
     def gate(self, r: Tensor) -> Tensor:
-        """(N, C) in (0, 1), from the rectified input."""
-        (gate,), _ = self.network([self.pooled(r)], [self.fc1, self.fc2])
-        return gate.squeeze(-1)
+        """Return the gate, (N, C), in (0, 1), from the rectified input."""
+        (values,), _ = self.network([gate.mean(r, self.channel_dim)], [self.fc1, self.fc2])
+        return values.squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        return gate.gated(
-            *(gate.scale_relu, gate.mean, x, self.network, self.fc1, self.fc2), channel_dim=self.channel_dim
-        )
+        layers = (self.fc1, self.fc2)
+        return gate.gated(gate.scale_relu, gate.mean, x, self.network, *layers, channel_dim=self.channel_dim)
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
         return {} if x is None else {"gate": self.gate(x.relu())}

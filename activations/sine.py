@@ -2,34 +2,36 @@
 Activation Functions, NeurIPS 2020, arXiv 2006.09661, section 3.2.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from activations.base import Activation, check_positive, upcast
+from activations.checks import check_number
+from activations.kernels.pointwise import Pointwise
 
 
-class Sine(Activation):
+class Sine(Pointwise):
     """y = sin(omega x).
 
     Args:
-        omega: above 0; the paper's is 30, together with an initialization of the weights that belongs to it. Networks
-            here are initialised alike for all activations, so that this unit stands without it.
+        omega: frequency, above 0; the paper's is 30, together with its own initialization of the weights. Networks here
+            are initialized in the same way for all activations, so this unit is used without it.
 
     Raises:
-        ValueError: ``omega`` not above 0.
+        ValueError: ``omega`` is not above 0.
     """
+
+    kernel = "sine"
+    upcasts = True  # Half precision would lose the phase.
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, omega: float = 30.0) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_positive(omega=omega)
+        check_number("omega", omega, above=0)
         self.omega = omega
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = upcast(x)  # half precision would lose the phase
-        return self.pointwise("sine", _sine, wide, wide.new_full((1,), self.omega)).to(x.dtype)
+    def coefficients(self, x: Tensor) -> Sequence[Tensor]:
+        return (x.new_full((1,), self.omega),)
 
-    def curves(self, x: Tensor) -> Tensor:
-        return _sine(x, x.new_full((1,), self.omega)).unsqueeze(0)
-
-
-def _sine(x: Tensor, omega: Tensor) -> Tensor:
-    return (omega * x).sin()
+    @staticmethod
+    def formula(x: Tensor, omega: Tensor) -> Tensor:
+        return (omega * x).sin()

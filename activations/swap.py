@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from activations.base import check_choice, check_kept
+from activations.base import check_same_shape_and_dtype
+from activations.checks import check_choice
 from activations.surgery.choice import select
 from activations.surgery.kinds import one_line, outside
 from activations.surgery.own import recognized
@@ -156,7 +157,7 @@ def find_sites(
 @contextmanager
 def _examined(network: nn.Module, example: Any, activations: Any, shared: str) -> Iterator[Found]:
     """What is known of the network; meanwhile its own classes count as what they are."""
-    check_choice(("call", "unit"), shared=shared)
+    check_choice("shared", shared, ("call", "unit"))
     weights = [*network.parameters(), *network.buffers()]
     if any(map(is_lazy, weights)):
         raise ValueError("the network has lazy modules without weights: run it once before")
@@ -281,7 +282,7 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
         under_way.append(site)
 
     def leave(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
-        check_kept(args[0], output)
+        check_same_shape_and_dtype(args[0], output)
         under_way.pop()
 
     kept: list[tuple[Site, Tensor, int]] = []

@@ -3,31 +3,36 @@
 The papers' tables call beta = 1 "Swish" (it is SiLU, arXiv 1606.08415); the trainable form is "Swish-beta".
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, check_bool, check_finite
+from activations.checks import check_bool, check_number
 from activations.kernels import library
+from activations.kernels.pointwise import Pointwise
 
-# elements from which our kernel outruns torch's SiLU
-MANY = 2**18
+# Number of elements from which our kernel is faster than torch's SiLU.
+MIN_FUSED = 2**18
 
 
-class Swish(Activation):
+class Swish(Pointwise):
     r"""y = x sigmoid(beta x).
 
     Args:
-        beta: the value of beta, or its initial value where it is trained; the paper's is 1. Any finite number.
+        beta: value of beta, or its initial value if it is trained; the paper's is 1. Any finite number.
         trainable: learn beta by gradient descent.
-        per_channel: one learned beta per channel instead of one per site.
+        per_channel: learn one beta per channel instead of one per site.
 
-    ``beta`` (trainable form only): (1,) or (num_features,), any real value. Kept from weight decay, as
-    beta = 0 is not a simpler Swish but the linear function x / 2. The paper is silent on this; ours.
+    Parameter ``beta`` (trainable form only): (1,) or (num_features,), any real value. Not decayed, as beta = 0 is not a
+    simpler Swish but the linear function x / 2 (ours; the paper is silent on this).
 
     Raises:
-        ValueError: ``beta`` not finite, or ``per_channel`` without ``trainable``.
+        ValueError: ``beta`` is not finite, or ``per_channel`` is set without ``trainable``.
     """
+
+    kernel = "swish"
 
     def __init__(
         self,
@@ -39,10 +44,11 @@ class Swish(Activation):
         per_channel: bool = False,
     ) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_finite(beta=beta)
-        check_bool(trainable=trainable, per_channel=per_channel)
+        check_number("beta", beta)
+        check_bool("trainable", trainable)
+        check_bool("per_channel", per_channel)
         if per_channel and not trainable:
-            raise ValueError("per_channel=True: a beta per channel must be trainable (trainable=True)")
+            raise ValueError("per_channel=True: requires trainable=True")
         self.init = float(beta)
         self.beta: nn.Parameter | float = beta
         if trainable:
@@ -53,24 +59,16 @@ class Swish(Activation):
         if isinstance(self.beta, Tensor):
             self.assign("beta", self.init)
 
+    def coefficients(self, x: Tensor) -> Sequence[Tensor]:
+        return (self.beta if isinstance(self.beta, Tensor) else x.new_full((1,), self.beta),)
+
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        if isinstance(self.beta, Tensor):
-            return self.pointwise("swish", _swish, x, self.beta)
-        if self.beta == 1 and not (library.fusable(x) and x.numel() >= MANY):
+        fixed = not isinstance(self.beta, Tensor)
+        if fixed and self.beta == 1 and not (library.fusable(x) and x.numel() >= MIN_FUSED):
+            self.check_input(x)
             return F.silu(x)
-        return self.pointwise("swish", _swish, x, x.new_full((1,), self.beta))
+        return super().forward(x)
 
-    @property
-    def no_decay(self) -> frozenset[str]:
-        return frozenset({"beta"} & dict(self.named_parameters()).keys())
-
-    def curves(self, x: Tensor) -> Tensor:
-        return _swish(x[None], self.beta[:, None] if isinstance(self.beta, Tensor) else self.beta)
-
-    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
-
-
-def _swish(x: Tensor, beta: Tensor | float) -> Tensor:
-    return x * torch.sigmoid(beta * x)
+    @staticmethod
+    def formula(x: Tensor, beta: Tensor) -> Tensor:
+        return x * torch.sigmoid(beta * x)

@@ -2,21 +2,17 @@
 
 from torch import Tensor
 
-from activations.base import Activation
+from activations.kernels.pointwise import Pointwise
 
-# tanh(exp(6)) is 1 in float64, and exp of more would overflow and spoil the gradient
+# tanh(exp(6)) is 1 in float64; exp of more would overflow and spoil the gradient.
 SATURATED = 6.0
 
 
-class TanhExp(Activation):
-    """y = x tanh(exp(x))."""
+class TanhExp(Pointwise):
+    """y = x tanh(exp(x)), without parameters."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise("tanh_exp", _tanh_exp, x)
+    kernel = "tanh_exp"
 
-    def curves(self, x: Tensor) -> Tensor:
-        return _tanh_exp(x).unsqueeze(0)
-
-
-def _tanh_exp(x: Tensor) -> Tensor:
-    return x * x.clamp_max(SATURATED).exp().tanh()
+    @staticmethod
+    def formula(x: Tensor) -> Tensor:
+        return x * x.clamp_max(SATURATED).exp().tanh()

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from activations.base import Activation, check_choice, check_finite, check_positive
+from activations.base import Activation
+from activations.checks import check_choice, check_number
 
 
 class TorchActivation(Activation):
@@ -25,7 +26,8 @@ class TorchActivation(Activation):
 
     scriptable = True
     layer: ClassVar[type[nn.Module]]
-    positive: ClassVar[tuple[str, ...]] = ()  # arguments that divide
+    # Arguments that are used as divisors and must be above 0.
+    divisors: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
@@ -34,10 +36,9 @@ class TorchActivation(Activation):
             raise TypeError(f"{type(self).__name__} takes no argument '{unknown.pop()}'")
         for name, value in hyper.items():
             if name == "approximate":
-                check_choice(("none", "tanh"), approximate=str(value))
+                check_choice(name, value, ("none", "tanh"))
             else:
-                check_finite(**{name: value})
-        check_positive(**{name: hyper[name] for name in self.positive if name in hyper})
+                check_number(name, value, above=0 if name in self.divisors else None)
         self.function = self.layer(**hyper)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class CELU(TorchActivation):
     """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)). Barron, arXiv 1704.07483, equation 2."""
 
     layer = nn.CELU
-    positive = ("alpha",)
+    divisors = ("alpha",)
 
 
 class GELU(TorchActivation):
@@ -100,7 +101,7 @@ class Softplus(TorchActivation):
     """log(1 + exp(beta x)) / beta, linear where beta x is above threshold. Dugas et al., NIPS 2000."""
 
     layer = nn.Softplus
-    positive = ("beta",)
+    divisors = ("beta",)
 
 
 class Tanh(TorchActivation):

@@ -7,7 +7,7 @@ import ast
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -64,9 +64,26 @@ def file_of(target: str) -> Path | None:
 def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
     """Hash of the files that hold ``targets`` and of all that these import; None if one of them cannot be found.
 
+    Comments, docstrings and blank lines do not count. A file counts as it was when this process first looked at it, which
+    is about when it imports it.
+    """
+    modules = code_files(targets, packages)
+    if not modules:
+        return None
+    digest = hashlib.sha256()
+    for module, path in sorted(modules.items()):
+        digest.update(f"{module}\0{_source(path, module)[0]}\n".encode())
+        if module == COMPILED:
+            for source in sorted(path.with_name("csrc").glob("*.*")):
+                digest.update(f"{source.name}\0{_source(source, '')[0]}\n".encode())
+    return SCHEME + digest.hexdigest()[:16]
+
+
+def code_files(targets: Sequence[str], packages: Sequence[str]) -> dict[str, Path] | None:
+    """Return the files that ``code_hash`` covers, by module, without csrc/; None if a target cannot be found.
+
     Imports are followed into ``packages``, into a target's own package and, if it is a file without a package, into its
-    neighbours. Comments, docstrings and blank lines do not count. A file counts as it was when this process first
-    looked at it, which is about when it imports it.
+    neighbours.
     """
     modules: dict[str, Path] = {}
     waiting: list[tuple[str, set[str]]] = []
@@ -85,13 +102,7 @@ def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None
             top = imported.partition(".")[0]
             if top in followed or ("." not in module and _is_neighbour(path, top)):
                 waiting.append((imported, followed | {top}))
-    digest = hashlib.sha256()
-    for module, path in sorted(modules.items()):
-        digest.update(f"{module}\0{_source(path, module)[0]}\n".encode())
-        if module == COMPILED:
-            for source in sorted(path.with_name("csrc").glob("*.*")):
-                digest.update(f"{source.name}\0{_source(source, '')[0]}\n".encode())
-    return SCHEME + digest.hexdigest()[:16] if modules else None
+    return modules
 
 
 def is_importable(thing: Any) -> bool:

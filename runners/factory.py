@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_kept
+from activations.base import Activation, check_same_shape_and_dtype
 from activations.surgery.state import undisturbed
 from runners.composed import GIVEN
 from runners.optim import activation_modules
@@ -62,7 +62,7 @@ def check_network(network: nn.Module, input_shape: Sequence[int], output_shape: 
         under_way.append(site)
 
     def leave(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        check_kept(args[0], output)
+        check_same_shape_and_dtype(args[0], output)
         under_way.pop()
 
     sites = activation_modules(network)

@@ -71,7 +71,7 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
 
     Arrays: ``x`` (points,); for each site ``inputs/<site>`` (points + 1,), the share of its inputs that lie below the
     first point, between neighbours, and above the last; ``curve/<site>`` (units, points) where the unit is a scalar
-    function; and ``diagnostic/<site>/<name>``.
+    function; ``diagnostic/<site>/<name>``; and ``role/<site>/<name>``, text, where the unit declares one.
     """
     arrays = {"x": np.linspace(*CURVE_POINTS, dtype=np.float32)}
     noting = False  # a unit may call itself for its curves
@@ -93,6 +93,8 @@ def write_curves(path: Path, network: nn.Module, samples: Tensor) -> None:
             arrays[f"curve/{site}"] = curves.float().cpu().numpy()
         for name, value in unit.diagnostics(inputs).items():
             arrays[f"diagnostic/{site}/{name}"] = value.float().cpu().numpy()
+            if name in unit.diagnostic_roles:
+                arrays[f"role/{site}/{name}"] = np.array(unit.diagnostic_roles[name])
 
     units = activation_modules(network)
     handles = [unit.register_forward_pre_hook(partial(note, site)) for site, unit in units.items()]

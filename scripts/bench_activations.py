@@ -55,7 +55,7 @@ from tasks.base import ActLayer
 SIZES = (MAIN, (128, 16, 32, 32), (8, 256, 64, 64), (98, 50))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 TORCH = {f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.GELU, nn.PReLU, nn.Mish, nn.LeakyReLU)}
-STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu_b", "gct", "frelu")
+STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu", "gct", "frelu")
 BATCH = 128  # of a step
 
 LEAST = 5  # rounds

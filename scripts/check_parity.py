@@ -14,8 +14,11 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import _here  # noqa: F401  # before the code that it finds
@@ -23,144 +26,117 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from activations import torch_nn
-from activations.acon import ACONC
-from activations.apl import APL
+import activations
 from activations.base import Activation
 from activations.cpab import transform
 from activations.ditac import DiTAC, prior_precision
-from activations.dyrelu import DyReLU
-from activations.frelu import FReLU
-from activations.gct import GCT
 from activations.maxout import maxout
-from activations.npwlu import NPWLU
-from activations.pau import PAU
-from activations.pelu import PELU
-from activations.prelu import PReLU
 from activations.pwlu import PWLU
-from activations.sine import Sine
-from activations.snake import Snake
-from activations.srelu import SReLU
-from activations.swish import Swish
-from activations.tanh_exp import TanhExp
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 5e-5}
 Arrays = Mapping[str, np.ndarray]
 Meta = Mapping[str, Any]
-# what is compared: name, ours, reference
+# What is compared: name, ours, reference.
 Pairs = Iterator[tuple[str, Tensor, np.ndarray]]
 
-TORCH_NN = torch_nn.TorchActivation.__subclasses__()
-# units whose parameters have the names of the files', and whose constructors take hyper-parameters by meta's names
-PLAIN: dict[str, type[Activation]] = {
-    cls.__name__.lower(): cls
-    for cls in (ACONC, APL, NPWLU, PAU, PELU, PReLU, SReLU, Sine, Snake, Swish, TanhExp, *TORCH_NN)
-} | {"silu": Swish}
+# Names in the files that differ from ours: of hyper-parameters, and of parameters and buffers.
+SETTINGS = {"N": "segments", "epsilon": "eps", "k": "pieces", "tau": "temperature"}
+PARAMETERS = {
+    "Y": "heights",
+    "Bl": "left",
+    "Br": "right",
+    "Kl": "slope_left",
+    "Kr": "slope_right",
+    "attn.weight": "attention",
+}
+# Arrays param__NAME that are hyper-parameters, or of which nothing depends: the softmax cancels attn.bias.
+NO_PARAMETERS = {"lambdas", "init_v", "attn.bias"}
+
+
+@cache
+def units() -> dict[str, type[Activation]]:
+    """Return the classes of all units by name in lower case: every one that a module of activations/ defines."""
+    modules = [
+        import_module(f"activations.{m.name}") for m in iter_modules(activations.__path__) if not m.ispkg
+    ]
+    classes = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Activation) and value.__module__ == module.__name__
+    ]
+    return {cls.__name__.lower(): cls for cls in classes} | {"silu": import_module("activations.swish").Swish}
 
 
 def compare(arrays: Arrays, dtype: torch.dtype) -> Pairs:
-    """All that a file's unit can be compared in; ValueError if there is no such unit."""
+    """Yield all that a file's unit can be compared in.
+
+    Raises:
+        ValueError: there is no such unit.
+    """
     meta = json.loads(str(arrays["meta"]))
     name = str(meta["activation"]).lower().replace("-", "").replace("_", "")
     if name in SPECIAL:
         yield from SPECIAL[name](arrays, meta, dtype)
-    elif name in PLAIN:
-        yield from _plain(PLAIN[name], arrays, meta, dtype)
+    elif name == "pwlu" and meta["variant"] == "phase1_statistics":
+        yield from _pwlu_statistics(arrays, meta, dtype)
+    elif name in units():
+        yield from _unit(units()[name], arrays, meta, dtype)
     else:
-        legal = ", ".join(sorted({*SPECIAL, *PLAIN}))
+        legal = ", ".join(sorted({*SPECIAL, *units()}))
         raise ValueError(f"meta names the activation {meta['activation']!r}; known: {legal}")
 
 
-def _plain(cls: type[Activation], arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
-    hyper: dict[str, Any] = {}
-    known = inspect.signature(cls).parameters
-    layer = getattr(cls, "layer", None)
-    if layer is not None:
-        known = inspect.signature(layer).parameters
-    hyper |= {
-        key: meta[key] for key in known.keys() & meta.keys() - {"num_features", "channel_dim", "inplace"}
-    }
-    if cls is torch_nn.GELU and "approximate" not in meta:
-        hyper["approximate"] = "tanh" if meta.get("variant") == "tanh" else "none"
-    trained = {key: arrays[key] for key in arrays if key.startswith("param__")}
-    channels = max((value.size for value in trained.values()), default=1) > 1
-    if "minimum" in known:
-        hyper["minimum"] = 1e-300  # the files' PELU knows no bound
-    if "shared" in known:
-        hyper["shared"] = not channels
-    if "trainable" in known:
-        hyper |= {"trainable": bool(trained), "per_channel": channels}
-    unit = cls(_channels(arrays, meta), channel_dim=meta.get("channel_axis", 1), **hyper)
-    names = {key.removeprefix("param__"): key.removeprefix("param__") for key in trained}
-    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
-
-
-def _dyrelu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
-    k, channels = int(meta["k"]), _channels(arrays, meta)
-    hyper: dict[str, Any] = {}
-    if "param__lambdas" in arrays:
-        scale = arrays["param__lambdas"].ravel().tolist()
-        hyper |= {"lambda_a": scale[0], "lambda_b": scale[k]}
-    if "param__init_v" in arrays:
-        initial = arrays["param__init_v"].ravel().tolist()
-        hyper |= {"init_a": initial[:k], "init_b": initial[k:]}
-    hidden = len(arrays["param__fc1.weight"])
-    unit = DyReLU(
-        channels,
-        form=str(meta["variant"]).upper(),
-        pieces=k,
-        reduction=max(channels, 2 * hidden),  # leaves the width to min_hidden
-        min_hidden=hidden,
-        temperature=float(meta.get("tau", 10.0)),
-        **hyper,
-    )
-    names = {name: name for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")}
-    if unit.form == "C":
-        names["attn.weight"] = "attention"  # attn.bias cancels in the softmax
-    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
-    if "pi" in arrays:
-        yield "pi", unit.spatial(_input(arrays["x"], meta, dtype)), arrays["pi"]
-
-
-def _gct(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
-    eps, after_relu = float(meta.get("epsilon", meta.get("eps", 1e-5))), bool(meta.get("after_relu"))
-    # their after_relu means nothing to l2
-    unit = GCT(
-        _channels(arrays, meta),
-        mode=meta["variant"],
-        after_relu=after_relu and meta["variant"] == "l1",
-        eps=eps,
-    )
-    yield from _run(unit.to(dtype), {name: name for name in ("alpha", "gamma", "beta")}, arrays, meta, dtype)
-
-
-def _frelu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
-    light = "param__conv1.weight" in arrays
-    weight = arrays["param__conv1.weight" if light else "param__conv.weight"]
-    unit = FReLU(
-        _channels(arrays, meta), kernel_size=max(weight.shape[2:]), light=light, dims=weight.ndim - 2
+def _unit(cls: type[Activation], arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
+    unit = cls(
+        _channels(arrays, meta), channel_dim=meta.get("channel_axis", 1), **_settings(cls, arrays, meta)
     )
     unit.train(bool(meta.get("training", True)))
     for module in unit.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eps = float(meta.get("eps", 1e-5))
-    names = {key.removeprefix("param__"): key.removeprefix("param__").replace("bn", "norm") for key in arrays}
-    names = {name: ours for name, ours in names.items() if f"param__{name}" in arrays}
-    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
+    unit.to(dtype)
+    theirs = [key.removeprefix("param__") for key in arrays if key.startswith("param__")]
+    names = {name: PARAMETERS.get(name, name.replace("bn", "norm")) for name in theirs}
+    names = {name: ours for name, ours in names.items() if name not in NO_PARAMETERS}
+    yield from _run(unit, names, arrays, meta, dtype)
     for key in arrays:
-        if key.startswith("after__"):
+        if key.startswith("after__"):  # buffers after the forward pass
             yield key, unit.get_buffer(key.removeprefix("after__").replace("bn", "norm")), arrays[key]
+    if "pi" in arrays:
+        yield "pi", unit.spatial(_input(arrays["x"], meta, dtype)), arrays["pi"]  # type: ignore[operator]
 
 
-def _pwlu(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
-    if meta["variant"] == "phase1_statistics":
-        yield from _pwlu_statistics(arrays, meta, dtype)
-        return
-    channel_wise = meta["variant"] == "channel"
-    axis = int(meta.get("channel_axis", 1))
-    unit = PWLU(_channels(arrays, meta), channel_dim=axis, segments=int(meta["N"]), per_channel=channel_wise)
-    names = {"Y": "heights", "Bl": "left", "Br": "right", "Kl": "slope_left", "Kr": "slope_right"}
-    yield from _run(unit.to(dtype), names, arrays, meta, dtype)
+def _settings(cls: type[Activation], arrays: Arrays, meta: Meta) -> dict[str, Any]:
+    """Return the hyper-parameters of ``cls`` that a file states in its meta, or in the shapes of its parameters."""
+    layer = getattr(cls, "layer", None)
+    legal = inspect.signature(layer or cls).parameters.keys() - {"num_features", "channel_dim", "inplace"}
+    stated = {SETTINGS.get(name, name): value for name, value in meta.items()}
+    trained = {key: value for key, value in arrays.items() if key.startswith("param__")}
+    variant = str(meta.get("variant", ""))
+    per_channel = min((value.size for value in trained.values()), default=1) > 1
+    stated |= {"shared": not per_channel, "per_channel": per_channel, "trainable": bool(trained)}
+    stated |= {"mode": variant, "form": variant.upper(), "minimum": 1e-300}  # the files' PELU knows no bound
+    # the files' after_relu means nothing to l2
+    stated["after_relu"] = bool(meta.get("after_relu")) and variant == "l1"
+    stated.setdefault("approximate", "tanh" if variant == "tanh" else "none")
+    if "param__lambdas" in arrays:
+        scale = arrays["param__lambdas"].ravel().tolist()
+        stated |= {"lambda_a": scale[0], "lambda_b": scale[len(scale) // 2]}
+    if "param__init_v" in arrays:
+        initial = arrays["param__init_v"].ravel().tolist()
+        stated |= {"init_a": initial[: len(initial) // 2], "init_b": initial[len(initial) // 2 :]}
+    if "param__fc1.weight" in arrays:
+        hidden, channels = arrays["param__fc1.weight"].shape[:2]
+        stated |= {
+            "min_hidden": hidden,
+            "reduction": max(channels, 2 * hidden),
+        }  # leaves the width to min_hidden
+    for name in ("conv", "conv1"):
+        if (weight := arrays.get(f"param__{name}.weight")) is not None:
+            size, dims = max(weight.shape[2:]), weight.ndim - 2
+            stated |= {"kernel_size": size, "dims": dims, "light": name == "conv1"}
+    return {name: stated[name] for name in legal & stated.keys()}
 
 
 def _pwlu_statistics(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
@@ -270,14 +246,11 @@ def _maxout(arrays: Arrays, meta: Meta, dtype: torch.dtype) -> Pairs:
     yield "grad_x", x.grad, arrays["grad_x"]
 
 
+# What is no unit, or is compared in more than a unit's output and gradients.
 SPECIAL: dict[str, Callable[[Arrays, Meta, torch.dtype], Pairs]] = {
     "cpab": _cpab,
     "ditac": _ditac,
-    "dyrelu": _dyrelu,
-    "frelu": _frelu,
-    "gct": _gct,
     "maxout": _maxout,
-    "pwlu": _pwlu,
 }
 
 
@@ -330,7 +303,7 @@ def _input(x: np.ndarray, meta: Meta, dtype: torch.dtype) -> Tensor:
         return wide[..., ::2]
     if layout != "contiguous":
         raise ValueError(
-            f"x_layout={layout}: legal are contiguous, channels_last, strided_last, transposed01"
+            f"x_layout={layout}: must be one of contiguous, channels_last, strided_last, transposed01"
         )
     return tensor
 

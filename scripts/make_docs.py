@@ -23,7 +23,7 @@ from runners.compose import component_names, compose
 ACTIVATIONS, API, KERNELS = (ROOT / "docs" / f"{page}.md" for page in ("activations", "api", "kernels"))
 SPEED = ROOT / "results" / "speed" / "activations.csv"
 # of the table in the docs
-SPEED_ROWS = ("prelu", "swish", "pwlu", "ditac", "dyrelu_b", "gct", "frelu", "pau")
+SPEED_ROWS = ("prelu", "swish", "pwlu", "ditac", "dyrelu", "gct", "frelu", "pau")
 CHANNELS = 64  # of the sites whose parameters are counted
 OF_HYDRA = ("_target_", "_partial_")
 TORCH_NN = "activations.torch_nn"

@@ -11,7 +11,7 @@ from conftest import ACTIVATIONS, config, make_factory, make_task
 from hydra.utils import get_class
 from torch import Tensor, nn
 
-from activations.base import Activation
+from activations.base import DIAGNOSTIC_ROLES, Activation
 from activations.kernels import library
 from runners.optim import sites
 
@@ -330,6 +330,23 @@ def test_a_small_network_learns_with_it(name: str) -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2 * first
+
+
+def test_diagnostics_with_a_role_exist(unit: Activation) -> None:
+    x = away_from_zero(IMAGES)
+    with torch.no_grad():
+        values = unit.diagnostics(x)
+    assert unit.diagnostic_roles.keys() <= values.keys()
+    shapes = {
+        "interval_end": [(1,), (CHANNELS,)],
+        "gate": [(CHANNELS,), (len(x), CHANNELS)],
+    }
+    for name, role in unit.diagnostic_roles.items():
+        value = values[name]
+        assert role in DIAGNOSTIC_ROLES
+        assert tuple(value.shape) in shapes.get(role, [tuple(value.shape)])
+        if role == "occupancy":
+            torch.testing.assert_close(value.sum(-1), torch.ones(len(value)))
 
 
 def test_yaml_lists_exactly_the_hyper_parameters(name: str) -> None:

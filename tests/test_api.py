@@ -136,7 +136,7 @@ def test_ids_are_those_of_the_command_line(call: Any, overrides: tuple[str, ...]
         ),
         (
             partial(make_activation, "prelu", 8, init="big"),
-            "activation=prelu: init='big': a finite number is needed",
+            "activation=prelu: init='big': must be a number",
         ),
         (
             partial(make_activation, Toy, 8, foo=1),

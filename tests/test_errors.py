@@ -37,7 +37,7 @@ CASES = {
     ),
     "hyper-parameter of the wrong kind": (
         ("activation=prelu", "activation.init=big"),
-        "activation=prelu: init='big': a finite number is needed",
+        "activation=prelu: init='big': must be a number",
     ),
     "no such class": (("activation._target_=nowhere.Unit",), "Error loading 'nowhere.Unit'"),
     "no activation": (

@@ -600,7 +600,7 @@ def test_shared_relu_for_relu_keeps_every_bit() -> None:
 
 
 def test_wrong_word_for_shared() -> None:
-    with pytest.raises(ValueError, match="shared='units': legal values are call, unit"):
+    with pytest.raises(ValueError, match="shared='units': must be one of call, unit"):
         find_sites(Siamese(), IMAGES, shared="units")
 
 

@@ -86,7 +86,7 @@ def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
     run = cli("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid")
     assert run.returncode != 0
     assert "Traceback" not in run.stderr
-    line = "activation.init=nan runner=smoke study=grid failed: activation=prelu: init=nan: a finite number is needed"
+    line = "activation.init=nan runner=smoke study=grid failed: activation=prelu: init=nan: must be a finite number"
     assert line in run.stderr
     found = records(tmp_path).set_index("activation.init")["status"]
     assert sorted(found) == ["failed", "ok", "ok"]
@@ -94,7 +94,7 @@ def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
     assert sorted(table["activation"]) == ["prelu[init=0.1]", "prelu[init=0.3]", "prelu[init=NaN]"]
     assert table.set_index("activation")["failures"]["prelu[init=NaN]"] == "1 failed"
     text = (tmp_path / "outputs" / "grid" / "report" / "leaderboard.md").read_text()
-    assert "a finite number is needed" in text
+    assert "must be a finite number" in text
 
     bad = cli("-m", "seed=-1,0", "runner=smoke", "study=grid")  # no cell at all
     assert bad.returncode != 0

@@ -300,8 +300,9 @@ def test_curves_and_diagnostics_are_written(tmp_path) -> None:
     assert set(arrays) == {"x"} | {
         f"{kind}/features.{i}{tail}"
         for i in (2, 5, 8)
-        for kind, tail in (("curve", ""), ("diagnostic", "/gain"), ("inputs", ""))
+        for kind, tail in (("curve", ""), ("diagnostic", "/gain"), ("role", "/gain"), ("inputs", ""))
     }
+    assert arrays["role/features.2/gain"].item() == "gate"
     assert arrays["curve/features.2"].shape == (16, len(arrays["x"]))
 
 

@@ -1,17 +1,21 @@
 """Training rules, sizes and refusals of all units."""
 
+import math
 from collections.abc import Callable
 
 import pytest
+import torch
 from conftest import ACTIVATIONS, make_factory, make_task
 
+from runners.code import ACTIVATIONS as PACKAGE
+from runners.code import code_files
 from runners.optim import parameter_groups
 from runners.train import build_network
 
 C = 6
 
 
-# which of a unit's parameters weight decay touches; all others it must leave alone
+# The parameters that weight decay touches; it must leave all others alone.
 DECAYED: dict[str, set[str]] = {
     "dyrelu": {"fc1.weight", "fc2.weight"},
     "dyrelu_c": {"fc1.weight", "fc2.weight", "attention"},
@@ -38,11 +42,27 @@ DECAYED: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DECAYED)
+# The same rule under another name.
+DECAYED |= {
+    "dyrelu_a": DECAYED["dyrelu"],
+    **dict.fromkeys(("gct_before", "gct_l1"), DECAYED["gct"]),
+    **dict.fromkeys(
+        (
+            *("ditac_ge", "ditac_inf", "ditac_leaky", "ditac_pm3", "pelu_channel", "prelu_shared"),
+            *("pwlu_channel", "swish_beta_channel"),
+        ),
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_weight_decay_touches_what_the_paper_says(name: str) -> None:
-    network = build_network(make_factory(name), make_task("digits"), 0)
-    decayed = {id(p) for p in parameter_groups(network, 0.1)[0]["params"]}
-    unit = network.features[2]
+    unit = make_factory(name)(C)
+    if not [*unit.parameters()]:
+        return
+    assert name in DECAYED, "state in DECAYED what weight decay touches"
+    decayed = {id(p) for p in parameter_groups(unit, 0.1)[0]["params"]}
     assert {n for n, p in unit.named_parameters() if id(p) in decayed} == DECAYED[name]
 
 
@@ -58,7 +78,7 @@ def small(c: int, r: int, least: int) -> int:
     return max(c // r, least)
 
 
-# number of parameters by channels
+# Number of parameters by channels.
 PARAMETERS: dict[str, Callable[[int], int]] = {
     "acon_c": lambda c: 3 * c,
     "apl": lambda c: 10 * c,
@@ -66,7 +86,7 @@ PARAMETERS: dict[str, Callable[[int], int]] = {
     "ditac_inf": lambda c: 11,
     "dwconv_relu": lambda c: 9 * c + c + 2 * c,
     "dyrelu_a": lambda c: (c + 1) * small(c, 8, 4) + (small(c, 8, 4) + 1) * 4,
-    "dyrelu_b": lambda c: (c + 1) * small(c, 8, 4) + (small(c, 8, 4) + 1) * 4 * c,
+    "dyrelu": lambda c: (c + 1) * small(c, 8, 4) + (small(c, 8, 4) + 1) * 4 * c,
     "dyrelu_c": lambda c: (c + 1) * small(c, 8, 4) + (small(c, 8, 4) + 1) * 4 * c + c,
     "frelu": lambda c: 9 * c + c + 2 * c,
     "frelu_light": lambda c: 2 * (3 * c + 2 * c),
@@ -100,9 +120,8 @@ PARAMETERS: dict[str, Callable[[int], int]] = {
 }
 
 
-# the same unit by another name
+# The same unit under another name.
 PARAMETERS |= {
-    "dyrelu": PARAMETERS["dyrelu_b"],
     "gct_before": PARAMETERS["gct"],
     "gct_l1": PARAMETERS["gct"],
     **dict.fromkeys(("ditac_ge", "ditac_leaky", "ditac_pm3"), PARAMETERS["ditac"]),
@@ -120,8 +139,7 @@ PARAMETERS |= {
 @pytest.mark.parametrize("channels", [3, 64, 200])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_number_of_parameters(name: str, channels: int) -> None:
-    if name not in PARAMETERS:
-        pytest.skip("no formula is stated here")
+    assert name in PARAMETERS, "state the formula in PARAMETERS"
     unit = make_factory(name)(channels)
     assert sum(p.numel() for p in unit.parameters()) == PARAMETERS[name](channels)
 
@@ -194,3 +212,38 @@ def test_refuses_bad_hyper_parameters(override: str) -> None:
     overrides = [f"activation.{part}" for part in value.split()]
     with pytest.raises(ValueError, match=key):
         make_factory(name, *overrides)(C)
+
+
+def test_no_kernel_is_part_of_the_code_of_relu() -> None:
+    """Whose hash would otherwise change, and whose cells would not resume, with every edit of a kernel."""
+    files = code_files(["activations.torch_nn.ReLU"], PACKAGE)
+    assert files is not None
+    assert set(files) == {"activations", *(f"activations.{name}" for name in ("base", "checks", "torch_nn"))}
+    prelu = code_files(["activations.prelu.PReLU"], PACKAGE)
+    assert prelu is not None
+    assert "activations.kernels.library" in prelu
+
+
+@pytest.mark.parametrize(
+    "name", ["pwlu", "pwlu_channel", "npwlu", "npwlu activation.per_channel=true", "apl", "srelu"]
+)
+def test_occupancy_is_the_share_of_inputs_between_kinks(name: str) -> None:
+    """The kinks are where the slope of the unit's own curve changes, on a grid finer than any of its pieces."""
+    torch.manual_seed(0)
+    unit = make_factory(*name.split())(C, channel_dim=-1).double()
+    for parameter in unit.parameters():  # so that all pieces have slopes of their own
+        parameter.data += 0.1 * torch.rand_like(parameter)
+    x = 3 * torch.randn(7, 11, C, dtype=torch.float64)
+    x[0, 0, 0], x[1, 1, 1] = math.nan, math.inf
+    with torch.no_grad():
+        found = unit.diagnostics(x)["occupancy"]
+        grid = torch.linspace(-12, 12, 24001, dtype=torch.float64)
+        bends = unit.curves(grid).diff().diff(dim=1).abs() > 1e-9
+    channels = x.reshape(-1, C).T if len(found) == C else x.reshape(1, -1)
+    for shares, bend, values in zip(found, bends, channels, strict=True):
+        kinks = grid[1:-1][bend]
+        kinks = kinks[torch.cat([torch.tensor([True]), kinks.diff() > 2e-3])]  # one falls between two points
+        assert len(shares) == len(kinks) + 1
+        finite = values[values.isfinite()]
+        counts = torch.bucketize(finite, kinks).bincount(minlength=len(shares))
+        torch.testing.assert_close(shares, counts / len(finite), atol=0.02, rtol=0, check_dtype=False)

@@ -1,5 +1,6 @@
 """An activation that uses every part of the contract, so that tests can see the runner honour it."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,8 @@ class Toy(Activation):
 
     Counts its calls, and draws random numbers when it is made and when it is used: a little noise in training.
     """
+
+    diagnostic_roles: ClassVar[Mapping[str, str]] = {"gain": "gate"}
 
     def __init__(
         self, num_features: int, *, channel_dim: int = 1, start: int = 2, penalty: float = 0.5

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from activations.base import upcast
 from activations.kernels import library
 
 MOST_LINES = 8
@@ -31,10 +32,6 @@ def along_samples(values: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     shape = [1] * x.ndim
     shape[0], shape[channel_dim] = values.shape
     return values.to(x.dtype).view(shape)
-
-
-def _upcast(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 # ---- statistics: (N, C), or itself for (N, C), which has no positions
@@ -54,7 +51,7 @@ def mean_relu(x: Tensor, channel_dim: int) -> Tensor:
 
 def total(x: Tensor, channel_dim: int) -> Tensor:
     """In float32 at least."""
-    x = _upcast(x)
+    x = upcast(x)
     return x.sum(positions(x, channel_dim)) if x.ndim > 2 else x
 
 
@@ -63,11 +60,11 @@ def total_relu(x: Tensor, channel_dim: int) -> Tensor:
 
 
 def total_abs(x: Tensor, channel_dim: int) -> Tensor:
-    return total(_upcast(x).abs(), channel_dim)
+    return total(upcast(x).abs(), channel_dim)
 
 
 def total_square(x: Tensor, channel_dim: int) -> Tensor:
-    return total(_upcast(x).square(), channel_dim)
+    return total(upcast(x).square(), channel_dim)
 
 
 def total_relu_square(x: Tensor, channel_dim: int) -> Tensor:

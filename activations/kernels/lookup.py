@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from activations.base import along
 from activations.kernels import library
 
 
@@ -133,11 +134,3 @@ def _piece(x: Tensor, left: Tensor, right: Tensor, n: int, channel_dim: int) -> 
     inside = ((x - left) / ((right - left) / n)).floor().clamp(0, n - 1).nan_to_num(0.0) + 1
     # where, as masked_fill forgets the memory format
     return torch.where(x < left, 0.0, torch.where(x >= right, n + 1.0, inside))
-
-
-def along(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
-    """``parameter`` (units,) shaped to broadcast along x's channels."""
-    shape = [1] * x.ndim
-    if parameter.numel() > 1:
-        shape[channel_dim] = -1
-    return parameter.view(shape)

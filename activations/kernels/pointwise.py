@@ -1,15 +1,16 @@
-"""Units y = f(x; p) of one input and a few parameters per channel or site, fused.
+"""Units y = f(x; p) of one input and a few coefficients per channel or site, fused.
 
-The formulas stand in the files of the activations, which give them as reference; their kernels are in csrc/pointwise.cpp.
+A formula is in the file of its activation, and is the reference; the kernels are in csrc/pointwise.cpp.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from activations.base import Activation, upcast
 from activations.kernels import library
 
 Reference = Callable[..., Tensor]
@@ -33,6 +34,43 @@ ROWS = {
 VARYING_ROWS = {"apl": [0, 0], "npwlu": [0, 0, 1]}
 
 
+class Pointwise(Activation):
+    """Base of the units y = formula(x; coefficients), which a fused kernel computes where it can.
+
+    A subclass names its ``kernel``, gives the ``formula`` in plain torch operations and, if it has parameters, returns
+    them or what it makes of them from ``coefficients``. It needs no ``forward`` of its own.
+    """
+
+    decayed = False
+    # Name of the kernel in csrc/pointwise.cpp.
+    kernel: ClassVar[str]
+    # A static method: y from x and coefficients that broadcast with it, along its channels and with rows in front.
+    formula: ClassVar[Callable[..., Tensor]]
+    # Whether half precision is computed in float32.
+    upcasts: ClassVar[bool] = False
+
+    def coefficients(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the coefficients, each (units,) or (rows, units), units being 1 or num_features for all."""
+        return ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        wide = upcast(x) if self.upcasts else x
+        coefficients = self.coefficients(wide)
+        y = pointwise(self.kernel, self.reference, wide, *coefficients, channel_dim=self.channel_dim)
+        return y if y.dtype is x.dtype else y.to(x.dtype)
+
+    def reference(self, x: Tensor, *coefficients: Tensor) -> Tensor:
+        """Compute y by ``formula``, from coefficients as ``coefficients`` returns them."""
+        return self.formula(x, *(self.along_channels(c, x) for c in coefficients))
+
+    def curves(self, x: Tensor) -> Tensor:
+        return self.formula(x[None], *(c.unsqueeze(-1) for c in self.coefficients(x)))
+
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
+
+
 def pointwise(
     name: str, reference: Reference, x: Tensor, *parameters: Tensor, channel_dim: int = 1
 ) -> Tensor:
@@ -48,15 +86,15 @@ def pointwise(
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    parameters = tuple(p if p.dtype is x.dtype else p.to(x.dtype) for p in parameters)
-    if not library.fusable(x, *parameters):
-        return reference(x, *parameters)
-    units = _units(name, *[p.shape for p in parameters])
-    if units != 1 and units != x.shape[channel_dim]:
-        return reference(x, *parameters)
-    dense = (p.contiguous() for p in parameters)
-    y: Tensor = _Pointwise.apply(name, reference, channel_dim, library.dense(x), *dense)
-    return y
+    dtype = x.dtype
+    same = [p if p.dtype is dtype else p.to(dtype) for p in parameters]
+    if library.fusable(x, *same):
+        units = _units(name, *[p.shape for p in same])
+        if units == 1 or units == x.shape[channel_dim]:
+            dense = [p.contiguous() for p in same]
+            y: Tensor = _Pointwise.apply(name, reference, channel_dim, library.dense(x), *dense)
+            return y
+    return reference(x, *same)
 
 
 @cache
