@@ -54,6 +54,8 @@ class Activation(nn.Module):
     decayed: ClassVar[bool] = True
     # Role, one of ``DIAGNOSTIC_ROLES``, by name of what ``diagnostics`` returns.
     diagnostic_roles: ClassVar[Mapping[str, str]] = {}
+    # Whether backward computes the derivative of forward; a unit that trains by another one says False.
+    exact_gradient: bool = True
     # Whether torch.jit.script can compile ``forward``.
     scriptable: ClassVar[bool] = False
     __jit_unused_properties__: ClassVar[list[str]] = ["no_decay", "phase"]

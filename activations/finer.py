@@ -41,6 +41,6 @@ class FINER(Pointwise):
     def coefficients(self, x: Tensor) -> Sequence[Tensor]:
         return x.new_full((1,), self.omega), x.new_full((1,), 1.0 if self.detach else 2.0)
 
-    def formula(self, x: Tensor, omega: Tensor, part: Tensor) -> Tensor:  # type: ignore[override]
+    def formula(self, x: Tensor, omega: Tensor, part: Tensor) -> Tensor:
         factor = x.abs() + 1
         return (omega * ((factor.detach() if self.detach else factor) * x)).sin()

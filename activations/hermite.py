@@ -46,7 +46,7 @@ class Hermite(Pointwise):
 
     def reset_parameters(self) -> None:
         c = [math.sqrt((1 - 1 / math.factorial(self.degree)) / math.e)] + self.degree * [math.exp(-0.5)]
-        self.assign("c", torch.tensor(c, device=self.c.device, dtype=self.c.dtype))
+        self.assign("c", self.c.new_tensor(c))
 
     def coefficients(self, x: Tensor) -> Sequence[Tensor]:
         return (self.c[:, None],)
@@ -88,10 +88,9 @@ class Fourier(Pointwise):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        like = {"device": self.a.device, "dtype": self.a.dtype}
         first = math.sqrt(1 - 1 / math.factorial(self.degree) ** 2)
-        self.assign("a", FOURIER_GAIN * torch.tensor([first] + self.degree * [1.0], **like))
-        self.assign("f", torch.arange(1, self.degree + 1, **like))
+        self.assign("a", FOURIER_GAIN * self.a.new_tensor([first] + self.degree * [1.0]))
+        self.assign("f", torch.arange(1, self.degree + 1, device=self.f.device))
         self.assign("phi", math.pi / 4)
 
     def coefficients(self, x: Tensor) -> Sequence[Tensor]:

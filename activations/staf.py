@@ -32,9 +32,7 @@ class STAF(Pointwise):
     kernel = "staf"
     upcasts = True  # Half precision would lose the phase.
 
-    def __init__(
-        self, num_features: int, *, channel_dim: int = 1, tau: int = 5, omega: float = 30.0
-    ) -> None:
+    def __init__(self, num_features: int, *, channel_dim: int = 1, tau: int = 5, omega: float = 30.0) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
         check_int("tau", tau, minimum=1, maximum=MOST // 3)
         check_number("omega", omega, above=0)

@@ -2,15 +2,26 @@
 
 An adapter is needed because torch.nn's constructors take other arguments first: ``nn.ReLU(64)`` is an
 in-place ReLU, ``nn.ELU(64)`` an ELU with alpha = 64, and neither complains.
+
+torch computes some of them slowly on the CPU; these have a fused kernel, which is taken where it is faster. torch.jit.script
+compiles all of them, and takes torch's own operation.
 """
 
 import inspect
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from activations.base import Activation
 from activations.checks import check_choice, check_number
+from activations.kernels import library
+from activations.kernels.pointwise import pointwise
+
+# Number of elements from which a kernel is faster than torch's own operation, whose call is shorter.
+MIN_FUSED = 2**18
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 
 class TorchActivation(Activation):
@@ -28,6 +39,8 @@ class TorchActivation(Activation):
     layer: ClassVar[type[nn.Module]]
     # Arguments that are used as divisors and must be above 0.
     divisors: ClassVar[tuple[str, ...]] = ()
+    # Name of the kernel in csrc/smooth.cpp, empty where torch's own operation is as fast.
+    kernel: str = ""
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
@@ -42,7 +55,26 @@ class TorchActivation(Activation):
         self.function = self.layer(**hyper)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # What follows is not compiled.
+            return self.compute(x)
         return self.function(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return y by the kernel or by torch's own operation, whichever is faster."""
+        if self.kernel and x.numel() >= MIN_FUSED and library.fusable(x):
+            coefficients = [x.new_full((1,), value) for value in self.coefficients()]
+            return pointwise(self.kernel, self.reference, x, *coefficients)
+        y: Tensor = self.function(x)
+        return y
+
+    def reference(self, x: Tensor, *coefficients: Tensor) -> Tensor:
+        """Return y by torch's own operation, which has the coefficients itself."""
+        y: Tensor = self.function(x)
+        return y
+
+    def coefficients(self) -> tuple[float, ...]:
+        """Return the numbers that the kernel takes."""
+        return ()
 
     def curves(self, x: Tensor) -> Tensor:
         return self.function(x).unsqueeze(0)
@@ -64,12 +96,20 @@ class ELU(TorchActivation):
     """x above 0, alpha (exp(x) - 1) below. Clevert, Unterthiner, Hochreiter, arXiv 1511.07289, equation 15."""
 
     layer = nn.ELU
+    kernel = "elu"
+
+    def coefficients(self) -> tuple[float, ...]:
+        return 1.0, float(self.function.alpha), 1.0  # type: ignore[arg-type]
 
 
 class SELU(TorchActivation):
     """1.0507 ELU(x; 1.6733). Klambauer, Unterthiner, Mayr, Hochreiter, arXiv 1706.02515, equation 2."""
 
     layer = nn.SELU
+    kernel = "elu"
+
+    def coefficients(self) -> tuple[float, ...]:
+        return SELU_SCALE, SELU_SCALE * SELU_ALPHA, 1.0
 
 
 class CELU(TorchActivation):
@@ -77,6 +117,11 @@ class CELU(TorchActivation):
 
     layer = nn.CELU
     divisors = ("alpha",)
+    kernel = "elu"
+
+    def coefficients(self) -> tuple[float, ...]:
+        alpha = float(self.function.alpha)  # type: ignore[arg-type]
+        return 1.0, alpha, 1 / alpha
 
 
 class GELU(TorchActivation):
@@ -84,11 +129,16 @@ class GELU(TorchActivation):
 
     layer = nn.GELU
 
+    def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
+        super().__init__(num_features, channel_dim=channel_dim, **hyper)
+        self.kernel = "gelu_tanh" if self.function.approximate == "tanh" else "gelu"
+
 
 class Mish(TorchActivation):
     """x tanh(softplus(x)). Misra, arXiv 1908.08681, equation 1."""
 
     layer = nn.Mish
+    kernel = "mish"
 
 
 class HardSwish(TorchActivation):
@@ -102,15 +152,22 @@ class Softplus(TorchActivation):
 
     layer = nn.Softplus
     divisors = ("beta",)
+    kernel = "softplus"
+
+    def coefficients(self) -> tuple[float, ...]:
+        beta, threshold = self.function.beta, self.function.threshold
+        return float(beta), 1 / float(beta), float(threshold)  # type: ignore[arg-type]
 
 
 class Tanh(TorchActivation):
     """tanh(x)."""
 
     layer = nn.Tanh
+    kernel = "tanh"
 
 
 class Sigmoid(TorchActivation):
     """1 / (1 + exp(-x))."""
 
     layer = nn.Sigmoid
+    kernel = "sigmoid"

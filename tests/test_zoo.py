@@ -37,8 +37,6 @@ DECAYED: dict[str, set[str]] = {
     "snake": set(),
     "prelu": set(),
     "swish_beta": set(),
-    "poly_norm": set(),
-    "xielu": set(),
 }
 
 
@@ -49,9 +47,18 @@ DECAYED |= {
     **dict.fromkeys(
         (
             *("ditac_ge", "ditac_inf", "ditac_leaky", "ditac_pm3", "pelu_channel", "prelu_shared"),
-            *("pwlu_channel", "swish_beta_channel"),
+            *(
+                "pwlu_channel",
+                "swish_beta_channel",
+                "fourier",
+                "group_rational",
+                "hermite",
+                "poly_norm",
+                "poly_relu",
+            ),
+            *("smu", "staf", "star_relu", "star_relu_one", "xielu"),
         ),
-        set(),
+        DECAYED["pwlu"],
     ),
 }
 

@@ -1,6 +1,7 @@
 """Units y = f(x; p) of one input and a few coefficients per channel or site, fused.
 
-A formula is in the file of its activation, and is the reference; the kernels are in csrc/pointwise.cpp.
+A formula is in the file of its activation, and is the reference; the kernels are in csrc/: pointwise.cpp,
+smooth.cpp and expansions.cpp.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,17 +22,36 @@ MOST = 40
 # how many numbers for each unit each parameter of a kernel is
 ROWS = {
     "acon": [1, 1, 1],
+    "elu": [1, 1, 1],
+    "finer": [1, 1],
+    "gaussian": [1],
+    "gelu": [],
+    "gelu_tanh": [],
+    "golu": [],
+    "group_rational": [6, 4],
+    "leaky_relu_squared": [1],
+    "logish": [],
+    "mish": [],
     "pau": [6, 4],
     "pelu": [1, 1],
+    "poly_relu": [3, 1],
     "prelu": [1],
+    "relu_squared": [],
+    "serf": [],
+    "sigmoid": [],
     "sine": [1],
+    "smu": [1, 1],
     "snake": [1],
+    "softplus": [1, 1, 1],
     "srelu": [1, 1, 1, 1],
+    "star_relu": [1, 1],
     "swish": [1],
+    "tanh": [],
     "tanh_exp": [],
+    "xielu": [1, 1],
 }
 # how many more than the first parameter is, which may be any number
-VARYING_ROWS = {"apl": [0, 0], "npwlu": [0, 0, 1]}
+VARYING_ROWS = {"apl": [0, 0], "fourier": [0, 0, 1], "hermite": [0], "npwlu": [0, 0, 1], "staf": [0, 0, 0]}
 
 
 class Pointwise(Activation):
@@ -42,7 +62,7 @@ class Pointwise(Activation):
     """
 
     decayed = False
-    # Name of the kernel in csrc/pointwise.cpp.
+    # Name of the kernel.
     kernel: ClassVar[str]
     # A static method: y from x and coefficients that broadcast with it, along its channels and with rows in front.
     formula: ClassVar[Callable[..., Tensor]]

@@ -109,7 +109,7 @@ FORWARD {
     return x * (w * reciprocal<T>(w + T(2)));
 }
 BACKWARD {
-    V z = within<T>(x, T(20)), e = exp<T>(x > V(T(20)) ? V(T(20)) : x), w = e * (e + T(2));
+    V low = within<T>(x, T(700)), z = low > V(T(20)) ? V(T(20)) : low, e = exp<T>(z), w = e * (e + T(2));
     V inverse = reciprocal<T>(w + T(2));
     return g * fma(T(4) * z * e * inverse, (e + T(1)) * inverse, w * inverse);
 }
@@ -128,9 +128,9 @@ BACKWARD {
 
 UNIT(Tanh, 0)
 FORWARD {
-    V a = abs(x), m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a));
-    V t = m / (m + T(2));
-    return nan_of<T>(x, x < V(0) ? -t : t);
+    V a = abs(x), square = x * x, near = fma(x * square, BY_PRECISION(TANH, square), x);
+    V m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a)), t = m / (m + T(2));
+    return nan_of<T>(x, square < V(T(0.3)) ? near : (x < V(0) ? -t : t));
 }
 BACKWARD {
     V a = abs(x), m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a)), inverse = reciprocal<T>(m + T(2));
