@@ -105,11 +105,11 @@ BACKWARD {
 UNIT(Mish, 0)
 // tanh(log(1 + e)) = w / (w + 2) with e = exp(x) and w = e (e + 2), which is 1 from 20 on
 FORWARD {
-    V e = exp<T>(x > V(T(20)) ? V(T(20)) : x), w = e * (e + T(2));
-    return x * (w * reciprocal<T>(w + T(2)));
+    V e = exp<T>(x > V(T(20)) ? V(T(20)) : x), w = fma(e, e, e + e);
+    return x * (w / (w + T(2)));
 }
 BACKWARD {
-    V low = within<T>(x, T(700)), z = low > V(T(20)) ? V(T(20)) : low, e = exp<T>(z), w = e * (e + T(2));
+    V low = within<T>(x, T(700)), z = low > V(T(20)) ? V(T(20)) : low, e = exp<T>(z), w = fma(e, e, e + e);
     V inverse = reciprocal<T>(w + T(2));
     return g * fma(T(4) * z * e * inverse, (e + T(1)) * inverse, w * inverse);
 }
@@ -133,16 +133,18 @@ FORWARD {
     return nan_of<T>(x, square < V(T(0.3)) ? near : (x < V(0) ? -t : t));
 }
 BACKWARD {
-    V a = abs(x), m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a)), inverse = reciprocal<T>(m + T(2));
-    return g * (T(4) * inverse) * ((m + T(1)) * inverse);
+    // near 0 of the tangent, elsewhere 4 (m + 1) / (m + 2)^2, which is 0 where the square overflows
+    V a = abs(x), square = x * x, near = fma(x * square, BY_PRECISION(TANH, square), x);
+    V m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a)), outer = m + T(2);
+    return g * (square < V(T(0.3)) ? fma(-near, near, V(T(1))) : T(4) * (m + T(1)) / (outer * outer));
 }
 };
 
 UNIT(Sigmoid, 0)
 FORWARD { return nan_of<T>(x, sigmoid<T>(x)); }
 BACKWARD {
-    V e = exp<T>(-abs(x)), inverse = reciprocal<T>(e + T(1));
-    return g * (e * inverse) * inverse;
+    V e = exp<T>(-abs(x)), outer = e + T(1);
+    return g * (e / (outer * outer));
 }
 };
 

@@ -74,7 +74,7 @@ INLINE Vec<T> gauss(Vec<T> x, T scale) {
 template <class T>
 INLINE Vec<T> scaled_erfc(Vec<T> a) {
     a = a > Vec<T>(T(40)) ? Vec<T>(T(40)) : a;
-    const Vec<T> t = (a - T(3)) * reciprocal<T>(a + T(3));
+    const Vec<T> t = (a - T(3)) / (a + T(3));
     return BY_PRECISION(ERFC, t);
 }
 template <class T>
@@ -94,8 +94,10 @@ struct Normal {
 };
 template <class T>
 INLINE Normal<T> normal(Vec<T> x) {
-    const Vec<T> e = gauss<T>(x, T(0.5)), tail = T(0.5) * e * scaled_erfc<T>(abs(x) * T(0.70710678118654752440));
-    return {x < Vec<T>(0) ? tail : T(1) - tail, e};
+    const Vec<T> z = x * T(0.70710678118654752440), square = z * z, half_z = T(0.5) * z;
+    const Vec<T> e = gauss<T>(x, T(0.5)), tail = T(0.5) * e * scaled_erfc<T>(abs(z));
+    const Vec<T> near = fma(half_z, BY_PRECISION(ERF, square), Vec<T>(T(0.5)));
+    return {abs(z) < Vec<T>(T(0.5)) ? near : (z < Vec<T>(0) ? tail : T(1) - tail), e};
 }
 // log(1 + u) for u from 0 to 1
 template <class T>
@@ -108,6 +110,6 @@ struct Softplus {
 };
 template <class T>
 INLINE Softplus<T> softplus(Vec<T> z) {
-    const Vec<T> e = exp<T>(-abs(z)), inverse = reciprocal<T>(e + T(1));
-    return {relu(z) + log1p_of_unit<T>(e), z < Vec<T>(0) ? e * inverse : inverse};
+    const Vec<T> e = exp<T>(-abs(z));
+    return {relu(z) + log1p_of_unit<T>(e), (z < Vec<T>(0) ? e : Vec<T>(T(1))) / (e + T(1))};
 }
