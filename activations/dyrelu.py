@@ -14,8 +14,7 @@ from activations.base import Activation, bare, upcast
 from activations.checks import check_bool, check_choice, check_int, check_list, check_number
 from activations.kernels import gate, library
 from activations.kernels.networks import Squeeze
-
-_softmax_backward = torch.ops.aten._softmax_backward_data.default
+from activations.torch_private import softmax_backward
 
 
 class DyReLU(Activation):
@@ -165,7 +164,7 @@ class _Residuals(Squeeze):
         if len(passed.found) > 1 and passed.needed[0]:
             shares, factor = passed.saved[-1], passed.found[1].shape[1] / 3
             d = torch.where(shares * factor >= 1, 0, passed.gradients[1])
-            d_found.append(_softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
+            d_found.append(softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
         return d_found, d_tensors
 
     def shares(self, z: Tensor) -> tuple[Tensor, Tensor]:

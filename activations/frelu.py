@@ -14,6 +14,7 @@ from activations.base import Activation, bare
 from activations.checks import check_bool, check_int, check_number
 from activations.kernels import library
 from activations.kernels import window as kernel
+from activations.torch_private import BatchNorm
 
 
 class FReLU(Activation):
@@ -137,7 +138,7 @@ def _window(channels: int, kernel_size: tuple[int, ...], bias: bool) -> tuple[An
     return window, norm(channels)
 
 
-class _SkipsBadBatches(nn.modules.batchnorm._BatchNorm):
+class _SkipsBadBatches(BatchNorm):
     """Batch norm whose running statistics one batch with a NaN does not spoil for ever.
 
     Exponential means leave out the channels that are not finite. Cumulative ones (``momentum=None``, as
@@ -181,8 +182,8 @@ class BatchNorm2d(_SkipsBadBatches, nn.BatchNorm2d):
 def _plain(conv: nn.Module, norm: nn.Module, light: bool, train: bool) -> bool:
     """Whether both are as ``_window`` made them, with a window of 3, and nobody looks at what passes between them."""
     return (
-        type(conv) is nn.Conv2d
-        and type(norm) is BatchNorm2d
+        library.is_plain(conv, nn.Conv2d)
+        and library.is_plain(norm, BatchNorm2d)
         and norm.training == train
         and conv.kernel_size in ((3, 3), (1, 3), (3, 1))
         and conv.padding == tuple(k // 2 for k in conv.kernel_size)
@@ -190,11 +191,10 @@ def _plain(conv: nn.Module, norm: nn.Module, light: bool, train: bool) -> bool:
         and (conv.bias is None) == light
         and all(value is not None for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
         and (not train or _is_exponential(norm))
-        and library.bypassable(conv, norm)
     )
 
 
-def _is_exponential(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+def _is_exponential(norm: nn.BatchNorm2d) -> bool:
     """Whether a batch in training enters running means with a fixed share."""
     tracks = norm.track_running_stats and norm.num_batches_tracked is not None
     return tracks and norm.momentum is not None

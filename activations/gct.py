@@ -78,7 +78,7 @@ class GCT(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        with_relu = type(self.base) is ReLU and library.bypassable(self.base, self.base.function)
+        with_relu = library.is_plain(self.base, ReLU) and library.is_plain(self.base.function, nn.ReLU)
         if self.position == "before":
             return self._gated(gate.relu_scale, x) if with_relu else self.base(self._gated(gate.scale, x))
         return self._gated(gate.scale_relu, x) if with_relu else self._gated(gate.scale, self.base(x))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from activations.checks import check_int
-from activations.kernels.pointwise import MOST, Pointwise
+from activations.kernels.pointwise import Pointwise
+from activations.kernels.signatures import MAX_PARAMS
 
 # 1 / sqrt(I_0(2)), I_0 being the modified Bessel function: the sum of 1 / k!^2 over all k from 0 on is I_0(2).
 FOURIER_GAIN = 0.6623264587866137
@@ -39,7 +40,7 @@ class Hermite(Pointwise):
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, degree: int = 3) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_int("degree", degree, minimum=1, maximum=MOST - 1)
+        check_int("degree", degree, minimum=1, maximum=MAX_PARAMS - 1)
         self.degree = degree
         self.c = nn.Parameter(torch.empty(degree + 1))
         self.reset_parameters()
@@ -80,7 +81,7 @@ class Fourier(Pointwise):
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, degree: int = 6) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_int("degree", degree, minimum=1, maximum=(MOST - 1) // 3)
+        check_int("degree", degree, minimum=1, maximum=(MAX_PARAMS - 1) // 3)
         self.degree = degree
         self.weights = [1 / math.factorial(k) for k in range(1, degree + 1)]
         self.a = nn.Parameter(torch.empty(degree + 1))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from activations.checks import check_int, check_number
-from activations.kernels.pointwise import MOST, Pointwise
+from activations.kernels.pointwise import Pointwise
+from activations.kernels.signatures import MAX_PARAMS
 
 
 class STAF(Pointwise):
@@ -34,7 +35,7 @@ class STAF(Pointwise):
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, tau: int = 5, omega: float = 30.0) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
-        check_int("tau", tau, minimum=1, maximum=MOST // 3)
+        check_int("tau", tau, minimum=1, maximum=MAX_PARAMS // 3)
         check_number("omega", omega, above=0)
         self.tau, self.omega = tau, omega
         self.w, self.phi, self.b = (nn.Parameter(torch.empty(tau)) for _ in range(3))

@@ -33,7 +33,9 @@ def tanh(x: Array) -> tuple[Array, Array]:
 
 def exponential(x: Array, right: float, left: float, inner: float) -> tuple[Array, Array]:
     low = inner * np.minimum(x, 0)
-    return np.where(x > 0, right * x, left * np.expm1(low)), np.where(x > 0, right, left * inner * np.exp(low))
+    return np.where(x > 0, right * x, left * np.expm1(low)), np.where(
+        x > 0, right, left * inner * np.exp(low)
+    )
 
 
 def mish(x: Array) -> tuple[Array, Array]:

@@ -37,29 +37,29 @@ DECAYED: dict[str, set[str]] = {
     "snake": set(),
     "prelu": set(),
     "swish_beta": set(),
+    "fourier": set(),
+    "group_rational": set(),
+    "hermite": set(),
+    "poly_norm": set(),
+    "poly_relu": set(),
+    "smu": set(),
+    "staf": set(),
+    "star_relu": set(),
+    "xielu": set(),
 }
 
 
 # The same rule under another name.
 DECAYED |= {
     "dyrelu_a": DECAYED["dyrelu"],
-    **dict.fromkeys(("gct_before", "gct_l1"), DECAYED["gct"]),
-    **dict.fromkeys(
-        (
-            *("ditac_ge", "ditac_inf", "ditac_leaky", "ditac_pm3", "pelu_channel", "prelu_shared"),
-            *(
-                "pwlu_channel",
-                "swish_beta_channel",
-                "fourier",
-                "group_rational",
-                "hermite",
-                "poly_norm",
-                "poly_relu",
-            ),
-            *("smu", "staf", "star_relu", "star_relu_one", "xielu"),
-        ),
-        DECAYED["pwlu"],
-    ),
+    "gct_before": DECAYED["gct"],
+    "gct_l1": DECAYED["gct"],
+    **dict.fromkeys(("ditac_ge", "ditac_inf", "ditac_leaky", "ditac_pm3"), DECAYED["ditac"]),
+    "pelu_channel": DECAYED["pelu"],
+    "prelu_shared": DECAYED["prelu"],
+    "pwlu_channel": DECAYED["pwlu"],
+    "star_relu_one": DECAYED["star_relu"],
+    "swish_beta_channel": DECAYED["swish_beta"],
 }
 
 

@@ -8,7 +8,6 @@ would cost more than the operation, so their gradients are written out and a uni
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -285,11 +284,6 @@ def _memory(x: Tensor, channel_dim: int) -> _Memory | None:
     return _Memory(samples, channels, positions, True) if x.movedim(dim, -1).is_contiguous() else None
 
 
-@cache
-def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    return library.function(f"gate_{name}_{{}}", dtype, "iiiiiiippppppipid")
-
-
 def _operands(tensors: Sequence[Tensor]) -> Any:
     """Of contiguous (N or 1, C or 1) or (N or 1, C or 1, numbers) each: its address, steps from sample to sample and
     channel to channel, numbers.
@@ -323,7 +317,7 @@ def _run(
     name, variant, back = kernel
     if name.endswith("lines"):
         variant = int(given[0].shape[2] == 4)  # two lines have a kernel of their own
-    _kernel(name, x.dtype)(
+    library.kernel(f"gate_{name}_{{}}", x.dtype)(
         variant,
         back,
         *memory,

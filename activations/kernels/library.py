@@ -26,21 +26,27 @@ processes are safe; the child of a fork, where torch's threads are gone, compute
 import ctypes
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
+
+from activations import torch_private
+from activations.kernels.signatures import TABLE, differences
+from activations.torch_private import has_storage, is_traced, is_transformed, saved_tensor_hooks
+
+Module = TypeVar("Module", bound=nn.Module)
 
 MODES = ("auto", "reference")
 FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+LETTERS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 PLAIN = (Tensor, torch.nn.Parameter)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _variant() -> str | None:
@@ -52,6 +58,8 @@ def _variant() -> str | None:
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library or None, and what it is or why there is none."""
+    if torch_private.MISSING:
+        return None, f"torch {torch.__version__} has no {', '.join(torch_private.MISSING)}"
     variant = _variant()
     if variant is None:
         return None, "this processor has neither AVX2 nor NEON"
@@ -62,9 +70,27 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, str(error)
+    if wrong := differences(_table_of(library)):
+        reason = f"{path.name} does not fit this code: {wrong[0]}" + (
+            f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        )
+        warnings.warn(
+            f"{reason}; the reference runs instead. Build it anew: python activations/kernels/build.py",
+            stacklevel=1,
+        )
+        return None, reason
     library.set_parallel_for(_parallel_for())
     os.register_at_fork(after_in_child=lambda: library.set_parallel_for(None))
     return library, variant
+
+
+def _table_of(library: ctypes.CDLL) -> str:
+    """Return the table of what a compiled file exports; empty for a file from before there was one."""
+    if not hasattr(library, "abi"):
+        return ""
+    text = ctypes.create_string_buffer(1 << 16)
+    library.abi(text, ctypes.c_int64(len(text)))
+    return text.value.decode()
 
 
 def _parallel_for() -> ctypes.c_void_p:
@@ -129,25 +155,24 @@ def fusable(x: Tensor, *parameters: Tensor) -> bool:
     return not (
         x.layout is not torch.strided
         or torch.is_autocast_enabled("cpu")
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
+        or torch_private.in_forward_ad()
+        or is_transformed()
+        or is_traced()
     )
 
 
-def bypassable(*modules: nn.Module) -> bool:
-    """Whether a kernel may compute what these modules do without calling them.
+def is_plain(module: nn.Module, cls: type[Module]) -> TypeGuard[Module]:
+    """Return whether a kernel may compute what ``module`` does without calling it.
 
-    Not if anybody waits for the call, by a hook on one of them or on all modules, or has given one a forward of its own.
+    It may for an instance of ``cls`` itself, whose forward is that of the class, if nothing observes the call: no hook on
+    the module, and none on all modules.
     """
-    if _has_any_global_hook():
-        return False
-    for module in modules:
-        own = module.__dict__
-        if "forward" in own or any(own[hooks] for hooks in _HOOKS):
-            return False
-    return True
+    return (
+        type(module) is cls
+        and "forward" not in module.__dict__
+        and not torch_private.has_hooks(module)
+        and not torch_private.has_global_hooks()
+    )
 
 
 def readable(value: Tensor) -> bool:
@@ -157,21 +182,33 @@ def readable(value: Tensor) -> bool:
     export, tracing, torch.func transforms, dispatch modes.
     """
     return not (
-        torch.compiler.is_compiling()
+        torch_private.MISSING
+        or torch.compiler.is_compiling()
         or type(value) is not Tensor
         or not value.is_cpu
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
+        or is_transformed()
+        or is_traced()
     )
 
 
-def function(name: str, dtype: torch.dtype, arguments: str) -> Callable[..., None]:
-    """A function of the library; ``arguments``: p for a pointer, i for a whole number, d for a double."""
-    found = getattr(_library, name.format(DTYPES[dtype]))
-    types: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
-    found.argtypes, found.restype = [types[letter] for letter in arguments], None
-    return found
+@cache
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    """Return a function of the library, which takes what ``signatures`` says.
+
+    Args:
+        name: with ``{}`` in place of the type's name, as in ``gate_scale_{}``.
+        dtype: float32 or float64.
+    """
+    symbol = name.format(DTYPES[dtype])
+    function = getattr(_library, symbol)
+    function.argtypes, function.restype = [LETTERS[letter] for letter in TABLE[symbol]], None
+    return function
+
+
+@cache
+def kernels(name: str, dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the forward and the backward function of the kernel ``name``."""
+    return kernel(f"{name}_{{}}_forward", dtype), kernel(f"{name}_{{}}_backward", dtype)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -190,7 +227,7 @@ def keep(ctx: Any, x: Tensor, *others: Tensor) -> None:
     """Save tensors for backward, which takes them from ``kept``."""
     ctx.save_for_backward(x, *others)
     # without hooks the same tensors come back, and nothing need be known about them
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+    if saved_tensor_hooks(False) is not None:
         ctx.sizes = [tensor.nbytes for tensor in (x, *others)]
 
 
@@ -253,11 +290,10 @@ def by_reference(g: Tensor) -> bool:
         not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and type(g) in PLAIN
-        and torch._C._has_storage(g)
+        and has_storage(g)
         and g.layout is torch.strided
         and not g.is_neg()
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_transformed()
     )
 
 

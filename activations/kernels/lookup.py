@@ -3,8 +3,7 @@
 The fused kernels are in csrc/table.h and csrc/table.cpp.
 """
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,12 +62,6 @@ def _piecewise_linear(channel_dim: int, narrowest: float, x: Tensor, curve: Tens
     return value + slope * (x - anchor)
 
 
-@cache
-def _pwlu_kernels(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    forward = library.function("pwlu_{}_forward", dtype, "iiiipppid")
-    return forward, library.function("pwlu_{}_backward", dtype, "iiiipppidpp")
-
-
 class _PiecewiseLinear(torch.autograd.Function):
     """The fused form; saves its inputs alone."""
 
@@ -78,7 +71,7 @@ class _PiecewiseLinear(torch.autograd.Function):
         units, width = curve.shape
         y = torch.empty_like(x)
         ctx.channel_dim, ctx.narrowest = channel_dim, narrowest
-        _pwlu_kernels(x.dtype)[0](
+        library.kernels("pwlu", x.dtype)[0](
             *library.layout(x, units, channel_dim),
             torch.get_num_threads(),
             x.data_ptr(),
@@ -97,7 +90,7 @@ class _PiecewiseLinear(torch.autograd.Function):
             needed = ctx.needs_input_grad[2:]
             return None, None, *library.through_reference(reference, (x, curve), needed, g)
         g, dx, dcurve = library.alike(g, x), torch.empty_like(x), torch.empty_like(curve)
-        _pwlu_kernels(x.dtype)[1](
+        library.kernels("pwlu", x.dtype)[1](
             *library.layout(x, len(curve), ctx.channel_dim),
             torch.get_num_threads(),
             x.data_ptr(),

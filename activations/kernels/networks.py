@@ -4,8 +4,8 @@ Their kernels are in csrc/networks.cpp.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class Squeeze(Network):
         hidden: Tensor,
         *rest: Tensor,
     ) -> None:
-        kernel = _kernels("squeeze", mean.dtype, "iiiii" + "p" * 9, 1, 6)[back]
+        kernel = library.kernels("squeeze", mean.dtype)[back]
         dense = [tensor.contiguous() for tensor in tensors[:4]]  # held until the kernel is done
         kernel(
             *(*mean.shape, hidden.shape[1], rest[0].shape[1], self.rectified, mean.data_ptr()),
@@ -119,7 +119,7 @@ class Squeeze(Network):
     def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
         fc1, fc2, *coefficients = parameters
         first, second = _of_plain(fc1), _of_plain(fc2)
-        if first is None or second is None or not library.bypassable(fc1, fc2):
+        if first is None or second is None:
             return None
         return [*first, *second, *coefficients]
 
@@ -149,8 +149,8 @@ def _of_layer(d: Tensor, x: Tensor, needed: Sequence[bool]) -> list[Tensor | Non
 
 
 def _of_plain(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a linear layer that has both; subclasses may compute anything."""
-    if type(layer) is not nn.Linear:
+    """Return weight and bias of a plain linear layer that has both, else None."""
+    if not library.is_plain(layer, nn.Linear):
         return None
     weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
     return None if weight is None or bias is None else (weight, bias)
@@ -159,15 +159,6 @@ def _of_plain(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
 def _small(mean: Tensor, tensors: Sequence[Tensor]) -> bool:
     weight1, _, weight2, *_ = tensors
     return len(mean) * (weight1.numel() + weight2.numel()) <= SMALL
-
-
-@cache
-def _kernels(
-    name: str, dtype: torch.dtype, shared: str, forward: int, backward: int
-) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Both kernels of a network, from what they take first and how many pointers follow."""
-    there = library.function(f"{name}_{{}}_forward", dtype, shared + "p" * forward)
-    return there, library.function(f"{name}_{{}}_backward", dtype, shared + "p" * backward)
 
 
 class NormGate(Network):
@@ -210,7 +201,7 @@ class NormGate(Network):
     def _run(self, back: int, norm: Tensor, tensors: Sequence[Tensor], made: Tensor, *rest: Tensor) -> None:
         first, step = made.data_ptr(), norm.nbytes
         dense = [tensor.contiguous() for tensor in tensors]  # held until the kernel is done
-        _kernels("norm_gate", norm.dtype, "iiid" + "p" * 4, 5, 9)[back](
+        library.kernels("norm_gate", norm.dtype)[back](
             *(*norm.shape, self.squared, self.eps, norm.data_ptr()),
             *(tensor.data_ptr() for tensor in dense),
             *(first + k * step for k in range(4)),

@@ -13,45 +13,9 @@ from torch import Tensor
 
 from activations.base import Activation, upcast
 from activations.kernels import library
+from activations.kernels.signatures import MAX_PARAMS, ROWS, VARYING_ROWS
 
 Reference = Callable[..., Tensor]
-
-
-# numbers for each unit, at most; as in csrc/pointwise.h
-MOST = 40
-# how many numbers for each unit each parameter of a kernel is
-ROWS = {
-    "acon": [1, 1, 1],
-    "elu": [1, 1, 1],
-    "finer": [1, 1],
-    "gaussian": [1],
-    "gelu": [],
-    "gelu_tanh": [],
-    "golu": [],
-    "group_rational": [6, 4],
-    "leaky_relu_squared": [1],
-    "logish": [],
-    "mish": [],
-    "pau": [6, 4],
-    "pelu": [1, 1],
-    "poly_relu": [3, 1],
-    "prelu": [1],
-    "relu_squared": [],
-    "serf": [],
-    "sigmoid": [],
-    "sine": [1],
-    "smu": [1, 1],
-    "snake": [1],
-    "softplus": [1, 1, 1],
-    "srelu": [1, 1, 1, 1],
-    "star_relu": [1, 1],
-    "swish": [1],
-    "tanh": [],
-    "tanh_exp": [],
-    "xielu": [1, 1],
-}
-# how many more than the first parameter is, which may be any number
-VARYING_ROWS = {"apl": [0, 0], "fourier": [0, 0, 1], "hermite": [0], "npwlu": [0, 0, 1], "staf": [0, 0, 0]}
 
 
 class Pointwise(Activation):
@@ -126,13 +90,7 @@ def _units(name: str, *shapes: torch.Size) -> int:
     first = rows[0] if rows else 0
     read = ROWS[name] if name in ROWS else [first + more for more in VARYING_ROWS[name]]
     units = {shape[-1] for shape in shapes} or {1}
-    return units.pop() if rows == read and sum(rows) <= MOST and len(units) == 1 else 0
-
-
-@cache
-def _kernels(name: str, dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    forward = library.function(f"{name}_{{}}_forward", dtype, "iiiipppi")
-    return forward, library.function(f"{name}_{{}}_backward", dtype, "iiiipppipp")
+    return units.pop() if rows == read and sum(rows) <= MAX_PARAMS and len(units) == 1 else 0
 
 
 class _Pointwise(torch.autograd.Function):
@@ -149,7 +107,7 @@ class _Pointwise(torch.autograd.Function):
         p = library.row_addresses(parameters)
         y = torch.empty_like(x)
         threads = torch.get_num_threads()
-        _kernels(name, x.dtype)[0](*layout, threads, x.data_ptr(), y.data_ptr(), p, len(p))
+        library.kernels(name, x.dtype)[0](*layout, threads, x.data_ptr(), y.data_ptr(), p, len(p))
         return y
 
     @staticmethod
@@ -163,7 +121,7 @@ class _Pointwise(torch.autograd.Function):
         layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, ctx.channel_dim)
         p, dp = library.row_addresses(parameters), library.row_addresses(gradients)
         threads = torch.get_num_threads()
-        _kernels(ctx.kernel, x.dtype)[1](
+        library.kernels(ctx.kernel, x.dtype)[1](
             *layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
         )
         return None, None, None, dx, *gradients

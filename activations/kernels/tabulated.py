@@ -6,7 +6,7 @@ The kernels are in csrc/ditac.cpp, the flow behind T in csrc/flow.h.
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -112,12 +112,6 @@ def _tail(f: Callable[[Tensor], Tensor], end: float, width: float) -> Tensor:
     return torch.stack([far if width < 0 else near, (far - near) / width])[None]
 
 
-@cache
-def _kernels(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    forward = library.function("ditac_{}_forward", dtype, "ppppippipp")
-    return forward, library.function("ditac_{}_backward", dtype, "ppppippipppp")
-
-
 class DiTACTable(torch.autograd.Function):
     """y of ``x`` for theta (d,); ``reference`` computes the same in torch operations.
 
@@ -135,7 +129,7 @@ class DiTACTable(torch.autograd.Function):
         y, made = torch.empty_like(x), torch.empty(frame.made, **DOUBLE)
         library.keep(ctx, x, theta, made)
         ctx.reference, ctx.frame = reference, frame
-        _kernels(x.dtype)[0](*_shared(frame, x, theta, made), x.data_ptr(), y.data_ptr())
+        library.kernels("ditac", x.dtype)[0](*_shared(frame, x, theta, made), x.data_ptr(), y.data_ptr())
         return y
 
     @staticmethod
@@ -145,7 +139,7 @@ class DiTACTable(torch.autograd.Function):
             needed = ctx.needs_input_grad[2:]
             return None, None, *library.through_reference(ctx.reference, (x, theta), needed, g)
         g, dx, dtheta = library.alike(g, x), torch.empty_like(x), torch.empty_like(theta)
-        _kernels(x.dtype)[1](
+        library.kernels("ditac", x.dtype)[1](
             *_shared(ctx.frame, x, theta, made),
             *(x.data_ptr(), dx.data_ptr(), g.data_ptr(), dtheta.data_ptr()),
         )
@@ -172,12 +166,6 @@ def _warped(points: int, ends: Tensor, velocity: Tensor) -> Tensor:
     return transform(torch.lerp(ends[0], ends[1], share), velocity)
 
 
-@cache
-def _warped_kernels(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    forward = library.function("cpab_{}_forward", dtype, "iipppp")
-    return forward, library.function("cpab_{}_backward", dtype, "iipppppp")
-
-
 class _Warped(torch.autograd.Function):
     """The fused form."""
 
@@ -187,7 +175,7 @@ class _Warped(torch.autograd.Function):
         library.keep(ctx, ends, velocity, made)
         ctx.points = points
         wide = ends.double()
-        _warped_kernels(velocity.dtype)[0](
+        library.kernels("cpab", velocity.dtype)[0](
             *(len(velocity) - 1, points, wide.data_ptr(), velocity.data_ptr(), made.data_ptr()),
             heights.data_ptr(),
         )
@@ -201,7 +189,7 @@ class _Warped(torch.autograd.Function):
             return None, *library.through_reference(partial(_warped, ctx.points), (ends, velocity), needed, g)
         g, d_velocity, wide = g.contiguous(), torch.empty_like(velocity), ends.double()
         d_ends = torch.empty_like(wide) if needed[0] else None
-        _warped_kernels(velocity.dtype)[1](
+        library.kernels("cpab", velocity.dtype)[1](
             *(len(velocity) - 1, ctx.points, wide.data_ptr(), velocity.data_ptr(), made.data_ptr()),
             *(g.data_ptr(), d_velocity.data_ptr(), None if d_ends is None else d_ends.data_ptr()),
         )

@@ -5,8 +5,7 @@ as they are, others are copied to contiguous.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,13 +90,6 @@ def _reference(setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
     return torch.maximum(x, top) if setting.against else top.relu()
 
 
-@cache
-def _kernels(light: bool, dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    name = "window_light_{}_" if light else "window_{}_"
-    forward = library.function(name + "forward", dtype, "piiiipppppp")
-    return forward, library.function(name + "backward", dtype, "piiiippppppp")
-
-
 class _Window(torch.autograd.Function):
     """Saves its inputs, and mean and 1 / std of each channel's convolution."""
 
@@ -108,7 +100,7 @@ class _Window(torch.autograd.Function):
         stats = x.new_empty(len(running), x.shape[1], dtype=torch.float64)
         updated = [torch.empty_like(value) for value in running]
         y, common = torch.empty_like(x), _common(setting, x, last, parameters, running, stats)
-        kernel = _kernels(len(running) > 2, x.dtype)[0]
+        kernel = library.kernels("window_light" if len(running) > 2 else "window", x.dtype)[0]
         kernel(*common, x.data_ptr(), y.data_ptr(), library.addresses(updated))
         if setting.train:
             for value, new in zip(setting.running, updated, strict=True):
@@ -136,7 +128,7 @@ class _Window(torch.autograd.Function):
         g, dx = library.alike(g, x), torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
         common = _common(ctx.setting, x, last, parameters, running, stats)
-        kernel = _kernels(len(stats) > 2, x.dtype)[1]
+        kernel = library.kernels("window_light" if len(stats) > 2 else "window", x.dtype)[1]
         kernel(*common, x.data_ptr(), dx.data_ptr(), g.data_ptr(), _table(gradients, (), 4))
         return None, dx, *gradients
 

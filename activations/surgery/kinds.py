@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation as torch_activations
-from torch.utils._pytree import tree_leaves
 
 from activations.base import Activation
+from activations.torch_private import tree_leaves
 
 Place = tuple[nn.Module, str]  # a module and the name of one of its attributes
 SOFTMAXES = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from activations.base import Activation
 from activations.surgery.kinds import OWN, Place, kind_of, outside, tensors_in
 from activations.surgery.state import Snapshot, undisturbed, write
+from activations.torch_private import DisableTorchFunction, tree_map_only
 
 
 def run_in_mode(network: nn.Module, example: Any, training: bool) -> list[Tensor]:
@@ -52,7 +52,7 @@ def listening(modules: Iterable[nn.Module], sums: list[tuple[nn.Module, list[int
     """Append each module that runs, with a sum over the bits of each of its outputs, to ``sums``."""
 
     def note(module: nn.Module, args: Any, out: Any) -> None:
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             sums.append((module, [_bits(x.detach()) for x in tensors_in(out)]))
 
     with ExitStack() as stack:

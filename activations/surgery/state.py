@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_for_all
 from torch.nn.parameter import is_lazy
 
+from activations.torch_private import TENSOR_HOOKS
+
 CONTAINERS = (dict, list, set, collections.deque)
 # Containers, objects and closures are followed this far below an attribute of a module. What lies deeper is rarely the
 # network's own state: a LightningModule, for one, refers to its trainer.
@@ -149,7 +151,7 @@ class _TensorState:
         self.grad_value = None if self.grad is None or not values else self.grad.detach().clone()
         self.hooks = [
             (name, hooks, None if hooks is None else dict(hooks))
-            for name in ("_backward_hooks", "_post_accumulate_grad_hooks")
+            for name in TENSOR_HOOKS
             if (hooks := getattr(tensor, name, None)) is not None or tensor.is_leaf
         ]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map_only
 
 from activations.surgery.kinds import tensors_in
 from activations.surgery.state import random_states, set_random_states
+from activations.torch_private import tree_map_only
 
 # what is known of a tensor without looking at its values
 METADATA = re.compile(

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from activations.surgery.kinds import (
@@ -35,6 +33,7 @@ from activations.surgery.kinds import (
 )
 from activations.surgery.runs import run_in_mode
 from activations.surgery.sites import Call, Site
+from activations.torch_private import DisableTorchFunction, TorchDispatchMode, has_hooks, tree_map_only
 
 # functions that put channels first or last, or move them; those that do not mix leave them in their dimension
 FIRST = re.compile("conv(_transpose)?[123]d|(batch|instance|group)_norm")
@@ -88,12 +87,12 @@ class Watch(TorchFunctionMode):
         if module in self.places:
             if not self.inside:
                 gate = GATE if kind_of(module) == "gate" else ""
-                with torch._C.DisableTorchFunction():
+                with DisableTorchFunction():
                     self.record(module, type(module).__name__, self.places[module], args, kwargs, gate)
             self.inside += 1
         else:
             self.runs[module] += 1
-            with torch._C.DisableTorchFunction():
+            with DisableTorchFunction():
                 self.stack.append((module, _arguments(module, args, kwargs)))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -108,7 +107,7 @@ class Watch(TorchFunctionMode):
             return
         self.inside -= 1
         if not self.inside:
-            with torch._C.DisableTorchFunction():
+            with DisableTorchFunction():
                 self.follow("", module, args, kwargs, out)
             self.finish(out, args, kwargs)
 
@@ -414,14 +413,7 @@ def _alike(a: Call, b: Call) -> bool:
 
 
 def _hooked(function: Any) -> str:
-    hooked = isinstance(function, nn.Module) and any(
-        (
-            function._forward_hooks,
-            function._forward_pre_hooks,
-            function._backward_hooks,
-            function._backward_pre_hooks,
-        )
-    )
+    hooked = isinstance(function, nn.Module) and has_hooks(function)
     return "it has hooks, which its unit would lose" if hooked else ""
 
 

@@ -1,6 +1,7 @@
 // DiTAC: a table of y on [a, b], made of theta, in a longer one of what y is outside, which never changes.
 #include <math.h>
 
+#include "abi.h"
 #include "flow.h"
 #include "table.h"
 
@@ -126,7 +127,9 @@ struct Ditac {
         Scratch scratch(unit.learnt() * sizeof(Cell));                                                            \
         unit.lookup(size, threads, table, x, g, dx).backward(scratch.as<Cell>());                                 \
         unit.gradient(scratch.as<Cell>(), dtheta);                                                                \
-    }
+    } \
+    SIGNATURE(ditac_##suffix##_forward) \
+    SIGNATURE(ditac_##suffix##_backward)
 DITAC(f32, float)
 DITAC(f64, double)
 
@@ -161,6 +164,8 @@ static void cpab(int64_t cells, int64_t n, const double* ends, const T* velocity
     extern "C" void cpab_##suffix##_backward(int64_t cells, int64_t n, const double* ends, const T* velocity,     \
                                              double* kept, const T* down, T* dvelocity, double* dends) {           \
         cpab<T>(cells, n, ends, velocity, kept, nullptr, down, dvelocity, dends);                                  \
-    }
+    } \
+    SIGNATURE(cpab_##suffix##_forward) \
+    SIGNATURE(cpab_##suffix##_backward)
 CPAB(f32, float)
 CPAB(f64, double)

@@ -8,6 +8,7 @@
 //     reads, graded, writes  whether it reads x, reads the gradient, and writes an output
 //     step<T>(x, g, c, s, m, a, K)  returns the output, adds to the sums s and to the map a
 // and all else, memory layouts, threads and exact sums, is done here for all of them alike.
+#include "abi.h"
 #include "parallel.h"
 
 namespace {
@@ -392,7 +393,8 @@ void choose(const Call<T>& t) {
                            const int64_t* wanted, int64_t wanteds, double divisor) {                     \
         choose<Family, Family::first>(Call<T>{variant, back, samples, channels, positions, rows, threads, \
                                               x, g, out, map, dmap, given, wanted, givens, wanteds, divisor}); \
-    }
+    }                                                                                                     \
+    SIGNATURE(symbol)
 #define EXPORT(name, Family)                 \
     EXPORT_AS(gate_##name##_f32, Family, float) \
     EXPORT_AS(gate_##name##_f64, Family, double)

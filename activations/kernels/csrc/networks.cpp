@@ -2,6 +2,7 @@
 // operations take longer to call than these to compute, in one thread.
 #include <math.h>
 
+#include "abi.h"
 #include "parallel.h"
 
 namespace {
@@ -157,7 +158,9 @@ struct NormGate {
         Squeeze<T>{samples, channels, hiddens, outputs, rectified, mean, weight1, bias1, weight2, bias2, initial, scale, \
                    hidden, gate}                                                                                        \
             .backward(dy, dmean, dweight1, dbias1, dweight2, dbias2);                                                   \
-    }
+    } \
+    SIGNATURE(squeeze_##suffix##_forward) \
+    SIGNATURE(squeeze_##suffix##_backward)
 SQUEEZE(f32, float)
 SQUEEZE(f64, double)
 
@@ -173,6 +176,8 @@ SQUEEZE(f64, double)
                                                   T* dalpha, T* dgamma, T* dbeta) {                                     \
         NormGate<T>{samples, channels, squared, (T)eps, norm, alpha, gamma, beta, root, normal, turn, size}             \
             .backward(dy, dnorm, dalpha, dgamma, dbeta);                                                                \
-    }
+    } \
+    SIGNATURE(norm_gate_##suffix##_forward) \
+    SIGNATURE(norm_gate_##suffix##_backward)
 NORM_GATE(f32, float)
 NORM_GATE(f64, double)

@@ -1,3 +1,4 @@
+#include "abi.h"
 #include "table.h"
 
 // ---- one zone with learnt ends, heights and tails: PWLU
@@ -80,6 +81,8 @@ static void pwlu(Lookup<T> task, const Curves<T>& curves, T* gradients) {
                                              T* dx, const T* curves, int64_t segments, double narrowest,           \
                                              const T* g, T* dcurves) {                                             \
         pwlu<T>({{outer, units, inner}, threads, nullptr, x, g, dx}, {units, segments, (T)narrowest, curves}, dcurves);    \
-    }
+    } \
+    SIGNATURE(pwlu_##suffix##_forward) \
+    SIGNATURE(pwlu_##suffix##_backward)
 PWLU(f32, float)
 PWLU(f64, double)

@@ -4,6 +4,7 @@
 // one for y; backward, one for the sums that batch norm's gradient needs and one for the gradients. Images one plane
 // after another (contiguous) are worked on a channel at a time, whose planes stay in the cache between the passes;
 // images with channels side by side (channels_last) have one channel in each lane.
+#include "abi.h"
 #include "parallel.h"
 
 #define ALWAYS __attribute__((always_inline))  // a call would pass vectors through memory
@@ -777,7 +778,9 @@ struct Window {
         Call<T> call{shape[0],      shape[1], shape[2], shape[3], threads, last != 0, against != 0, train != 0,        \
                      p,             settings, stats,    x,        g,       dx,        nullptr,      dp};               \
         Window<T, light>(call).backward();                                                                             \
-    }
+    }                                                                                                                  \
+    SIGNATURE(symbol##_forward)                                                                                        \
+    SIGNATURE(symbol##_backward)
 
 EXPORT_AS(float, window_f32, false)
 EXPORT_AS(double, window_f64, false)
