@@ -51,7 +51,7 @@ class DiTAC(Activation):
         gelu_of: ``x``: the cdf's argument in the gelu form is the original x (the authors' code); ``z``: GELU(z).
         negative_slope: of the leaky form outside [a, b].
         init: ``prior``: theta ~ N(0, Sigma) with the authors' covariance, exp(-|d| / (2 init_smooth^2)) init_var^2
-            between cell centres on [0, 1], for slopes and intercepts alike; ``identity``: theta = 0.
+            between cell centers on [0, 1], for slopes and intercepts alike; ``identity``: theta = 0.
         lambda_reg: weight >= 0 of the regularizer theta^T P theta, once per site. P is the precision of theta under
             the authors' second prior, exp(-2 |d| / lambda_smooth) (2 cells lambda_var)^2 over 2 cells points on
             [-1, 1] that stand for s_0, c_0, s_1, ...
@@ -291,9 +291,9 @@ def init_covariance(basis: Tensor, smooth: float, var: float) -> Tensor:
     pairs = cell_pairs(basis)
     cells = len(pairs) // 2
     dtype, device = basis.dtype, basis.device
-    centres = (torch.arange(cells, dtype=dtype, device=device) + 0.5) / cells
+    centers = (torch.arange(cells, dtype=dtype, device=device) + 0.5) / cells
     pair = torch.eye(2, dtype=dtype, device=device)
-    covariance = torch.kron(_exponential(centres, 2 * smooth**2), pair)
+    covariance = torch.kron(_exponential(centers, 2 * smooth**2), pair)
     return var**2 * (pairs.T @ covariance @ pairs)
 
 

@@ -153,19 +153,19 @@ class _Residuals(Squeeze):
         rows = (torch.cat([like.new_full((1,), value) for value in row]) for row in self.numbers)
         return [row.repeat(self.shape[0]) for row in rows]
 
-    def others(self, found: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        if len(found) == 1:
+    def others(self, statistics: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        if len(statistics) == 1:
             return [], []
-        shares, pi = self.shares(found[1])
+        shares, pi = self.shares(statistics[1])
         return [pi], [shares]
 
-    def backward(self, passed: gate.Passed) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        d_found, d_tensors = super().backward(passed)
-        if len(passed.found) > 1 and passed.needed[0]:
-            shares, factor = passed.saved[-1], passed.found[1].shape[1] / 3
-            d = torch.where(shares * factor >= 1, 0, passed.gradients[1])
-            d_found.append(softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
-        return d_found, d_tensors
+    def backward(self, inputs: gate.BackwardInputs) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        d_statistics, d_tensors = super().backward(inputs)
+        if len(inputs.statistics) > 1 and inputs.needed[0]:
+            shares, factor = inputs.saved[-1], inputs.statistics[1].shape[1] / 3
+            d = torch.where(shares * factor >= 1, 0, inputs.gradients[1])
+            d_statistics.append(softmax_backward(d, shares, 1, shares.dtype).mul_(factor / self.temperature))
+        return d_statistics, d_tensors
 
     def shares(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """softmax_positions(z / temperature), and pi of it."""

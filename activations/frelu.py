@@ -118,7 +118,7 @@ class FReLU(Activation):
         if train:
             for _, norm in pairs:
                 norm.num_batches_tracked += 1
-        return kernel.window(x, branches, against=type(self) is FReLU, train=train)
+        return kernel.window(x, branches, max_with_input=type(self) is FReLU, train=train)
 
 
 class DwConvReLU(FReLU):

@@ -154,19 +154,19 @@ class PWLU(Activation):
     ) -> Tensor:
         """The function of the phase. A curve that ``rests`` gets no gradient, or 0 where there are several processes."""
         if collecting is False:
-            return self._learnt(x, self.curve, channel_dim)
+            return self._learned(x, self.curve, channel_dim)
         attached = rests and _several_processes()
         if collecting and not attached:
             return x.relu()
         curve = self.curve.detach() if rests and not attached else self.curve
-        return torch.where(self.collecting > HALF, x.relu(), self._learnt(x, curve, channel_dim))
+        return torch.where(self.collecting > HALF, x.relu(), self._learned(x, curve, channel_dim))
 
-    def _learnt(self, x: Tensor, curve: Tensor, channel_dim: int) -> Tensor:
+    def _learned(self, x: Tensor, curve: Tensor, channel_dim: int) -> Tensor:
         """The function of the second phase."""
         wide = upcast(x)  # positions in a table need it
         # a cast to what it is would take as long as reading the phase
         curve = curve if curve.dtype is wide.dtype else curve.to(wide.dtype)
-        y = piecewise_linear(wide, curve, channel_dim=channel_dim, narrowest=MIN_WIDTH)
+        y = piecewise_linear(wide, curve, channel_dim=channel_dim, min_width=MIN_WIDTH)
         return y if y.dtype is x.dtype else y.to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:

@@ -466,7 +466,7 @@ def test_classes_of_the_network_s_own_are_activations() -> None:
     rows = find_sites(network, IMAGES).rows
     assert [row.kind for row in rows if not row.gate] == ["module Snake", "module Sine", "module ACON"]
     assert {row.kind: row.why_not for row in rows if row.gate} == {
-        "module Compress": "no learnt layer before it, stays",
+        "module Compress": "no learned layer before it, stays",
         "module Opening": "gate, stays",
         "call sigmoid": "gate, stays",
     }

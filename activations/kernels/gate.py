@@ -21,23 +21,23 @@ MOST_LINES = 8
 
 
 def positions(x: Tensor, channel_dim: int) -> tuple[int, ...]:
-    """The dimensions of ``x`` that are neither batch nor channels; none for (N, C)."""
+    """Return the dimensions of ``x`` that are neither batch nor channels; none for (N, C)."""
     channels = channel_dim % x.ndim
     return tuple(dim for dim in range(1, x.ndim) if dim != channels)
 
 
 def along_samples(values: Tensor, x: Tensor, channel_dim: int) -> Tensor:
-    """``values`` (N or 1, C or 1), in x's dtype, shaped to broadcast along x's samples and channels."""
+    """Return ``values`` (N or 1, C or 1), in x's dtype, shaped to broadcast along x's samples and channels."""
     shape = [1] * x.ndim
     shape[0], shape[channel_dim] = values.shape
     return values.to(x.dtype).view(shape)
 
 
-# ---- statistics: (N, C), or itself for (N, C), which has no positions
+# ---- Statistics over the positions, (N, C); (N, C) input has no positions and is its own mean and total.
 
 
 def mean(x: Tensor, channel_dim: int) -> Tensor:
-    """0 where there are no positions to average over: a NaN would pass into the gradients of the network."""
+    """Return the mean; 0 if there are no positions, as a NaN would spoil the network's gradients."""
     if x.ndim < 3:
         return x
     dims = positions(x, channel_dim)
@@ -45,40 +45,45 @@ def mean(x: Tensor, channel_dim: int) -> Tensor:
 
 
 def mean_relu(x: Tensor, channel_dim: int) -> Tensor:
+    """Return the mean of relu(x)."""
     return mean(x.relu(), channel_dim)
 
 
 def total(x: Tensor, channel_dim: int) -> Tensor:
-    """In float32 at least."""
+    """Return the sum, like all sums in float32 at least."""
     x = upcast(x)
     return x.sum(positions(x, channel_dim)) if x.ndim > 2 else x
 
 
 def total_relu(x: Tensor, channel_dim: int) -> Tensor:
+    """Return the sum of relu(x)."""
     return total(x.relu(), channel_dim)
 
 
 def total_abs(x: Tensor, channel_dim: int) -> Tensor:
+    """Return the sum of |x|."""
     return total(upcast(x).abs(), channel_dim)
 
 
 def total_square(x: Tensor, channel_dim: int) -> Tensor:
+    """Return the sum of x^2."""
     return total(upcast(x).square(), channel_dim)
 
 
 def total_relu_square(x: Tensor, channel_dim: int) -> Tensor:
+    """Return the sum of relu(x)^2."""
     return total_square(x.relu(), channel_dim)
 
 
 def mean_and_map(x: Tensor, attention: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    """The mean, and the map over positions that ``attention`` (C,) weighs the channels to, (N, P)."""
+    """Return the mean, and the map over positions (N, P), sums over channels weighted with ``attention`` (C,)."""
     shape = [1] * x.ndim
     shape[channel_dim] = -1
     weighted = (x * attention.to(x.dtype).view(shape)).sum(channel_dim)
     return mean(x, channel_dim), weighted.flatten(1)
 
 
-# the kernel's number, and whether the sum is divided by the number of positions
+# Number of the kernel in csrc/gate.cpp, and whether its sum is divided by the number of positions.
 _STATISTICS: dict[Callable[..., Any], tuple[int, bool]] = {
     mean: (0, True),
     total: (0, False),
@@ -98,11 +103,11 @@ _OF_RELU: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-# ---- forms; coefficients are (N or 1, C or 1, numbers for each)
+# ---- Forms; coefficients are (N or 1, C or 1, numbers per channel).
 
 
 def lines(x: Tensor, coefficients: Tensor, channel_dim: int) -> Tensor:
-    """max_k (a_k x + b_k); ``coefficients`` are the K slopes, then the K intercepts."""
+    """Return max_k (a_k x + b_k); ``coefficients`` are the K slopes, then the K intercepts."""
     terms = [along_samples(term, x, channel_dim) for term in coefficients.unbind(-1)]
     slopes, intercepts = terms[: len(terms) // 2], terms[len(terms) // 2 :]
     y = torch.addcmul(intercepts[0], slopes[0], x)
@@ -112,32 +117,35 @@ def lines(x: Tensor, coefficients: Tensor, channel_dim: int) -> Tensor:
 
 
 def mapped_lines(x: Tensor, coefficients: Tensor, weights: Tensor, channel_dim: int) -> Tensor:
-    """``lines`` times the map ``weights`` (N, P)."""
+    """Return ``lines`` times the map ``weights`` (N, P)."""
     shape = list(x.shape)
     shape[channel_dim] = 1
     return lines(x, coefficients, channel_dim) * weights.to(x.dtype).view(shape)
 
 
 def scale(x: Tensor, gate: Tensor, channel_dim: int) -> Tensor:
+    """Return gate x."""
     return x * along_samples(gate.squeeze(-1), x, channel_dim)
 
 
 def scale_relu(x: Tensor, gate: Tensor, channel_dim: int) -> Tensor:
+    """Return gate relu(x)."""
     return scale(x.relu(), gate, channel_dim)
 
 
 def relu_scale(x: Tensor, gate: Tensor, channel_dim: int) -> Tensor:
+    """Return relu(gate x)."""
     return scale(x, gate, channel_dim).relu()
 
 
 def acon(x: Tensor, beta: Tensor, p1: Tensor, p2: Tensor, channel_dim: int) -> Tensor:
-    """z sigmoid(beta z) + p2 x with z = (p1 - p2) x."""
+    """Return z sigmoid(beta z) + p2 x with z = (p1 - p2) x."""
     beta, p1, p2 = (along_samples(p.squeeze(-1), x, channel_dim) for p in (beta, p1, p2))
     difference = (p1 - p2) * x
     return difference * (beta * difference).sigmoid() + p2 * x
 
 
-# the kernel and its variant; that of lines follows from their number
+# Name of the kernel and its variant; the variant of lines follows from their number.
 _FORMS: dict[Callable[..., Tensor], tuple[str, int]] = {
     lines: ("lines", 0),
     mapped_lines: ("mapped_lines", 0),
@@ -148,44 +156,49 @@ _FORMS: dict[Callable[..., Tensor], tuple[str, int]] = {
 }
 
 
-class Passed(NamedTuple):
-    """What a network's backward is given."""
+class BackwardInputs(NamedTuple):
+    """Arguments of a network's ``backward``."""
 
-    found: Sequence[Tensor]  # the statistics
-    tensors: Sequence[Tensor]
-    saved: Sequence[Tensor]
-    gradients: Sequence[Tensor]  # of what the form takes; may be written to
-    needed: Sequence[bool]  # the gradients of the statistics, together, and of each tensor
+    statistics: Sequence[Tensor]
+    tensors: Sequence[Tensor]  # its parameters, as ``Network.tensors`` returns them
+    saved: Sequence[Tensor]  # what ``forward`` returned for it
+    gradients: Sequence[Tensor]  # of coefficients and map; may be written to
+    needed: Sequence[bool]  # whether gradients are needed: of the statistics, together, and of each tensor
 
 
 class Network(Protocol):
     """From statistics, (N, C) and for ``mean_and_map`` (N, P) too, to a form's coefficients and map."""
 
     def __call__(
-        self, found: Sequence[Tensor], parameters: Sequence[Any]
+        self, statistics: Sequence[Tensor], parameters: Sequence[Any]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """What the form takes, in any dtype, and what ``backward`` needs beside; nothing is changed in place."""
+        """Return the form's coefficients and map, in any dtype, and what ``backward`` needs; change nothing in place.
 
-    def backward(self, passed: Passed) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        """The gradients, contiguous, of the statistics and of the tensors; of what is not needed anything or None."""
+        Args:
+            statistics: (N, C), and (N, P) for ``mean_and_map``.
+            parameters: tensors or layers, as passed to ``gated``.
+        """
+
+    def backward(self, inputs: BackwardInputs) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """Return the contiguous gradients of the statistics and of the tensors; anything where none is needed."""
 
     def tensors(self, parameters: Sequence[Any]) -> Sequence[Tensor] | None:
-        """Those of parameters that are layers; None if a layer does more than they say."""
+        """Return the tensors of ``parameters``, or None if a layer among them must be called."""
         return parameters
 
     def fit(self, tensors: Sequence[Tensor], channels: int) -> bool:
-        """Whether they have the shapes that kernels take for granted."""
+        """Return whether ``tensors`` have the shapes that the kernels assume."""
         return all(tensor.shape == (channels,) for tensor in tensors)
 
     def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
-        """What ``tensors`` were taken from, or the like."""
+        """Return parameters that compute the same from ``tensors``."""
         return tensors
 
     def forward(
-        self, found: Sequence[Tensor], tensors: Sequence[Tensor]
+        self, statistics: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The same as calling it, without a graph."""
-        return self(found, self.parameters(tensors))
+        """Return the same as a call, without an autograd graph."""
+        return self(statistics, self.parameters(tensors))
 
 
 def gated(
@@ -244,17 +257,17 @@ class _Unit(NamedTuple):
     channel_dim: int
 
     def reference(self, x: Tensor, weights: Sequence[Tensor], parameters: Sequence[Any]) -> Tensor:
-        found = self.statistic(x, *weights, self.channel_dim)
-        values, _ = self.network(found if weights else (found,), parameters)
+        statistics = self.statistic(x, *weights, self.channel_dim)
+        values, _ = self.network(statistics if weights else (statistics,), parameters)
         return self.form(x, *values, self.channel_dim)
 
     def of_tensors(self, x: Tensor, *tensors: Tensor) -> Tensor:
-        """``reference`` of what the node takes."""
+        """Return ``reference`` of the tensors that the autograd node takes."""
         weights, own = self.split(tensors)
         return self.reference(x, weights, self.network.parameters(own))
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The statistic's, and the network's."""
+        """Split them into the statistic's and the network's."""
         weights = int(self.statistic is mean_and_map)
         return tensors[:weights], tensors[weights:]
 
@@ -285,8 +298,8 @@ def _memory(x: Tensor, channel_dim: int) -> _Memory | None:
 
 
 def _operands(tensors: Sequence[Tensor]) -> Any:
-    """Of contiguous (N or 1, C or 1) or (N or 1, C or 1, numbers) each: its address, steps from sample to sample and
-    channel to channel, numbers.
+    """Return for each tensor, contiguous (N or 1, C or 1) or (N or 1, C or 1, numbers), its address, the steps from
+    sample to sample and from channel to channel, and numbers, as an array for C.
     """
     entries = []
     for tensor in tensors:
@@ -310,13 +323,13 @@ def _run(
     out: Tensor | None = None,
     map: Tensor | None = None,
     dmap: Tensor | None = None,
-    given: list[Tensor],
-    wanted: list[Tensor],
+    reads: list[Tensor],
+    writes: list[Tensor],
     divisor: int = 1,
 ) -> None:
     name, variant, back = kernel
     if name.endswith("lines"):
-        variant = int(given[0].shape[2] == 4)  # two lines have a kernel of their own
+        variant = int(reads[0].shape[2] == 4)  # Two lines have a kernel of their own.
     library.kernel(f"gate_{name}_{{}}", x.dtype)(
         variant,
         back,
@@ -327,33 +340,33 @@ def _run(
         None if out is None else out.data_ptr(),
         None if map is None else map.data_ptr(),
         None if dmap is None else dmap.data_ptr(),
-        _operands(given),
-        len(given),
-        _operands(wanted),
-        len(wanted),
+        _operands(reads),
+        len(reads),
+        _operands(writes),
+        len(writes),
         divisor,
     )
 
 
 class _Gated(torch.autograd.Function):
-    """A whole unit; saves x and what is small: tensors, statistics, the form's values, the network's own."""
+    """A whole unit as one node; saves x and small tensors: parameters, statistics, coefficients, the network's own."""
 
     @staticmethod
     def forward(ctx: Any, unit: _Unit, memory: _Memory, x: Tensor, *tensors: Tensor) -> Tensor:
         weights, own = unit.split(tensors)
         variant, averaged = _STATISTICS[unit.statistic]
-        found = [x.new_empty(memory.samples, memory.channels)]
-        found += [x.new_empty(memory.samples, memory.positions) for _ in weights]
+        statistics = [x.new_empty(memory.samples, memory.channels)]
+        statistics += [x.new_empty(memory.samples, memory.positions) for _ in weights]
         _run(
             ("statistic", variant, False),
             memory,
             x,
-            dmap=found[1] if weights else None,
-            given=[w.contiguous().view(1, -1) for w in weights],
-            wanted=found[:1],
+            dmap=statistics[1] if weights else None,
+            reads=[w.contiguous().view(1, -1) for w in weights],
+            writes=statistics[:1],
             divisor=memory.positions if averaged else 1,
         )
-        values, saved = unit.network.forward(found, own)
+        values, saved = unit.network.forward(statistics, own)
         values = [v.contiguous() for v in values]
         y = torch.empty_like(x)
         maps, coefficients = _split(values)
@@ -363,21 +376,21 @@ class _Gated(torch.autograd.Function):
             x,
             out=y,
             map=maps,
-            given=coefficients,
-            wanted=[],
+            reads=coefficients,
+            writes=[],
         )
-        ctx.unit, ctx.counts = unit, (len(tensors), len(found), len(values))
-        library.keep(ctx, x, *tensors, *found, *values, *saved)
+        ctx.unit, ctx.counts = unit, (len(tensors), len(statistics), len(values))
+        library.save(ctx, x, *tensors, *statistics, *values, *saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         unit, needed = ctx.unit, ctx.needs_input_grad[2:]
-        rest = iter(library.kept(ctx))
+        rest = iter(library.saved(ctx))
         x = next(rest)
-        tensors, found, values = (list(islice(rest, count)) for count in ctx.counts)
-        if library.by_reference(g):
-            return None, None, *library.through_reference(unit.of_tensors, (x, *tensors), needed, g)
+        tensors, statistics, values = (list(islice(rest, count)) for count in ctx.counts)
+        if library.needs_reference(g):
+            return library.reference_backward(ctx, unit.of_tensors, (x, *tensors), g)
         memory = _memory(x, unit.channel_dim)
         if memory is None:  # a saved-tensor hook gave it back in a layout that no kernel takes
             x = x.movedim(unit.channel_dim, 1).contiguous().movedim(1, unit.channel_dim)
@@ -385,23 +398,25 @@ class _Gated(torch.autograd.Function):
             assert memory is not None
         dx, d_values = torch.empty_like(x), [torch.empty_like(v) for v in values]
         maps, coefficients = _split(values)
-        dmaps, wanted = _split(d_values)
+        dmaps, writes = _split(d_values)
         _run(
             (*_FORMS[unit.form], True),
             memory.for_form(values),
             x,
-            g=library.alike(g, x),
+            g=library.match_layout(g, x),
             out=dx,
             map=maps,
             dmap=dmaps,
-            given=coefficients,
-            wanted=wanted,
+            reads=coefficients,
+            writes=writes,
         )
         weights, own = unit.split(tensors)
         d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
         below = any(needed[: 1 + len(weights)])
         asked = (below, *needed[1 + len(weights) :])
-        (d_sums, *d_maps), d_own = unit.network.backward(Passed(found, own, list(rest), d_values, asked))
+        (d_sums, *d_maps), d_own = unit.network.backward(
+            BackwardInputs(statistics, own, list(rest), d_values, asked)
+        )
         if below:
             variant, averaged = _STATISTICS[unit.statistic]
             _run(
@@ -411,15 +426,15 @@ class _Gated(torch.autograd.Function):
                 g=dx,
                 out=dx,  # made here, for this alone
                 map=d_maps[0] if d_maps else None,
-                given=[
+                reads=[
                     d_sums * (1 / memory.positions) if averaged else d_sums,
                     *[w.contiguous().view(1, -1) for w in weights],
                 ],
-                wanted=[d.view(1, -1) for d in d_weights],
+                writes=[d.view(1, -1) for d in d_weights],
             )
         return None, None, dx, *d_weights, *d_own
 
 
 def _split(values: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-    """The map, if there is one, and the coefficients."""
+    """Split what a network returns into the map, if there is one, and the coefficients."""
     return (values[-1], [*values[:-1]]) if values[-1].ndim == 2 else (None, [*values])

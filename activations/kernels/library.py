@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from activations import torch_private
+from activations.checks import check_choice
 from activations.kernels.signatures import TABLE, differences
 from activations.torch_private import has_storage, is_traced, is_transformed, saved_tensor_hooks
 
@@ -104,8 +105,7 @@ def _parallel_for() -> ctypes.c_void_p:
 
 def _mode_of_environment() -> str:
     mode = os.environ.get("ACTBENCH_KERNELS", "auto")
-    if mode not in MODES:
-        raise ValueError(f"ACTBENCH_KERNELS={mode}: legal values are {', '.join(MODES)}")
+    check_choice("ACTBENCH_KERNELS", mode, MODES)
     return mode
 
 
@@ -114,12 +114,12 @@ _library, _about = _load()
 
 
 def available() -> bool:
-    """Whether there are fused kernels on this machine."""
+    """Return whether there are fused kernels for this machine."""
     return _library is not None
 
 
 def described() -> str:
-    """What computes on the CPU: ``fused avx512``, or ``reference`` and the reason."""
+    """Return what computes on the CPU: ``fused avx512``, or ``reference`` and the reason."""
     if _mode == "reference":
         return "reference (asked for)"
     return f"fused {_about}" if available() else f"reference ({_about})"
@@ -127,14 +127,16 @@ def described() -> str:
 
 @contextmanager
 def using(mode: str) -> Iterator[None]:
-    """``reference`` forces the plain torch operations, ``auto`` follows the rule; for the whole process, while entered.
+    """Choose how units compute, for the whole process, while entered.
+
+    Args:
+        mode: ``reference`` forces the plain torch operations, ``auto`` follows the rule.
 
     Raises:
-        ValueError: another mode.
+        ValueError: ``mode`` is neither.
     """
     global _mode
-    if mode not in MODES:
-        raise ValueError(f"kernels={mode}: legal values are {', '.join(MODES)}")
+    check_choice("kernels", mode, MODES)
     before, _mode = _mode, mode
     try:
         yield
@@ -143,7 +145,7 @@ def using(mode: str) -> Iterator[None]:
 
 
 def fusable(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether this call goes to the fused kernel; the rule is at the head of this file."""
+    """Return whether this call goes to the fused kernel, by the rule at the head of this file."""
     if torch.compiler.is_compiling() or _mode != "auto" or _library is None:
         return False
     dtype = x.dtype
@@ -176,10 +178,10 @@ def is_plain(module: nn.Module, cls: type[Module]) -> TypeGuard[Module]:
 
 
 def readable(value: Tensor) -> bool:
-    """Whether Python may look into a tensor at no cost.
+    """Return whether Python may read a tensor's value without harm.
 
-    It may not where a device would make it wait, nor where a graph is made or values are stand-ins: torch.compile,
-    export, tracing, torch.func transforms, dispatch modes.
+    It may not where that would wait for a device or break a graph, or where values are stand-ins: torch.compile, export,
+    tracing, torch.func transforms, dispatch modes.
     """
     return not (
         torch_private.MISSING
@@ -212,27 +214,27 @@ def kernels(name: str, dtype: torch.dtype) -> tuple[Callable[..., None], Callabl
 
 
 def dense(x: Tensor) -> Tensor:
-    """``x``, or a copy of it where its elements do not fill their memory."""
+    """Return ``x``, or a contiguous copy if its elements have gaps between them in memory."""
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x if torch.empty_like(x).stride() == x.stride() else x.contiguous()
 
 
-def alike(g: Tensor, x: Tensor) -> Tensor:
-    """The gradient ``g`` in the layout of ``x``."""
+def match_layout(g: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient ``g`` in the memory layout of ``x``."""
     return g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
 
 
-def keep(ctx: Any, x: Tensor, *others: Tensor) -> None:
-    """Save tensors for backward, which takes them from ``kept``."""
+def save(ctx: Any, x: Tensor, *others: Tensor) -> None:
+    """Save tensors for backward, which takes them from ``saved``."""
     ctx.save_for_backward(x, *others)
-    # without hooks the same tensors come back, and nothing need be known about them
+    # Without hooks the same tensors come back, and need no check.
     if saved_tensor_hooks(False) is not None:
         ctx.sizes = [tensor.nbytes for tensor in (x, *others)]
 
 
-def kept(ctx: Any) -> Sequence[Tensor]:
-    """The tensors of ``keep``: x dense, the others contiguous.
+def saved(ctx: Any) -> Sequence[Tensor]:
+    """Return the tensors of ``save``: x dense, the others contiguous.
 
     A saved-tensor hook may give them back in another layout than the one that was saved, so nothing about the layout
     is remembered.
@@ -255,7 +257,7 @@ def kept(ctx: Any) -> Sequence[Tensor]:
 
 
 def layout(x: Tensor, units: int, channel_dim: int) -> tuple[int, int, int]:
-    """Dense ``x`` as (outer, units, inner) in the order of its memory."""
+    """Return the shape (outer, units, inner) of dense ``x`` in the order of its memory."""
     if units == 1:
         return 1, 1, x.numel()
     inner = x.stride(channel_dim)
@@ -263,28 +265,28 @@ def layout(x: Tensor, units: int, channel_dim: int) -> tuple[int, int, int]:
 
 
 def addresses(tensors: Sequence[Tensor]) -> Any:
-    """Where the numbers of contiguous tensors are, for C."""
+    """Return the addresses of contiguous tensors as an array for C."""
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
 def row_addresses(tensors: Sequence[Tensor]) -> Any:
-    """Where the rows of contiguous (units,) or (rows, units) tensors are, for C."""
-    found = []
+    """Return the addresses of the rows of contiguous (units,) or (rows, units) tensors as an array for C."""
+    rows = []
     for tensor in tensors:
         first = tensor.data_ptr()
         if tensor.ndim > 1:
             step = tensor.shape[1] * tensor.element_size()
-            found += [first + row * step for row in range(tensor.shape[0])]
+            rows += [first + row * step for row in range(tensor.shape[0])]
         else:
-            found.append(first)
-    return (ctypes.c_void_p * len(found))(*found)
+            rows.append(first)
+    return (ctypes.c_void_p * len(rows))(*rows)
 
 
-def by_reference(g: Tensor) -> bool:
-    """Whether a backward must go through the reference.
+def needs_reference(g: Tensor) -> bool:
+    """Return whether a backward must use the reference.
 
-    So if a graph of it is wanted or autocast is on, and for gradients that are no plain tensors; those of
-    ``is_grads_batched=True`` have no memory of their own. What else the rule asks has been answered in forward.
+    It must if it is to be differentiated itself or autocast is on, and for gradients that are no plain tensors; those of
+    ``is_grads_batched=True`` have no memory of their own. The rest of the rule was checked in forward.
     """
     return not (
         not torch.is_grad_enabled()
@@ -297,16 +299,24 @@ def by_reference(g: Tensor) -> bool:
     )
 
 
-def through_reference(
-    reference: Callable[..., Tensor],
-    inputs: Sequence[Tensor],
-    needed: Sequence[bool],
-    g: Tensor,
-) -> list[Tensor | None]:
-    """The gradients of ``reference(*inputs)`` as a graph that can be differentiated again."""
+def reference_backward(
+    ctx: Any, reference: Callable[..., Tensor], inputs: Sequence[Tensor], g: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return what a backward returns, from ``reference(*inputs)``, as a graph that can be differentiated again.
+
+    Args:
+        ctx: of the node, whose last arguments are ``inputs``; those before get no gradient.
+        reference: computes the node's output in plain torch operations.
+        inputs: the tensors that were saved for it.
+        g: gradient of the output.
+    """
+    others = len(ctx.needs_input_grad) - len(inputs)
+    needed = ctx.needs_input_grad[others:]
     with torch.enable_grad():
-        # one input may have been computed from another; views of them have not
+        # One input may have been computed from another; views of them have not.
         views = [value.view_as(value) for value in inputs]
-        wanted = [view for view, need in zip(views, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(reference(*views), wanted, g, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in needed]
+        leaves = [view for view, need in zip(views, needed, strict=True) if need]
+        gradients = iter(
+            torch.autograd.grad(reference(*views), leaves, g, create_graph=True, allow_unused=True)
+        )
+    return (None,) * others + tuple(next(gradients) if need else None for need in needed)

@@ -13,7 +13,7 @@ from activations.base import along
 from activations.kernels import library
 
 
-def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, narrowest: float = 0.0) -> Tensor:
+def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: float = 0.0) -> Tensor:
     """The function through heights at equally spaced knots, with straight tails; one for all channels or one each.
 
     With d = (right - left) / n, knots B_i = left + i d and heights Y_i (PWLU, arXiv 2104.03693, equation 1):
@@ -28,15 +28,15 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, narrowest: f
     Args:
         curve: (units, n + 5), units being 1 or the number of channels, n at least 1: left < right, Y_0 ... Y_n,
             slope_left, slope_right. In one tensor, as each more would cost a small input about what ReLU costs it.
-        narrowest: ``right`` acts as at least left + narrowest max(1, |left|).
+        min_width: ``right`` acts as at least left + min_width max(1, |left|).
 
     Shape:
         that of ``x``, dtype and memory format too.
     """
     if library.fusable(x, curve) and _fit(x, curve, channel_dim):
-        y: Tensor = _PiecewiseLinear.apply(channel_dim, narrowest, library.dense(x), curve.contiguous())
+        y: Tensor = _PiecewiseLinear.apply(channel_dim, min_width, library.dense(x), curve.contiguous())
         return y
-    return _piecewise_linear(channel_dim, narrowest, x, curve)
+    return _piecewise_linear(channel_dim, min_width, x, curve)
 
 
 def _fit(x: Tensor, curve: Tensor, channel_dim: int) -> bool:
@@ -47,11 +47,11 @@ def _fit(x: Tensor, curve: Tensor, channel_dim: int) -> bool:
     return width > 5 and (units == 1 or units == x.shape[channel_dim])
 
 
-def _piecewise_linear(channel_dim: int, narrowest: float, x: Tensor, curve: Tensor) -> Tensor:
+def _piecewise_linear(channel_dim: int, min_width: float, x: Tensor, curve: Tensor) -> Tensor:
     """The reference."""
     left, right, heights = curve[:, 0], curve[:, 1], curve[:, 2:-2]
     slope_left, slope_right = curve[:, -2], curve[:, -1]
-    right = torch.maximum(right, left + narrowest * left.detach().abs().clamp_min(1))
+    right = torch.maximum(right, left + min_width * left.detach().abs().clamp_min(1))
     width, steps = (right - left)[:, None] / (heights.shape[1] - 1), heights.diff(dim=1)
     knots = left[:, None] + width * torch.arange(steps.shape[1], device=x.device)
     anchors = torch.cat([left[:, None], knots, right[:, None]], 1)  # (units, n + 2)
@@ -66,11 +66,11 @@ class _PiecewiseLinear(torch.autograd.Function):
     """The fused form; saves its inputs alone."""
 
     @staticmethod
-    def forward(ctx: Any, channel_dim: int, narrowest: float, x: Tensor, curve: Tensor) -> Tensor:
-        library.keep(ctx, x, curve)
+    def forward(ctx: Any, channel_dim: int, min_width: float, x: Tensor, curve: Tensor) -> Tensor:
+        library.save(ctx, x, curve)
         units, width = curve.shape
         y = torch.empty_like(x)
-        ctx.channel_dim, ctx.narrowest = channel_dim, narrowest
+        ctx.channel_dim, ctx.min_width = channel_dim, min_width
         library.kernels("pwlu", x.dtype)[0](
             *library.layout(x, units, channel_dim),
             torch.get_num_threads(),
@@ -78,18 +78,17 @@ class _PiecewiseLinear(torch.autograd.Function):
             y.data_ptr(),
             curve.data_ptr(),
             width - 5,
-            narrowest,
+            min_width,
         )
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, curve = library.kept(ctx)
-        if library.by_reference(g):
-            reference = partial(_piecewise_linear, ctx.channel_dim, ctx.narrowest)
-            needed = ctx.needs_input_grad[2:]
-            return None, None, *library.through_reference(reference, (x, curve), needed, g)
-        g, dx, dcurve = library.alike(g, x), torch.empty_like(x), torch.empty_like(curve)
+        x, curve = library.saved(ctx)
+        if library.needs_reference(g):
+            reference = partial(_piecewise_linear, ctx.channel_dim, ctx.min_width)
+            return library.reference_backward(ctx, reference, (x, curve), g)
+        g, dx, dcurve = library.match_layout(g, x), torch.empty_like(x), torch.empty_like(curve)
         library.kernels("pwlu", x.dtype)[1](
             *library.layout(x, len(curve), ctx.channel_dim),
             torch.get_num_threads(),
@@ -97,7 +96,7 @@ class _PiecewiseLinear(torch.autograd.Function):
             dx.data_ptr(),
             curve.data_ptr(),
             curve.shape[1] - 5,
-            ctx.narrowest,
+            ctx.min_width,
             g.data_ptr(),
             dcurve.data_ptr(),
         )

@@ -13,38 +13,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activations.kernels import library
-from activations.kernels.gate import Network, Passed
+from activations.kernels.gate import BackwardInputs, Network
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 _threshold_backward = torch.ops.aten.threshold_backward.default
 
-# multiplications in the two layers up to which our kernel, in one thread, is done before torch's operations are called
+# Number of multiplications in the two layers up to which our kernel, in one thread, is faster than torch's operations.
 SMALL = 2**20
 
 
 class Squeeze(Network):
     """sigmoid(fc2(hidden)), as (N, *shape), with hidden = relu(fc1(mean)), or fc1(mean) if not ``rectified``.
 
-    The two layers are its first parameters; all others, (C,) each, are coefficients as they are.
+    Its parameters are the two layers, then further coefficients, (C,) each, which it passes on as they are.
+
+    Args:
+        shape: of one sample's coefficients; fc2 has as many outputs as they have elements.
+        rectified: whether there is a ReLU between the layers.
     """
 
-    scaled = False  # whether term + factor (sigmoid - 1/2) is wanted instead of the sigmoid
+    # Whether the output is term + factor (sigmoid - 1/2) instead of the sigmoid; see ``rows``.
+    scaled = False
 
     def __init__(self, *shape: int, rectified: bool = True) -> None:
         self.shape, self.outputs, self.rectified = shape, math.prod(shape), rectified
 
     def rows(self, like: Tensor) -> Sequence[Tensor]:
-        """Term and factor, for each number, if ``scaled``."""
+        """Return term and factor, one number per output each, if ``scaled``."""
         return ()
 
-    def others(self, found: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """What else the form takes, of further statistics, and what ``backward`` needs of it."""
+    def others(self, statistics: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return what else the form takes, from the statistics after the mean, and what ``backward`` needs of it."""
         return [], []
 
     def __call__(
-        self, found: Sequence[Tensor], parameters: Sequence[Any]
+        self, statistics: Sequence[Tensor], parameters: Sequence[Any]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        (fc1, fc2, *coefficients), mean, rows = parameters, found[0], self.rows(found[0])
+        (fc1, fc2, *coefficients), mean, rows = parameters, statistics[0], self.rows(statistics[0])
         hidden = fc1(mean)
         if self.rectified:
             hidden = hidden.relu()
@@ -52,27 +57,27 @@ class Squeeze(Network):
         if rows:
             (term, factor), half = rows, gate - 0.5
             first = torch.addcmul(term, factor, half if half.dtype is mean.dtype else half.to(mean.dtype))
-        return self._found(found, first, coefficients, [hidden, gate, *rows[1:]])
+        return self._values(statistics, first, coefficients, [hidden, gate, *rows[1:]])
 
     def forward(
-        self, found: Sequence[Tensor], tensors: Sequence[Tensor]
+        self, statistics: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        mean, rows = found[0], self.rows(found[0])
+        mean, rows = statistics[0], self.rows(statistics[0])
         if not _small(mean, tensors):
-            return super().forward(found, tensors)
+            return super().forward(statistics, tensors)
         hidden, gate = (mean.new_empty(len(mean), len(bias)) for bias in (tensors[1], tensors[3]))
         first = torch.empty_like(gate) if rows else gate
         self._run(0, mean, tensors, rows or (None, None), hidden, gate, first)
-        return self._found(found, first, tensors[4:], [hidden, gate, *rows[1:]])
+        return self._values(statistics, first, tensors[4:], [hidden, gate, *rows[1:]])
 
-    def _found(
+    def _values(
         self,
-        found: Sequence[Tensor],
+        statistics: Sequence[Tensor],
         first: Tensor,
         coefficients: Sequence[Tensor],
         saved: Sequence[Tensor],
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        values, more = self.others(found)
+        values, more = self.others(statistics)
         first = first.reshape(first.shape[0], *self.shape)  # len() would fix the number of samples in a trace
         return [first, *[c.view(1, -1, 1) for c in coefficients], *values], [*saved, *more]
 
@@ -86,7 +91,7 @@ class Squeeze(Network):
         *rest: Tensor,
     ) -> None:
         kernel = library.kernels("squeeze", mean.dtype)[back]
-        dense = [tensor.contiguous() for tensor in tensors[:4]]  # held until the kernel is done
+        dense = [tensor.contiguous() for tensor in tensors[:4]]  # kept alive until the kernel returns
         kernel(
             *(*mean.shape, hidden.shape[1], rest[0].shape[1], self.rectified, mean.data_ptr()),
             *(tensor.data_ptr() for tensor in dense),
@@ -94,19 +99,20 @@ class Squeeze(Network):
             *(tensor.data_ptr() for tensor in (hidden, *rest)),
         )
 
-    def backward(self, passed: Passed) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        found, tensors, saved, gradients, needed = passed
-        (hidden, gate, *more), (weight1, _, weight2, *_), mean = saved, tensors, found[0]
+    def backward(self, inputs: BackwardInputs) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        statistics, tensors, saved, gradients, needed = inputs
+        (hidden, gate, *more), (weight1, _, weight2, *_), mean = saved, tensors, statistics[0]
         scale = more[0] if self.scaled else None
         d = gradients[0].view_as(gate)
+        d_mean: Tensor | None
         d_coefficients = [g.view(-1) for g in gradients[1 : len(tensors) - 3]]
         if _small(mean, tensors):
-            made = [mean.new_empty(t.shape) for t in (mean, *tensors[:4])]
-            self._run(1, mean, tensors, (None, scale), hidden, gate, d, *made)
-            return [made[0]], [*made[1:], *d_coefficients]
+            d_mean, *d_layers = (mean.new_empty(t.shape) for t in (mean, *tensors[:4]))
+            self._run(1, mean, tensors, (None, scale), hidden, gate, d, d_mean, *d_layers)
+            return [d_mean], [*d_layers, *d_coefficients]
         d = _sigmoid_backward(d if scale is None else d.mul_(scale), gate)
         d_fc2 = _of_layer(d, hidden, needed[3:5])
-        d_mean: Tensor | None = None
+        d_mean = None
         d_fc1: list[Tensor | None] = [None, None]
         if any(needed[:3]):
             d = d.mm(weight2)
@@ -144,7 +150,7 @@ class Squeeze(Network):
 
 
 def _of_layer(d: Tensor, x: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients of weight and bias."""
+    """Return the gradients of weight and bias of a linear layer."""
     return [d.t().mm(x) if needed[0] else None, d.sum(0) if needed[1] else None]
 
 
@@ -168,9 +174,9 @@ class NormGate(Network):
         self.squared, self.eps = squared, eps
 
     def __call__(
-        self, found: Sequence[Tensor], parameters: Sequence[Tensor]
+        self, statistics: Sequence[Tensor], parameters: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        (norm,) = found
+        (norm,) = statistics
         alpha, gamma, beta = (p if p.dtype is norm.dtype else p.to(norm.dtype) for p in parameters)
         if self.squared:
             norm = (norm + self.eps).sqrt()
@@ -184,23 +190,25 @@ class NormGate(Network):
         return [(1 + turn).unsqueeze(-1)], []
 
     def forward(
-        self, found: Sequence[Tensor], tensors: Sequence[Tensor]
+        self, statistics: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        (norm,) = found
-        made = norm.new_empty(4, *norm.shape)  # root, normal, turn, then the sizes, which are fewer
+        (norm,) = statistics
+        workspace = norm.new_empty(4, *norm.shape)  # root, normal, turn, then the sizes, which are fewer
         y = torch.empty_like(norm)
-        self._run(0, norm, tensors, made, y)
-        return [y.unsqueeze(-1)], [made]
+        self._run(0, norm, tensors, workspace, y)
+        return [y.unsqueeze(-1)], [workspace]
 
-    def backward(self, passed: Passed) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        (norm,), tensors, (made,), gradients, _ = passed
+    def backward(self, inputs: BackwardInputs) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        (norm,), tensors, (workspace,), gradients, _ = inputs
         d_norm, *d_tensors = (norm.new_empty(t.shape) for t in (norm, *tensors))
-        self._run(1, norm, tensors, made, gradients[0], d_norm, *d_tensors)
+        self._run(1, norm, tensors, workspace, gradients[0], d_norm, *d_tensors)
         return [d_norm], d_tensors
 
-    def _run(self, back: int, norm: Tensor, tensors: Sequence[Tensor], made: Tensor, *rest: Tensor) -> None:
-        first, step = made.data_ptr(), norm.nbytes
-        dense = [tensor.contiguous() for tensor in tensors]  # held until the kernel is done
+    def _run(
+        self, back: int, norm: Tensor, tensors: Sequence[Tensor], workspace: Tensor, *rest: Tensor
+    ) -> None:
+        first, step = workspace.data_ptr(), norm.nbytes
+        dense = [tensor.contiguous() for tensor in tensors]  # kept alive until the kernel returns
         library.kernels("norm_gate", norm.dtype)[back](
             *(*norm.shape, self.squared, self.eps, norm.data_ptr()),
             *(tensor.data_ptr() for tensor in dense),

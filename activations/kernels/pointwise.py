@@ -100,7 +100,7 @@ class _Pointwise(torch.autograd.Function):
     def forward(
         ctx: Any, name: str, reference: Reference, channel_dim: int, x: Tensor, *parameters: Tensor
     ) -> Tensor:
-        library.keep(ctx, x, *parameters)
+        library.save(ctx, x, *parameters)
         # not ctx.name, which every node of a graph has
         ctx.kernel, ctx.reference, ctx.channel_dim = name, reference, channel_dim
         layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)
@@ -112,11 +112,10 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = library.kept(ctx)
-        if library.by_reference(g):
-            needed = ctx.needs_input_grad[3:]
-            return None, None, None, *library.through_reference(ctx.reference, (x, *parameters), needed, g)
-        g, dx = library.alike(g, x), torch.empty_like(x)
+        x, *parameters = library.saved(ctx)
+        if library.needs_reference(g):
+            return library.reference_backward(ctx, ctx.reference, (x, *parameters), g)
+        g, dx = library.match_layout(g, x), torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
         layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, ctx.channel_dim)
         p, dp = library.row_addresses(parameters), library.row_addresses(gradients)

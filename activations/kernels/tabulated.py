@@ -1,7 +1,7 @@
-"""DiTAC by table: y at equally spaced points of [a, b], made of theta, in a longer table of what y is outside; and the
-values of T alone, for tables that are made of them in torch.
+"""Tabulated DiTAC.
 
-The kernels are in csrc/ditac.cpp, the flow behind T in csrc/flow.h.
+``DiTACTable`` samples y on [a, b], extends the table with the fixed function outside, and interpolates. ``warped``
+samples T only, for the forms that build their table in torch. The kernels are in csrc/ditac.cpp, the flow behind T in csrc/flow.h.
 """
 
 import math
@@ -15,21 +15,23 @@ from torch import Tensor
 from activations.cpab import transform
 from activations.kernels import library
 
-# outside [a, b] a line over each piece is so near to GELU, in value and in slope; beyond the reach GELU is 0 or x within 6e-9
+# Outside [a, b], the largest error of a straight piece against GELU, in value and in slope, and the |x| beyond which GELU is
+# 0 or x within 6e-9.
 VALUE, SLOPE, REACH = 4e-7, 8e-4, 6.0
 
-# whatever torch's default device is: these tensors are for C
+# These tensors are read by C, whatever torch's default device is.
 DOUBLE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 class Frame(NamedTuple):
-    """What a unit's table has besides theta."""
+    """The part of a unit's table that does not depend on theta."""
 
-    numbers: Tensor  # (8,) float64, Frame of csrc/ditac.cpp
+    # (8,) float64, ``Frame`` of csrc/ditac.cpp: points, parts, pieces before and behind, d, cells, a, b.
+    numbers: Tensor
     weights: Tensor | None  # (points,) float64: y is weights T(x) on [a, b]; None: GELU(T(x))
     basis: Tensor  # (cells + 1, d)
     pairs: Tensor  # (pieces, 2) value and slope, those of [a, b] empty; the outer ones are tails
-    made: int  # numbers in float64 of a table, and of what the flow leaves for its gradient
+    workspace: int  # number of float64 that a table and the flow's intermediate results take
 
 
 def make_frame(
@@ -42,10 +44,19 @@ def make_frame(
     basis: Tensor,
     dtype: torch.dtype,
 ) -> Frame:
-    """The frame of a form of DiTAC that is GELU, leaky ReLU or x outside [a, b].
+    """Return the frame of a form of DiTAC that is GELU, leaky ReLU or x outside [a, b].
 
-    All pieces are equally wide. Where those between the points on [a, b] are too wide for what is outside, they are
-    cut into parts.
+    All pieces are equally wide. If the distance of the points on [a, b] is too wide for the function outside, pieces are
+    fractions of it.
+
+    Args:
+        form: ``gelu``, ``ge`` or ``leaky``.
+        a, b: ends of the interval.
+        points: of the table on [a, b].
+        negative_slope: of leaky ReLU.
+        gelu_of: ``x`` or ``z``, as in ``DiTAC``.
+        basis: (cells + 1, d) knot velocities by theta.
+        dtype: of the inputs.
     """
     outside = {
         "gelu": (_gelu, _gelu),
@@ -78,7 +89,7 @@ def make_frame(
         weights,
         basis.to("cpu", dtype).contiguous(),
         pairs,
-        made=2 * points + pairs.nbytes // 8,
+        workspace=2 * points + pairs.nbytes // 8,
     )
 
 
@@ -91,7 +102,7 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _parts(width: float, first: float, last: float) -> int:
-    """Into how many parts pieces of a width must be cut to follow GELU between two points."""
+    """Return into how many parts pieces of a width must be cut to follow GELU from ``first`` to ``last``."""
     if first >= last:
         return 1
     x = torch.linspace(first, last, 1001, **DOUBLE)
@@ -126,31 +137,30 @@ class DiTACTable(torch.autograd.Function):
         x: Tensor,
         theta: Tensor,
     ) -> Tensor:
-        y, made = torch.empty_like(x), torch.empty(frame.made, **DOUBLE)
-        library.keep(ctx, x, theta, made)
+        y, workspace = torch.empty_like(x), torch.empty(frame.workspace, **DOUBLE)
+        library.save(ctx, x, theta, workspace)
         ctx.reference, ctx.frame = reference, frame
-        library.kernels("ditac", x.dtype)[0](*_shared(frame, x, theta, made), x.data_ptr(), y.data_ptr())
+        library.kernels("ditac", x.dtype)[0](*_shared(frame, x, theta, workspace), x.data_ptr(), y.data_ptr())
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, theta, made = library.kept(ctx)
-        if library.by_reference(g):
-            needed = ctx.needs_input_grad[2:]
-            return None, None, *library.through_reference(ctx.reference, (x, theta), needed, g)
-        g, dx, dtheta = library.alike(g, x), torch.empty_like(x), torch.empty_like(theta)
+        x, theta, workspace = library.saved(ctx)
+        if library.needs_reference(g):
+            return library.reference_backward(ctx, ctx.reference, (x, theta), g)
+        g, dx, dtheta = library.match_layout(g, x), torch.empty_like(x), torch.empty_like(theta)
         library.kernels("ditac", x.dtype)[1](
-            *_shared(ctx.frame, x, theta, made),
+            *_shared(ctx.frame, x, theta, workspace),
             *(x.data_ptr(), dx.data_ptr(), g.data_ptr(), dtheta.data_ptr()),
         )
         return None, None, dx, dtheta
 
 
-def _shared(frame: Frame, x: Tensor, theta: Tensor, made: Tensor) -> tuple[int | None, ...]:
-    """What both kernels take first."""
+def _shared(frame: Frame, x: Tensor, theta: Tensor, workspace: Tensor) -> tuple[int | None, ...]:
+    """Return the arguments that both kernels take first."""
     weights = None if frame.weights is None else frame.weights.data_ptr()
     constants = frame.numbers.data_ptr(), weights, frame.basis.data_ptr(), frame.pairs.data_ptr()
-    return *constants, torch.get_num_threads(), theta.data_ptr(), made.data_ptr(), x.numel()
+    return *constants, torch.get_num_threads(), theta.data_ptr(), workspace.data_ptr(), x.numel()
 
 
 def warped(ends: Tensor, velocity: Tensor, points: int) -> Tensor:
@@ -171,26 +181,25 @@ class _Warped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, points: int, ends: Tensor, velocity: Tensor) -> Tensor:
-        heights, made = velocity.new_empty(points), torch.empty(2 * points, **DOUBLE)
-        library.keep(ctx, ends, velocity, made)
+        heights, workspace = velocity.new_empty(points), torch.empty(2 * points, **DOUBLE)
+        library.save(ctx, ends, velocity, workspace)
         ctx.points = points
         wide = ends.double()
         library.kernels("cpab", velocity.dtype)[0](
-            *(len(velocity) - 1, points, wide.data_ptr(), velocity.data_ptr(), made.data_ptr()),
+            *(len(velocity) - 1, points, wide.data_ptr(), velocity.data_ptr(), workspace.data_ptr()),
             heights.data_ptr(),
         )
         return heights
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        ends, velocity, made = library.kept(ctx)
-        needed = ctx.needs_input_grad[1:]
-        if library.by_reference(g):
-            return None, *library.through_reference(partial(_warped, ctx.points), (ends, velocity), needed, g)
+        ends, velocity, workspace = library.saved(ctx)
+        if library.needs_reference(g):
+            return library.reference_backward(ctx, partial(_warped, ctx.points), (ends, velocity), g)
         g, d_velocity, wide = g.contiguous(), torch.empty_like(velocity), ends.double()
-        d_ends = torch.empty_like(wide) if needed[0] else None
+        d_ends = torch.empty_like(wide) if ctx.needs_input_grad[1] else None
         library.kernels("cpab", velocity.dtype)[1](
-            *(len(velocity) - 1, ctx.points, wide.data_ptr(), velocity.data_ptr(), made.data_ptr()),
+            *(len(velocity) - 1, ctx.points, wide.data_ptr(), velocity.data_ptr(), workspace.data_ptr()),
             *(g.data_ptr(), d_velocity.data_ptr(), None if d_ends is None else d_ends.data_ptr()),
         )
         return None, None if d_ends is None else d_ends.to(ends.dtype), d_velocity

@@ -29,7 +29,7 @@ class Branch(NamedTuple):
 
 
 class _Setting(NamedTuple):
-    against: bool
+    max_with_input: bool
     train: bool
     running: tuple[Tensor, ...]  # mean and variance of each branch
     numbers: tuple[float, ...]  # eps and momentum of each branch
@@ -59,8 +59,8 @@ def fusable(x: Tensor, branches: Sequence[Branch], train: bool) -> bool:
     )
 
 
-def window(x: Tensor, branches: Sequence[Branch], *, against: bool, train: bool) -> Tensor:
-    """max(x, T) (``against``) or max(0, T).
+def window(x: Tensor, branches: Sequence[Branch], *, max_with_input: bool, train: bool) -> Tensor:
+    """max(x, T) (``max_with_input``) or max(0, T).
 
     Args:
         branches: one, or the two of the light form.
@@ -72,9 +72,9 @@ def window(x: Tensor, branches: Sequence[Branch], *, against: bool, train: bool)
     parameters = [p for branch in branches for p in branch[:4] if p is not None]
     running = tuple(value for branch in branches for value in branch[4:6])
     numbers = tuple(float(value) for branch in branches for value in branch[6:])
-    # outside of the function, which would lose track of copies
+    # A copy inside the autograd function would not be part of the graph.
     x, dense = x if _channels_last(x) else x.contiguous(), (p.contiguous() for p in parameters)
-    y: Tensor = _Window.apply(_Setting(against, train, running, numbers), x, *dense)
+    y: Tensor = _Window.apply(_Setting(max_with_input, train, running, numbers), x, *dense)
     return y
 
 
@@ -87,7 +87,7 @@ def _reference(setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
         z = F.conv2d(x, weight, bias[0] if bias else None, padding=padding, groups=x.shape[1])
         mean, var = (None, None) if setting.train else setting.running[2 * b : 2 * b + 2]
         top = top + F.batch_norm(z, mean, var, gamma, beta, setting.train, 0.0, setting.numbers[2 * b])
-    return torch.maximum(x, top) if setting.against else top.relu()
+    return torch.maximum(x, top) if setting.max_with_input else top.relu()
 
 
 class _Window(torch.autograd.Function):
@@ -95,39 +95,38 @@ class _Window(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
-        last = _channels_last(x)
+        channels_last = _channels_last(x)
         running = tuple(value.contiguous() for value in setting.running)
         stats = x.new_empty(len(running), x.shape[1], dtype=torch.float64)
         updated = [torch.empty_like(value) for value in running]
-        y, common = torch.empty_like(x), _common(setting, x, last, parameters, running, stats)
+        y, common = torch.empty_like(x), _common(setting, x, channels_last, parameters, running, stats)
         kernel = library.kernels("window_light" if len(running) > 2 else "window", x.dtype)[0]
         kernel(*common, x.data_ptr(), y.data_ptr(), library.addresses(updated))
         if setting.train:
             for value, new in zip(setting.running, updated, strict=True):
                 value.copy_(new)
         # running statistics among them so that a change before backward is an error, as it is in batch norm
-        library.keep(ctx, x, stats, *parameters, *(() if setting.train else setting.running))
+        library.save(ctx, x, stats, *parameters, *(() if setting.train else setting.running))
         ctx.setting = setting._replace(running=())
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, stats, *rest = library.kept(ctx)
+        x, stats, *rest = library.saved(ctx)
         count = len(ctx.needs_input_grad) - 2
         parameters, running = rest[:count], tuple(rest[count:])
-        if library.by_reference(g):
+        if library.needs_reference(g):
             setting = ctx.setting._replace(running=running)
 
             def reference(*inputs: Tensor) -> Tensor:
                 return _reference(setting, *inputs)
 
-            needed = ctx.needs_input_grad[1:]
-            return None, *library.through_reference(reference, (x, *parameters), needed, g)
-        last = _channels_last(x)
-        x = x if last else x.contiguous()
-        g, dx = library.alike(g, x), torch.empty_like(x)
+            return library.reference_backward(ctx, reference, (x, *parameters), g)
+        channels_last = _channels_last(x)
+        x = x if channels_last else x.contiguous()
+        g, dx = library.match_layout(g, x), torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
-        common = _common(ctx.setting, x, last, parameters, running, stats)
+        common = _common(ctx.setting, x, channels_last, parameters, running, stats)
         kernel = library.kernels("window_light" if len(stats) > 2 else "window", x.dtype)[1]
         kernel(*common, x.data_ptr(), dx.data_ptr(), g.data_ptr(), _table(gradients, (), 4))
         return None, dx, *gradients
@@ -155,7 +154,7 @@ def _table(parameters: Sequence[Tensor], running: Sequence[Tensor], each: int) -
 def _common(
     setting: _Setting,
     x: Tensor,
-    last: bool,
+    channels_last: bool,
     parameters: Sequence[Tensor],
     running: Sequence[Tensor],
     stats: Tensor,
@@ -163,8 +162,8 @@ def _common(
     """The arguments that both kernels have."""
     return (
         (ctypes.c_int64 * 4)(*x.shape),
-        last,
-        setting.against,
+        channels_last,
+        setting.max_with_input,
         setting.train,
         torch.get_num_threads(),
         _table(parameters, running, 6),

@@ -43,7 +43,7 @@ OUTPUTS = re.compile("(hard)?tanh_?|softsign|softplus")
 GATE = "gate, stays"
 FIXED = "does not depend on the input, stays"
 BY_HAND = "part of hand-written arithmetic, stays"
-RAW = "no learnt layer before it, stays"
+RAW = "no learned layer before it, stays"
 
 
 class Own(NamedTuple):
