@@ -41,6 +41,8 @@ class TorchActivation(Activation):
     divisors: ClassVar[tuple[str, ...]] = ()
     # Name of the kernel in csrc/smooth.cpp, empty where torch's own operation is as fast.
     kernel: str = ""
+    # The compiled files in which it is faster than torch's.
+    variants: ClassVar[tuple[str, ...]] = ("avx2", "avx512", "neon")
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
         super().__init__(num_features, channel_dim=channel_dim)
@@ -61,7 +63,12 @@ class TorchActivation(Activation):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return y by the kernel or by torch's own operation, whichever is faster."""
-        if self.kernel and x.numel() >= MIN_FUSED and library.fusable(x):
+        if (
+            self.kernel
+            and x.numel() >= MIN_FUSED
+            and library.variant() in self.variants
+            and library.fusable(x)
+        ):
             coefficients = [x.new_full((1,), value) for value in self.coefficients()]
             return pointwise(self.kernel, self.reference, x, *coefficients)
         y: Tensor = self.function(x)
@@ -164,6 +171,7 @@ class Tanh(TorchActivation):
 
     layer = nn.Tanh
     kernel = "tanh"
+    variants = ("avx2",)
 
 
 class Sigmoid(TorchActivation):
@@ -171,3 +179,4 @@ class Sigmoid(TorchActivation):
 
     layer = nn.Sigmoid
     kernel = "sigmoid"
+    variants = ("avx2",)

@@ -118,6 +118,11 @@ def available() -> bool:
     return _library is not None
 
 
+def variant() -> str:
+    """Return which compiled file computes: avx2, avx512 or neon; empty if none does."""
+    return _about if available() else ""
+
+
 def described() -> str:
     """Return what computes on the CPU: ``fused avx512``, or ``reference`` and the reason."""
     if _mode == "reference":
