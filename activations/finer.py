@@ -1,5 +1,5 @@
-"""FINER. Liu, Zhu, Liu, Fang, Zhang, Yang, Cao: FINER, Flexible Spectral-bias Tuning in Implicit Neural Representation by
-Variable-periodic Activation Functions, CVPR 2024, arXiv 2312.02434, equation 6.
+"""FINER. Liu, Zhu et al.: FINER, Flexible Spectral-bias Tuning in Implicit Neural Representation by Variable-periodic
+Activation Functions, CVPR 2024, arXiv 2312.02434.
 
 The paper's formula differentiates through the factor abs(x) + 1, the authors' code holds it constant in backward, and their
 numbers are those of the code: ``detach`` is true by default. The bias of their first layer, uniform in (-k, k), is a

@@ -1,5 +1,5 @@
 """Gaussian. Ramasinghe, Lucey: Beyond Periodicity, Towards a Unifying Framework for Activations in Coordinate-MLPs, ECCV
-2022, arXiv 2111.15135, table 1.
+2022, arXiv 2111.15135.
 
 The paper writes exp(-x^2 / (2 sigma^2)); the form with a scale is that of the code which later work compares with, where it
 is 10 or 30.

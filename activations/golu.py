@@ -1,4 +1,4 @@
-"""GoLU, the Gompertz linear unit. Das, Schmitt, Kuzmin, Hutter et al.: Gompertz Linear Units, 2025, arXiv 2502.03654.
+"""GoLU, the Gompertz linear unit. Das, Safari, Adriaensen, Hutter: Gompertz Linear Units, 2025, arXiv 2502.03654.
 
 The authors' CUDA backward returns 0 where x is NaN; here NaN stays NaN.
 """

@@ -1,4 +1,4 @@
-"""Group-rational unit of KAT. Yang, Wang: Kolmogorov-Arnold Transformer, ICLR 2025, arXiv 2409.10594, section 4.2.
+"""Group-rational unit of KAT. Yang, Wang: Kolmogorov-Arnold Transformer, ICLR 2025, arXiv 2409.10594.
 
 The authors give neither a rule for a number of channels that the groups do not divide (their code refuses it) nor the digits
 of their fit to Swish; both are ours.
@@ -27,8 +27,8 @@ class GroupRational(Pointwise):
 
     Args:
         groups: number of groups, at least 1; the paper's is 8.
-        init: ``swish``, of which the unit starts as a fit (within 2e-6 on [-3, 3]), or ``identity``. The paper takes the
-            identity before the first linear map of a block and Swish before the second.
+        init: ``swish``, of which the unit starts as a fit (within 2e-6 on [-3, 3]), or ``identity``. In a
+            block of the authors one unit starts as the identity and the other as a smooth ReLU.
 
     Parameters ``numerator`` (6,), ``denominator`` (4, groups), any real values. Not decayed (ours, as for PAU).
 

@@ -1,5 +1,5 @@
 """Learned expansions in Hermite polynomials and in a Fourier series. Khalfaoui-Hassani, Kesselheim: Polynomial,
-Trigonometric, and Tropical Activations, ICLR 2026, arXiv 2502.01247, sections 3.1 and 3.2.
+Trigonometric, and Tropical Activations, ICLR 2026, arXiv 2502.01247.
 
 Initial values preserve variance: for Hermite and a standard normal input, value and derivative have the same mean square,
 which tends to 1 with the degree. For Fourier the squared amplitudes of value and derivative have the same sum; over a period,
@@ -26,7 +26,7 @@ class Hermite(Pointwise):
     He_k are the probabilists' polynomials: 1, x, x^2 - 1, x^3 - 3 x, and so on. Computed in float32 at least.
 
     Args:
-        degree: highest k, from 1 to 39; the paper's is 3.
+        degree: highest k, from 1 to 39.
 
     Parameter ``c``: (degree + 1,), any real values; c_k = 1 / sqrt(e) at first, but c_0 = sqrt((1 - 1 / degree!) / e). Not
     decayed (ours; the paper is silent).
@@ -65,7 +65,7 @@ class Fourier(Pointwise):
     r"""y = a_0 + sum over k = 1 to degree of a_k cos(f_k x - phi_k) / k!, one learned series per site.
 
     Args:
-        degree: number of terms, from 1 to 13; the paper's is 6.
+        degree: number of terms, from 1 to 13.
 
     Parameters, any real values, not decayed (ours; the paper is silent):
         ``a`` (degree + 1,): a_k = 0.6623 = 1 / sqrt(I_0(2)) at first, but a_0 is sqrt(1 - 1 / degree!^2) times that.

@@ -1,4 +1,4 @@
-"""Logish. Zhu, Min, Wang, Zhang: Logish, A New Nonlinear Nonmonotonic Activation Function for Convolutional Neural
+"""Logish. Zhu, Zeng, Liu, Zhang: Logish, A New Nonlinear Nonmonotonic Activation Function for Convolutional Neural
 Network, Neurocomputing 458, 2021.
 """
 

@@ -1,5 +1,5 @@
-"""PolyReLU and PolyNorm. Zhuo, Wang, Zeng, Li, Zhou, Ma: Polynomial Composition Activations, 2024, arXiv 2411.03884,
-equations 4 and 6. Both of order 3, the paper's.
+"""PolyReLU and PolyNorm. Zhuo, Wang, Zeng, Li, Zhou, Ma: Polynomial Composition Activations, 2024, arXiv 2411.03884.
+Both of order 3, the paper's.
 
 A common implementation of PolyNorm starts b at 1; the paper's is 0, and is taken here.
 """

@@ -1,4 +1,4 @@
-"""Squared ReLU. So, Manke, Liu, Dai, Shazeer, Le: Primer, NeurIPS 2021, arXiv 2109.08668, section 4.
+"""Squared ReLU. So, Manke, Liu, Dai, Shazeer, Le: Primer, NeurIPS 2021, arXiv 2109.08668.
 
 The square of leaky ReLU with slope 0.5 is that of speed-run records of small language models in 2026; no paper describes it.
 """

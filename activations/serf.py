@@ -1,5 +1,5 @@
 """Serf. Nag, Bhattacharyya, Mukherjee, Kundu: Serf, Towards Better Training of Deep Neural Networks Using Log-Softplus
-Error Activation Function, 2021, arXiv 2108.09598, equation 1.
+Error Activation Function, 2021, arXiv 2108.09598.
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""SMU, the smooth maximum unit. Biswas, Kumar, Banerjee, Pandey: SMU, 2021, arXiv 2111.04682, equation 6.
+"""SMU, the smooth maximum unit. Biswas, Kumar, Banerjee, Pandey: SMU, 2021, arXiv 2111.04682.
 
-Published code starts m at 1e6 (with alpha = 0.25) or at 2.5 (with 0.01). From 1e6 it cannot be learned: its gradient is 0
+Public implementations start m at 1e6 (with alpha = 0.25) or at 2.5 (with 0.01). From 1e6 it cannot be learned: its gradient is 0
 for abs(x) > 1e-5, and a step below 0.03 is lost in float32, so the unit stays leaky ReLU. The default here is 2.5.
 """
 

@@ -1,8 +1,8 @@
-"""STAF. Morsali, Vaghef et al.: STAF, Sinusoidal Trainable Activation Functions for Implicit Neural Representation, 2025,
-arXiv 2502.00869, equation 2 and section 3.
+"""STAF. Morsali et al.: STAF, Sinusoidal Trainable Activation Functions for Implicit Neural Representation, 2025,
+arXiv 2502.00869.
 
 The authors' code draws the squares of the amplitudes with mean 1 / (2 tau), which gives the output a variance of about 1/4;
-2 / tau would give 1, as their theorem has it. This is the code, whose numbers are published.
+2 / tau would give 1, as their theorem asks. This is the code, from which the published numbers come.
 """
 
 import math
@@ -20,7 +20,7 @@ class STAF(Pointwise):
     r"""y = sum over i = 1 to tau of b_i sin(w_i x + phi_i), one learned sum per site; for implicit representations.
 
     Args:
-        tau: number of terms, from 1 to 13; 5 in the authors' experiments.
+        tau: number of terms, from 1 to 13.
         omega: upper end of the initial frequencies, above 0; the paper's is 30.
 
     Parameters ``w``, ``phi``, ``b``: (tau,) each, any real values, at first w uniform in (0, omega), phi uniform in (-pi, pi)

@@ -1,4 +1,4 @@
-"""StarReLU. Yu, Si, Zhou, Luo, Feng, Yan, Wang: MetaFormer Baselines for Vision, 2022, arXiv 2210.13452, section 2.2.
+"""StarReLU. Yu et al.: MetaFormer Baselines for Vision, 2022, arXiv 2210.13452.
 
 The paper's scale and bias give the output of a standard normal input mean 0 and variance 1; common code starts at 1 and 0,
 which is squared ReLU. ``star_relu`` and ``star_relu_one`` are the two.

@@ -1,4 +1,4 @@
-"""SUGAR. Horuz, Kasenbacher, Higuchi et al.: The Resurrection of the ReLU, 2025, arXiv 2505.22074, equations 4 to 8.
+"""SUGAR. Horuz, Kasenbacher, Higuchi et al.: The Resurrection of the ReLU, 2025, arXiv 2505.22074.
 
 The surrogate is B-SiLU; the paper's second one, NeLU, is left out, as its formula could not be checked.
 """

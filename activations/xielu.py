@@ -1,4 +1,4 @@
-"""xIELU. Huang, Schlag: Deriving Activation Functions Using Integration, 2024, arXiv 2411.13010, equation 12.
+"""xIELU. Huang, Schlag: Deriving Activation Functions Using Integration, 2024, arXiv 2411.13010.
 
 The authors' code puts min(x, -1e-6) into the exponential. For x in (-1e-6, 0] its slope is 1/2 - a_n where that of the
 formula is 1/2, and its value at 0 is not 0. This is the formula, which needs no such bound.
