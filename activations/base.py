@@ -66,7 +66,7 @@ class Activation(nn.Module):
         check_int("channel_dim", channel_dim)
         self.num_features = operator.index(num_features)
         self.channel_dim = operator.index(channel_dim)
-        # A tracer of torch.fx asks the module, not its class, whether it is one of torch.nn and so a leaf.
+        # torch.fx treats modules of torch.nn as leaves, and looks at this attribute of the instance.
         self.__module__ = "torch.nn"
 
     def reset_parameters(self) -> None:
@@ -121,23 +121,26 @@ class Activation(nn.Module):
         return frozenset() if self.decayed else frozenset(dict(self.named_parameters()))
 
     def regularization(self) -> Tensor | float:
-        """Scalar that the runner adds to the loss of every training step and logs beside it."""
+        """Return the scalar that the runner adds to the loss of every training step, and logs separately."""
         return 0.0
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Called once before the first step of each epoch; ``epoch`` counts from 0 to ``epochs - 1``.
+        """Prepare for an epoch; called before its first step, ``epoch`` counting from 0 to ``epochs - 1``.
 
-        Parameters are changed **in place** here: the optimizer already holds them. Those that a phase does not
-        train may be given ``requires_grad_(False)``; the runner leaves that alone, and a checkpoint remembers it.
+        Change parameters **in place** here: the optimizer already holds them. ``requires_grad_(False)`` freezes those that
+        a phase does not train; the runner keeps it, and so does a checkpoint.
         """
 
     @property
     def phase(self) -> str:
-        """Name of the training phase that the unit is in, for the log and metrics.csv; empty if it has none."""
+        """Name of the unit's training phase for the log and metrics.csv; empty if it has none."""
         return ""
 
     def curves(self, x: Tensor) -> Tensor | None:
-        """Responses (units, points) at the points ``x`` (points,), or None if the unit is no scalar function."""
+        """Return the responses (units, points) at the points ``x`` (points,); None if the unit is no scalar function.
+
+        ``units`` is 1, for a function that all channels share, or num_features.
+        """
         return None
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:
@@ -149,7 +152,7 @@ class Activation(nn.Module):
         return {}
 
     def flops(self, shape: Sequence[int]) -> int | None:
-        """Floating point operations of one forward on ``shape``; None lets the runner count them."""
+        """Return the floating-point operations of one forward on ``shape``; None lets the runner count them."""
         return None
 
     def check_input(self, x: Tensor) -> None:
@@ -167,7 +170,7 @@ class Activation(nn.Module):
                 f"num_features={self.num_features}"
             )
         if not x.dtype.is_floating_point:
-            raise ValueError(f"input of dtype {x.dtype}: floating point is needed")
+            raise ValueError(f"input of dtype {x.dtype}: must be floating-point")
 
     def along_channels(self, parameter: Tensor, x: Tensor) -> Tensor:
         """Return ``parameter``, (units,) or (rows, units), in x's dtype and shaped to broadcast along x's channels.
@@ -178,23 +181,23 @@ class Activation(nn.Module):
         return along(parameter.to(x.dtype), x, self.channel_dim)
 
     def of_no_positions(self, x: Tensor) -> Tensor:
-        """The output for maps without positions, which torch's convolutions refuse; all parameters get gradients of 0."""
+        """Return the output for maps without positions, which torch's convolutions refuse; all parameters get gradient 0."""
         return x * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
 
     def extra_repr(self) -> str:
         return f"{self.num_features}" + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
 
     def __prepare_scriptable__(self) -> Self:
-        """What torch.jit.script calls first."""
+        """Refuse torch.jit.script, which calls this first, unless ``forward`` can be compiled."""
         if not self.scriptable:
             raise ValueError(
-                f"torch.jit.script cannot compile {type(self).__name__}; torch.jit.trace and torch.export can"
+                f"torch.jit.script cannot compile {type(self).__name__}; use torch.jit.trace or torch.export"
             )
         return self
 
 
 def bare(layer: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
-    """``layer(*args, **kwargs)`` that has drawn no random numbers, for ``reset_parameters`` to fill."""
+    """Return ``layer(*args, **kwargs)`` without drawing random numbers, for ``reset_parameters`` to initialize."""
     return nn.utils.skip_init(layer, *args, device=torch.get_default_device(), **kwargs)
 
 
@@ -218,5 +221,5 @@ def along(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
 
 
 def upcast(x: Tensor) -> Tensor:
-    """``x`` in float32 if it has less: for sums, powers and table positions, which half precision spoils."""
+    """Return ``x`` in float32 if it is in half precision, which spoils sums, powers and table positions."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

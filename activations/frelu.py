@@ -68,33 +68,34 @@ class FReLU(Activation):
 
     def reset_parameters(self) -> None:
         for conv, norm in self._branches():
-            conv.reset_parameters()  # draws what is drawn over, as the constructor of a convolution does
-            nn.init.normal_(conv.weight, std=0.01)  # the authors'
+            # Draws random numbers that are then overwritten, as the constructor of a convolution does.
+            conv.reset_parameters()
+            nn.init.normal_(conv.weight, std=0.01)  # as in the authors' code
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
             norm.reset_parameters()
             nn.init.constant_(norm.weight, self.gamma)
 
     def _branches(self) -> list[tuple[Any, Any]]:
-        """Each convolution with its norm."""
+        """Return each convolution with its norm."""
         return (
             [(self.conv1, self.norm1), (self.conv2, self.norm2)] if self.light else [(self.conv, self.norm)]
         )
 
     def window(self, x: Tensor) -> Tensor:
-        """T(x) for channels in dimension 1."""
+        """Return T(x) for channels in dimension 1."""
         if self.light:
             return self.norm1(self.conv1(x)) + self.norm2(self.conv2(x))
         return self.norm(self.conv(x))
 
     def combine(self, x: Tensor, window: Tensor) -> Tensor:
-        """What becomes of input and window."""
+        """Return the output for the input and its window T(x)."""
         return torch.maximum(x, window)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != self.dims + 2:
-            needed = "(N, C, H, W); dims=1 is the form for (N, C, L)" if self.dims == 2 else "(N, C, L)"
-            raise ValueError(f"input of shape {tuple(x.shape)}: a window over positions needs {needed}")
+            legal = "(N, C, H, W); dims=1 is the form for (N, C, L)" if self.dims == 2 else "(N, C, L)"
+            raise ValueError(f"input of shape {tuple(x.shape)}: a window over positions must have {legal}")
         self.check_input(x)
         if 0 in x.shape[1:]:
             return self.of_no_positions(x)
@@ -105,7 +106,7 @@ class FReLU(Activation):
         return y.movedim(1, self.channel_dim)
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        """The output by the CPU kernel, or None where the modules are to compute it."""
+        """Return the output of the fused kernel, or None where the modules must compute it."""
         if type(self) not in (FReLU, DwConvReLU) or self.dims != 2:
             return None
         pairs = self._branches()

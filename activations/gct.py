@@ -108,10 +108,8 @@ class GCT(Activation):
 def _make_base(base: Callable[..., Activation], num_features: int, channel_dim: int) -> Activation:
     try:
         unit = base(num_features, channel_dim=channel_dim)
-    except TypeError as error:  # no factory, or one of something else
-        raise ValueError(
-            f"base: {error}; an activation with _target_ and _partial_: true is needed"
-        ) from None
+    except TypeError as error:  # no factory, or a factory of something else
+        raise ValueError(f"base: {error}; must be an activation with _target_ and _partial_: true") from None
     if not isinstance(unit, Activation):
-        raise ValueError(f"base: {type(unit).__name__} is no subclass of activations.base.Activation")
+        raise ValueError(f"base: {type(unit).__name__} must be a subclass of activations.base.Activation")
     return unit

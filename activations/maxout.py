@@ -32,7 +32,7 @@ class Maxout(Activation):
     Args:
         pieces: K, at least 2.
         grouping: which of the K C channels compete, ``consecutive`` (K c, ..., K c + K - 1) or ``split`` (c, c + C, ...).
-            Of a trained network's weights it matters; to a new unit it is a permutation.
+            It must be that of trained weights; to a new unit it makes no difference but a permutation.
 
     Parameters ``weight`` (K C, C), ``bias`` (K C,): torch's default initialization; the weight is decayed.
 
@@ -58,7 +58,7 @@ class Maxout(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim > 4:
-            raise ValueError(f"input of shape {tuple(x.shape)}: (N, C), (N, C, L) or (N, C, H, W) is needed")
+            raise ValueError(f"input of shape {tuple(x.shape)}: must be (N, C), (N, C, L) or (N, C, H, W)")
         self.check_input(x)
         if 0 in x.shape[1:]:
             return self.of_no_positions(x)

@@ -117,22 +117,27 @@ class PWLU(Activation):
 
     @property
     def left(self) -> Tensor:
+        """(units,) left ends B_L of the learned interval: a view of ``curve``."""
         return self.curve[:, 0]
 
     @property
     def right(self) -> Tensor:
+        """(units,) right ends B_R of the learned interval: a view of ``curve``."""
         return self.curve[:, 1]
 
     @property
     def heights(self) -> Tensor:
+        """(units, N + 1) values Y at the knots: a view of ``curve``."""
         return self.curve[:, 2:-2]
 
     @property
     def slope_left(self) -> Tensor:
+        """(units,) slopes K_L of the left tails: a view of ``curve``."""
         return self.curve[:, -2]
 
     @property
     def slope_right(self) -> Tensor:
+        """(units,) slopes K_R of the right tails: a view of ``curve``."""
         return self.curve[:, -1]
 
     def forward(self, x: Tensor) -> Tensor:

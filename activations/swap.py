@@ -265,7 +265,7 @@ def _make_unit(network: nn.Module, act_layer: Callable[..., nn.Module], site: Si
             f"act_layer for {site.path}, {site.num_features} channels: {one_line(error)}"
         ) from error
     if not isinstance(unit, nn.Module):
-        raise ValueError(f"act_layer for {site.path} made a {type(unit).__name__}: a module is needed")
+        raise ValueError(f"act_layer for {site.path} made a {type(unit).__name__}: must be a module")
     dtypes = [p.dtype for p in network.parameters() if p.is_floating_point()]
     function = site.call.function
     training = function.training if isinstance(function, nn.Module) else site.call.owner.training

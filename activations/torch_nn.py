@@ -28,11 +28,16 @@ class TorchActivation(Activation):
     """Base of the adapters: an element-wise, parameter-free ``layer`` of torch.nn.
 
     Args:
-        hyper: the layer's own arguments, such as ``alpha``.
+        hyper: the layer's own arguments, such as ``alpha``, with its defaults.
 
     Raises:
-        ValueError: a number that is not finite, or not above 0 where it divides; an unknown word.
-        TypeError: an argument that the layer does not take.
+        ValueError: a number is not finite, or a divisor not above 0; ``approximate`` is unknown.
+        TypeError: the layer has no such argument.
+
+    Examples:
+        >>> import torch
+        >>> ELU(64, alpha=0.5)(torch.tensor([[-100.0]]).expand(1, 64))[0, 0].item()
+        -0.5
     """
 
     scriptable = True
@@ -94,13 +99,21 @@ class ReLU(TorchActivation):
 
 
 class LeakyReLU(TorchActivation):
-    """max(x, 0) + negative_slope min(x, 0). Maas, Hannun, Ng, ICML 2013 workshop."""
+    """max(x, 0) + negative_slope min(x, 0). Maas, Hannun, Ng, ICML 2013 workshop.
+
+    Args:
+        negative_slope: slope below 0, finite; 0.01 by default.
+    """
 
     layer = nn.LeakyReLU
 
 
 class ELU(TorchActivation):
-    """x above 0, alpha (exp(x) - 1) below. Clevert, Unterthiner, Hochreiter, arXiv 1511.07289, equation 15."""
+    """x above 0, alpha (exp(x) - 1) below. Clevert, Unterthiner, Hochreiter, arXiv 1511.07289, equation 15.
+
+    Args:
+        alpha: -alpha is the limit for x -> -infinity, finite; 1 by default.
+    """
 
     layer = nn.ELU
     kernel = "elu"
@@ -120,7 +133,11 @@ class SELU(TorchActivation):
 
 
 class CELU(TorchActivation):
-    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)). Barron, arXiv 1704.07483, equation 2."""
+    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)). Barron, arXiv 1704.07483, equation 2.
+
+    Args:
+        alpha: -alpha is the limit for x -> -infinity, above 0; 1 by default.
+    """
 
     layer = nn.CELU
     divisors = ("alpha",)
@@ -132,7 +149,11 @@ class CELU(TorchActivation):
 
 
 class GELU(TorchActivation):
-    """x Phi(x), or its tanh approximation. Hendrycks, Gimpel, arXiv 1606.08415, section 2."""
+    """x Phi(x), Phi the normal cdf. Hendrycks, Gimpel, arXiv 1606.08415, section 2.
+
+    Args:
+        approximate: ``none`` (default), or ``tanh``: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    """
 
     layer = nn.GELU
 
@@ -155,7 +176,12 @@ class HardSwish(TorchActivation):
 
 
 class Softplus(TorchActivation):
-    """log(1 + exp(beta x)) / beta, linear where beta x is above threshold. Dugas et al., NIPS 2000."""
+    """log(1 + exp(beta x)) / beta, and x where beta x is above threshold. Dugas et al., NIPS 2000.
+
+    Args:
+        beta: sharpness, above 0; 1 by default.
+        threshold: of the linear part, finite; 20 by default.
+    """
 
     layer = nn.Softplus
     divisors = ("beta",)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activations import checks, pieces
+from activations import checks, pieces, torch_nn
 from activations.checks import check_bool, check_choice, check_int, check_list, check_number
 
 PASS: list[tuple[Callable[..., None], list[Any], dict[str, Any]]] = [
@@ -57,5 +57,5 @@ def test_other_values_are_refused(
 
 
 def test_examples() -> None:
-    for module in (checks, pieces):
+    for module in (checks, pieces, torch_nn):
         assert doctest.testmod(module).failed == 0

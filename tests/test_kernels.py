@@ -36,7 +36,7 @@ from activations.se_relu import SEReLU
 from activations.sine import Sine
 from activations.snake import Snake
 from activations.srelu import SReLU
-from activations.swish import MANY, Swish
+from activations.swish import MIN_FUSED, Swish
 from activations.tanh_exp import TanhExp
 from activations.torch_nn import ReLU
 
@@ -201,11 +201,11 @@ def test_fused_is_the_reference(name: str, data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [MANY - 1, MANY])
+@pytest.mark.parametrize("size", [MIN_FUSED - 1, MIN_FUSED])
 def test_swish_of_beta_one_is_fused_where_elements_are_many(size: int) -> None:
     x = torch.linspace(-20, 20, size).view(1, size)
     y = Swish(size)(x.requires_grad_())
-    assert ("Pointwise" in type(y.grad_fn).__name__) == (size == MANY)
+    assert ("Pointwise" in type(y.grad_fn).__name__) == (size == MIN_FUSED)
     compare("swish", Swish(size), x, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
 
 
@@ -567,7 +567,7 @@ def test_a_thread_that_forces_nothing_is_told_too() -> None:
 
 def test_refuses_an_unknown_mode() -> None:
     with (
-        pytest.raises(ValueError, match="kernels=fast: legal values are auto, reference"),
+        pytest.raises(ValueError, match="kernels='fast': must be one of auto, reference"),
         library.using("fast"),
     ):
         pass
@@ -587,7 +587,7 @@ def test_a_wrong_word_in_the_environment_is_one_line(tmp_path) -> None:
         **PROCESS | {"env": PROCESS["env"] | {"ACTBENCH_KERNELS": "fast"}},
     )
     assert done.returncode == 1
-    assert done.stderr == "actbench: ACTBENCH_KERNELS=fast: legal values are auto, reference\n"
+    assert done.stderr == "actbench: ACTBENCH_KERNELS='fast': must be one of auto, reference\n"
 
 
 def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

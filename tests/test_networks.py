@@ -156,7 +156,7 @@ ERRORS = {
     ),
     "a number for weights": (("network.weights=3",), "network.weights=3: no such file"),
     "sites": (("network.sites=some",), "sites=some"),
-    "a number for sites": (("network.sites=3",), "sites=3: legal values are all, one_per_block"),
+    "a number for sites": (("network.sites=3",), "sites=3: must be one of all, one_per_block"),
 }
 
 

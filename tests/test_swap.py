@@ -317,15 +317,15 @@ def test_selections(name: str, sites: str) -> None:
     [
         (
             "frist:2",
-            "sites=frist:2: legal values are all, one_per_block, no_stem_no_last, first:K, last:K, re:PATTERN",
+            "sites=frist:2: must be one of all, one_per_block, no_stem_no_last, first:K, last:K, re:PATTERN",
         ),
         ("first:0", "K from 1 to 17 here"),
         ("last:18", "K from 1 to 17 here"),
         ("re:(", "sites=re:(: no regular expression"),
         ("re:gelu", "sites=re:gelu: selects nothing; sites are relu, layer1.0.relu_1,"),
-        (3, "sites=3: legal values are all, one_per_block"),
-        (None, "sites=None: legal values are all, one_per_block"),
-        (["all"], "sites=['all']: legal values are all, one_per_block"),
+        (3, "sites=3: must be one of all, one_per_block"),
+        (None, "sites=None: must be one of all, one_per_block"),
+        (["all"], "sites=['all']: must be one of all, one_per_block"),
     ],
 )
 def test_words_for_wrong_selections(sites: str, message: str) -> None:
@@ -647,7 +647,7 @@ def test_words_for_hopeless_networks() -> None:
 UNFIT = {
     "a window on tokens": (
         FReLU,
-        "FReLU at 1: input of shape (2, 3, 8, 4): a window over positions needs (N, C, H, W)",
+        "FReLU at 1: input of shape (2, 3, 8, 4): a window over positions must have (N, C, H, W)",
     ),
     "an error": (Broken, "Broken at 1: input of shape (2, 3, 8, 4): (N, C) is needed"),
     "another shape": (
@@ -658,7 +658,7 @@ UNFIT = {
         nn.ReLU,
         "act_layer for 1, 4 channels: ReLU.__init__() got an unexpected keyword argument",
     ),
-    "no module": (lambda n, channel_dim: F.relu, "act_layer for 1 made a function: a module is needed"),
+    "no module": (lambda n, channel_dim: F.relu, "act_layer for 1 made a function: must be a module"),
     "a hyper-parameter": (
         partial(PReLU, init=float("nan")),
         "act_layer for 1, 4 channels: init=nan: a finite number",

@@ -13,7 +13,7 @@ SELECTIONS = "all, one_per_block, no_stem_no_last, first:K, last:K, re:PATTERN"
 
 
 def select(every: list[Site], sites: str) -> list[Site]:
-    """Those of ``every`` that ``sites`` means."""
+    """Return the sites among ``every`` that the selection ``sites`` means; see ``replace_activations``."""
     if not every:
         raise ValueError("the network calls no activation: there is nothing to replace")
     kind, _, value = sites.partition(":") if isinstance(sites, str) else ("", "", "")
@@ -33,7 +33,7 @@ def select(every: list[Site], sites: str) -> list[Site]:
         return _no_stem_no_last(every)
     if kind in ("first", "last") and value.isdecimal() and 1 <= int(value) <= len(every):
         return every[: int(value)] if kind == "first" else every[-int(value) :]
-    raise ValueError(f"sites={sites}: legal values are {SELECTIONS}; K from 1 to {len(every)} here")
+    raise ValueError(f"sites={sites}: must be one of {SELECTIONS}; K from 1 to {len(every)} here")
 
 
 def _matching(every: list[Site], pattern: str) -> list[Site]:

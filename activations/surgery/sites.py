@@ -1,4 +1,4 @@
-"""What is known of the places where a network calls activations."""
+"""The places where a network calls activations: rows of a report, calls, sites."""
 
 import math
 from collections import Counter
@@ -15,34 +15,50 @@ OUTPUT = "the network's output: only re:PATTERN replaces it"
 
 @dataclass(frozen=True)
 class Row:
-    """A place where an activation or a gate is called."""
+    """A place where an activation or a gate is called.
 
-    site: str  # the path of the module that stands there, or will
-    kind: str  # "module" with its class, or "call" with the function's name
-    shape: tuple[int, ...]  # of its input without the batch
-    num_features: int | None  # channels; None if they cannot be told
-    channel_dim: int | None  # the dimension that holds them
-    gate: bool  # whether it is none of the sites
+    Attributes:
+        site: path of the module that is there, or will be.
+        kind: "module" with its class, or "call" with the function's name.
+        shape: of its input without the batch.
+        num_features: number of channels; None if they cannot be determined.
+        channel_dim: dimension that holds the channels; None if it cannot be determined.
+        gate: whether it is a gate, which is no site and stays.
+        replaced: whether it was replaced.
+        why_not: why it was not or cannot be replaced; empty otherwise.
+        output: whether it limits the network's output: only sites=re:PATTERN replaces it.
+        calls: number of calls in one forward; with shared="unit" one unit serves all of them.
+    """
+
+    site: str
+    kind: str
+    shape: tuple[int, ...]
+    num_features: int | None
+    channel_dim: int | None
+    gate: bool
     replaced: bool
     why_not: str
-    output: bool = False  # whether it limits the network's output: sites=re:PATTERN alone replaces it
-    calls: int = 1  # in one forward; with shared="unit" all of them go to one unit
+    output: bool = False
+    calls: int = 1
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found and what was done, in the order of the calls; ``str`` makes a table of it."""
+    """Result of ``replace_activations`` and ``find_sites``: a row per site or gate, in the order of the calls.
+
+    ``str`` makes a table of it.
+    """
 
     rows: tuple[Row, ...]
 
     @property
     def found(self) -> int:
-        """How many sites there are; gates are none."""
+        """Number of sites, without gates."""
         return sum(not row.gate for row in self.rows)
 
     @property
     def replaced(self) -> int:
-        """How many sites got a unit."""
+        """Number of sites that were replaced."""
         return sum(row.replaced for row in self.rows)
 
     def __str__(self) -> str:
