@@ -47,7 +47,7 @@ class Activation(nn.Module):
     Raises:
         ValueError: ``num_features`` is no integer >= 1 or ``channel_dim`` no integer; the input has not ``num_features``
             channels in dimension ``channel_dim``, or an integer dtype, which would truncate the unit's parameters. The
-            adapters of torch.nn's layers (``activations.torch_nn``) have no parameters and take what these layers take.
+            adapters of torch.nn's layers (``activations.torch_nn`` and ``torch_fused``) have no parameters and take what these layers take.
     """
 
     # Whether weight decay acts on the unit's parameters; False puts all of them into ``no_decay``.

@@ -16,7 +16,8 @@ from activations.dyrelu import DyReLU
 from activations.gct import GCT
 from activations.kernels import gate, library, networks
 from activations.se_relu import SEReLU
-from activations.torch_nn import ELU, ReLU
+from activations.torch_fused import ELU
+from activations.torch_nn import ReLU
 
 pytestmark = pytest.mark.skipif(
     not library.described().startswith("fused"), reason=f"nothing to compare: {library.described()}"

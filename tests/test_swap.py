@@ -29,7 +29,8 @@ from toy import Broken, Pooling, Toy
 from activations.frelu import FReLU
 from activations.prelu import PReLU
 from activations.swap import find_sites, replace_activations
-from activations.torch_nn import GELU, ReLU
+from activations.torch_fused import GELU
+from activations.torch_nn import ReLU
 
 # the kernels of what counts as an activation; those of gates (sigmoid, hardsigmoid, softmax) are others
 KERNELS = {

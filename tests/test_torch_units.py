@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from activations.base import Activation
 from activations.kernels import library
-from activations.torch_nn import MIN_FUSED
+from activations.torch_fused import MIN_FUSED
 
 if not library.described().startswith("fused"):
     pytest.skip(library.described(), allow_module_level=True)
