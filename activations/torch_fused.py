@@ -22,9 +22,9 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.673263242354377284
 class FusedTorchActivation(TorchActivation):
     """Base of the adapters with a kernel. Takes the arguments of the layer, and raises what ``TorchActivation`` raises."""
 
-    # Name of the kernel in csrc/smooth.cpp.
-    kernel: str
-    # The compiled files in which it is faster than torch's.
+    # Name of the kernel in csrc/smooth.cpp; empty if there is none for this choice of arguments.
+    kernel: str = ""
+    # The compiled files in which it is faster than torch's operation.
     variants: ClassVar[tuple[str, ...]] = ("avx2", "avx512", "neon")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,8 @@ class FusedTorchActivation(TorchActivation):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return y by the kernel or by torch's own operation, whichever is faster."""
-        if x.numel() >= MIN_FUSED and library.variant() in self.variants and library.fusable(x):
+        fused = self.kernel and x.numel() >= MIN_FUSED and library.variant() in self.variants
+        if fused and library.fusable(x):
             coefficients = [x.new_full((1,), value) for value in self.coefficients()]
             return pointwise(self.kernel, self.reference, x, *coefficients)
         y: Tensor = self.function(x)
@@ -101,7 +102,8 @@ class GELU(FusedTorchActivation):
 
     def __init__(self, num_features: int, *, channel_dim: int = 1, **hyper: float | str) -> None:
         super().__init__(num_features, channel_dim=channel_dim, **hyper)
-        self.kernel = "gelu_tanh" if self.function.approximate == "tanh" else "gelu"
+        # torch is as fast with the error function.
+        self.kernel = "gelu_tanh" if self.function.approximate == "tanh" else ""
 
 
 class Mish(FusedTorchActivation):
@@ -133,12 +135,4 @@ class Tanh(FusedTorchActivation):
 
     layer = nn.Tanh
     kernel = "tanh"
-    variants = ("avx2",)
-
-
-class Sigmoid(FusedTorchActivation):
-    """1 / (1 + exp(-x))."""
-
-    layer = nn.Sigmoid
-    kernel = "sigmoid"
     variants = ("avx2",)

@@ -75,3 +75,9 @@ class HardSwish(TorchActivation):
     """x min(max(x + 3, 0), 6) / 6. Howard et al. (MobileNetV3), arXiv 1905.02244, section 5.2."""
 
     layer = nn.Hardswish
+
+
+class Sigmoid(TorchActivation):
+    """1 / (1 + exp(-x))."""
+
+    layer = nn.Sigmoid

@@ -10,7 +10,7 @@ The rule, for every primitive alike. A call goes to the fused kernel if
 - nobody wants to look inside: no torch.compile, export, tracing, torch.func transform, forward-mode derivative or
   dispatch mode (fake tensors, counters) is at work.
 
-Sizes count in two places: Swish with beta = 1 and the units of torch.nn are torch's own operations below 2^18 elements, and
+Sizes count in two places: Swish with beta = 1 and the units of torch_fused.py are torch's own operations below 2^18 elements, and
 the linear layers of gated units (networks.py) are torch's where they are large.
 
 All else goes to the reference, plain torch operations that those tools see through. A second derivative is no

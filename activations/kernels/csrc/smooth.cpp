@@ -2,7 +2,7 @@
 #include "pointwise.h"
 #include "special.h"
 
-constexpr double TWO_OVER_ROOT_PI = 1.12837916709551257390, ONE_OVER_ROOT_TWO_PI = 0.39894228040143267794;
+constexpr double TWO_OVER_ROOT_PI = 1.12837916709551257390;
 
 UNIT(GoLU, 0)
 // exp(-exp(7)) is 0, and exp(-x) of less would overflow
@@ -36,11 +36,11 @@ BACKWARD {
 UNIT(Gaussian, 1)  // scale, which is not learned
 FORWARD {
     V z = p[0] * x;
-    return nan_of<T>(x, gauss<T>(z, T(1)));
+    return nan_of<T>(x, gauss<T>(z));
 }
 BACKWARD {
     V z = p[0] * x;
-    return g * (T(-2) * p[0] * within<T>(z, T(40))) * gauss<T>(z, T(1));
+    return g * (T(-2) * p[0] * within<T>(z, T(40))) * gauss<T>(z);
 }
 };
 
@@ -77,14 +77,6 @@ BACKWARD {
 UNIT(Elu, 3)  // slope on the right, height on the left, and what x is multiplied by there
 FORWARD { return x > V(0) ? p[0] * x : nan_of<T>(x, p[1] * expm1<T>(p[2] * (x > V(0) ? V(0) : x))); }
 BACKWARD { return g * (x > V(0) ? p[0] : p[1] * p[2] * exp<T>(p[2] * (x > V(0) ? V(0) : x))); }
-};
-
-UNIT(Gelu, 0)
-FORWARD { return x * normal<T>(x).below; }
-BACKWARD {
-    auto at = normal<T>(x);
-    return g * fma(within<T>(x, T(700)) * T(ONE_OVER_ROOT_TWO_PI), at.gauss, at.below);
-}
 };
 
 UNIT(GeluTanh, 0)
@@ -140,14 +132,6 @@ BACKWARD {
 }
 };
 
-UNIT(Sigmoid, 0)
-FORWARD { return nan_of<T>(x, sigmoid<T>(x)); }
-BACKWARD {
-    V e = exp<T>(-abs(x)), outer = e + T(1);
-    return g * (e / (outer * outer));
-}
-};
-
 EXPORT(golu, GoLU)
 EXPORT(serf, Serf)
 EXPORT(logish, Logish)
@@ -155,9 +139,7 @@ EXPORT(gaussian, Gaussian)
 EXPORT(smu, Smu)
 EXPORT(xielu, Xielu)
 EXPORT(elu, Elu)
-EXPORT(gelu, Gelu)
 EXPORT(gelu_tanh, GeluTanh)
 EXPORT(mish, Mish)
 EXPORT(softplus, SoftplusUnit)
 EXPORT(tanh, Tanh)
-EXPORT(sigmoid, Sigmoid)

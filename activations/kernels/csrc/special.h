@@ -63,12 +63,12 @@ template <class T>
 INLINE Vec<T> nan_of(Vec<T> x, Vec<T> y) {
     return x == x ? y : x;
 }
-// exp(-scale x^2), ``scale`` a power of two: what rounding x^2 loses is put back, as exp would enlarge it
+// exp(-x^2): what rounding x^2 loses is put back, as exp would enlarge it
 template <class T>
-INLINE Vec<T> gauss(Vec<T> x, T scale) {
+INLINE Vec<T> gauss(Vec<T> x) {
     x = within<T>(x, T(40));
-    const Vec<T> square = x * x, lost = fma(x, x, -square), e = exp<T>(-scale * square);
-    return fma(-scale * lost, e, e);
+    const Vec<T> square = x * x, lost = fma(x, x, -square), e = exp<T>(-square);
+    return fma(-lost, e, e);
 }
 // exp(a^2) erfc(a) for a from 0 on; beyond 10 in float, where erfc is 0, any number
 template <class T>
@@ -83,21 +83,9 @@ struct Erf {
 };
 template <class T>
 INLINE Erf<T> erf(Vec<T> z) {
-    const Vec<T> e = gauss<T>(z, T(1)), far = T(1) - e * scaled_erfc<T>(abs(z)), square = z * z;
+    const Vec<T> e = gauss<T>(z), far = T(1) - e * scaled_erfc<T>(abs(z)), square = z * z;
     const Vec<T> near = z * BY_PRECISION(ERF, square);
     return {abs(z) < Vec<T>(T(0.5)) ? near : (z < Vec<T>(0) ? -far : far), e};
-}
-// the distribution function of the normal distribution, and its density without the factor
-template <class T>
-struct Normal {
-    Vec<T> below, gauss;  // (1 + erf(x / sqrt(2))) / 2, exp(-x^2 / 2)
-};
-template <class T>
-INLINE Normal<T> normal(Vec<T> x) {
-    const Vec<T> z = x * T(0.70710678118654752440), square = z * z, half_z = T(0.5) * z;
-    const Vec<T> e = gauss<T>(x, T(0.5)), tail = T(0.5) * e * scaled_erfc<T>(abs(z));
-    const Vec<T> near = fma(half_z, BY_PRECISION(ERF, square), Vec<T>(T(0.5)));
-    return {abs(z) < Vec<T>(T(0.5)) ? near : (z < Vec<T>(0) ? tail : T(1) - tail), e};
 }
 // log(1 + u) for u from 0 to 1
 template <class T>
