@@ -24,7 +24,7 @@ from typing import Any
 import _here  # noqa: F401  # before the code that it finds
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import activations
 from activations.base import Activation
@@ -32,6 +32,7 @@ from activations.cpab import transform
 from activations.ditac import DiTAC, prior_precision
 from activations.maxout import maxout
 from activations.pwlu import PWLU
+from activations.torch_private import BatchNorm
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 5e-5}
 Arrays = Mapping[str, np.ndarray]
@@ -93,7 +94,7 @@ def _unit(cls: type[Activation], arrays: Arrays, meta: Meta, dtype: torch.dtype)
     )
     unit.train(bool(meta.get("training", True)))
     for module in unit.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNorm):
             module.eps = float(meta.get("eps", 1e-5))
     unit.to(dtype)
     theirs = [key.removeprefix("param__") for key in arrays if key.startswith("param__")]

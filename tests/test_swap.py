@@ -662,7 +662,7 @@ UNFIT = {
     "no module": (lambda n, channel_dim: F.relu, "act_layer for 1 made a function: must be a module"),
     "a hyper-parameter": (
         partial(PReLU, init=float("nan")),
-        "act_layer for 1, 4 channels: init=nan: a finite number",
+        "act_layer for 1, 4 channels: init=nan: must be a finite number",
     ),
 }
 
