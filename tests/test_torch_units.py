@@ -134,7 +134,7 @@ def test_few_elements_are_left_to_torch(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # torch's own
 @pytest.mark.parametrize("name", ["elu", "gelu activation.approximate=tanh", "mish", "softplus"])
 def test_scripts_take_the_operation_of_torch(name: str) -> None:
-    unit, x = make(name), inputs(torch.float32)
+    unit, x = make_factory(*name.split())(MIN_FUSED), inputs(torch.float32)
     assert torch.equal(torch.jit.script(unit)(x), run(unit, x, "reference")[0])
 
 
@@ -147,6 +147,13 @@ def test_second_derivatives_are_those_of_torch(name: str) -> None:
             (first,) = torch.autograd.grad(unit(x).sum(), x, create_graph=True)
             results.append(torch.autograd.grad(first.sum(), x)[0])
     torch.testing.assert_close(*results)
+
+
+def test_tanh_and_gelu_are_left_to_torch_where_it_is_as_fast() -> None:
+    x = inputs(torch.float32).requires_grad_()
+    for name, fused in (("tanh", library.variant() == "avx2"), ("gelu", False), ("mish", True)):
+        y = make_factory(name)(MIN_FUSED)(x)
+        assert ("Pointwise" in type(y.grad_fn).__name__) == fused
 
 
 def test_channels_last_and_gaps_are_the_same() -> None:
