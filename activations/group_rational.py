@@ -1,7 +1,7 @@
 """Group-rational unit of KAT. Yang, Wang: Kolmogorov-Arnold Transformer, ICLR 2025, arXiv 2409.10594.
 
-The authors give neither a rule for a number of channels that the groups do not divide (their code refuses it) nor the digits
-of their fit to Swish; both are ours.
+The authors' code refuses a number of channels that the groups do not divide. Groups of almost equal size are ours, and so are
+the digits of the fit to Swish.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from activations.checks import check_choice, check_int
 from activations.kernels.pointwise import Pointwise
 
 # (c_0 + c_2 x^2 + c_4 x^4) / (1 + q_2 x^2 + q_4 x^4), the least-squares fit to Swish - x / 2, which is even, on [-3, 3];
-# tests/test_expansions.py repeats it.
+# tests/test_recent_units.py repeats it.
 EVEN = (3.25356946e-07, 2.49997367e-01, 5.80264304e-03)
 DENOMINATOR = (1.06530680e-01, 5.50294664e-04)
 
@@ -27,8 +27,8 @@ class GroupRational(Pointwise):
 
     Args:
         groups: number of groups, at least 1; the paper's is 8.
-        init: ``swish``, of which the unit starts as a fit (within 2e-6 on [-3, 3]), or ``identity``. In a
-            block of the authors one unit starts as the identity and the other as a smooth ReLU.
+        init: function that the unit starts as: ``swish``, by a fit (within 2e-6 on [-3, 3]), or ``identity``. In the
+            authors' blocks one unit starts as the identity and the other as a smooth ReLU.
 
     Parameters ``numerator`` (6,), ``denominator`` (4, groups), any real values. Not decayed (ours, as for PAU).
 

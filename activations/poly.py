@@ -54,7 +54,7 @@ class PolyNorm(Activation):
         eps: added to the mean square, above 0.
 
     Parameters ``a`` (3,), initially 1/3, and ``b`` (1,), initially 0: any real values. Not decayed (ours; the paper is
-    silent). Computed in float32 at least; x^6 of more than 2e6 overflows it.
+    silent). Computed in float32 at least, which x^6 overflows from abs(x) = 2e6 on.
 
     Raises:
         ValueError: ``eps`` is not above 0.

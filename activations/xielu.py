@@ -41,7 +41,6 @@ class XIELU(Pointwise):
         super().__init__(num_features, channel_dim=channel_dim)
         check_number("a_p", a_p, above=0)
         check_number("a_n", a_n, above=BETA)
-        # softplus(log(expm1(a))) is a, and a itself where exp would overflow.
         self.init = {"p": _before_softplus(a_p), "n": _before_softplus(a_n - BETA)}
         self.p, self.n = (nn.Parameter(torch.empty(1)) for _ in range(2))
         self.reset_parameters()
