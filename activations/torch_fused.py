@@ -34,8 +34,9 @@ class FusedTorchActivation(TorchActivation):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return y by the kernel or by torch's own operation, whichever is faster."""
-        fused = self.kernel and x.numel() >= MIN_FUSED and library.variant() in self.variants
-        if fused and library.fusable(x):
+        # The number of elements of a traced batch is unknown, and must not be asked for.
+        many = not torch.compiler.is_compiling() and x.numel() >= MIN_FUSED
+        if many and self.kernel and library.variant() in self.variants and library.fusable(x):
             coefficients = [x.new_full((1,), value) for value in self.coefficients()]
             return pointwise(self.kernel, self.reference, x, *coefficients)
         y: Tensor = self.function(x)
