@@ -63,12 +63,13 @@ template <class T>
 INLINE Vec<T> nan_of(Vec<T> x, Vec<T> y) {
     return x == x ? y : x;
 }
-// exp(-x^2): what rounding x^2 loses is put back, as exp would enlarge it
+// exp(-x^2): what rounding x^2 loses is put back, as exp would enlarge it; 0 instead of subnormal numbers, which are slow
 template <class T>
 INLINE Vec<T> gauss(Vec<T> x) {
-    x = within<T>(x, T(40));
-    const Vec<T> square = x * x, lost = fma(x, x, -square), e = exp<T>(-square);
-    return fma(-lost, e, e);
+    const Vec<T> square = x * x, lost = fma(x, x, -square);
+    const auto far = square > Vec<T>(LIMIT<T>);
+    const Vec<T> e = exp<T>(far ? Vec<T>(0) : -square);
+    return far ? Vec<T>(0) : fma(-lost, e, e);
 }
 // exp(a^2) erfc(a) for a from 0 on; beyond 10 in float, where erfc is 0, any number
 template <class T>
