@@ -47,13 +47,15 @@ class Activation(nn.Module):
     Raises:
         ValueError: ``num_features`` is no integer >= 1 or ``channel_dim`` no integer; the input has not ``num_features``
             channels in dimension ``channel_dim``, or an integer dtype, which would truncate the unit's parameters. The
-            adapters of torch.nn's layers (``activations.torch_nn``) have no parameters and take what these layers take.
+            adapters of torch.nn's layers (``activations.torch_nn`` and ``torch_fused``) have no parameters and take what these layers take.
     """
 
     # Whether weight decay acts on the unit's parameters; False puts all of them into ``no_decay``.
     decayed: ClassVar[bool] = True
     # Role, one of ``DIAGNOSTIC_ROLES``, by name of what ``diagnostics`` returns.
     diagnostic_roles: ClassVar[Mapping[str, str]] = {}
+    # Whether backward computes the derivative of forward; a unit that trains by another one says False.
+    exact_gradient: bool = True
     # Whether torch.jit.script can compile ``forward``.
     scriptable: ClassVar[bool] = False
     __jit_unused_properties__: ClassVar[list[str]] = ["no_decay", "phase"]

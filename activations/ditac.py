@@ -111,6 +111,7 @@ class DiTAC(Activation):
             )
         self.form, self.a, self.b, self.gelu_of = form, float(a), float(b), gelu_of
         self.table_size, self.interpolation = table_size, interpolation
+        self.exact_gradient = interpolation != "nearest"  # A staircase, which passes on the slope of a line.
         self.negative_slope, self.lambda_reg = negative_slope, lambda_reg
 
         self.cells, self.zero_boundary = cells, zero_boundary

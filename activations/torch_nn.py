@@ -2,6 +2,8 @@
 
 An adapter is needed because torch.nn's constructors take other arguments first: ``nn.ReLU(64)`` is an
 in-place ReLU, ``nn.ELU(64)`` an ELU with alpha = 64, and neither complains.
+
+Those that torch computes slowly on the CPU are in torch_fused.py, so that the code of ReLU depends on no kernel.
 """
 
 import inspect
@@ -25,7 +27,7 @@ class TorchActivation(Activation):
 
     Examples:
         >>> import torch
-        >>> ELU(64, alpha=0.5)(torch.tensor([[-100.0]]).expand(1, 64))[0, 0].item()
+        >>> LeakyReLU(64, negative_slope=0.5)(torch.tensor([[-1.0]]).expand(1, 64))[0, 0].item()
         -0.5
     """
 
@@ -69,71 +71,10 @@ class LeakyReLU(TorchActivation):
     layer = nn.LeakyReLU
 
 
-class ELU(TorchActivation):
-    """x above 0, alpha (exp(x) - 1) below. Clevert, Unterthiner, Hochreiter, arXiv 1511.07289, equation 15.
-
-    Args:
-        alpha: -alpha is the limit for x -> -infinity, finite; 1 by default.
-    """
-
-    layer = nn.ELU
-
-
-class SELU(TorchActivation):
-    """1.0507 ELU(x; 1.6733). Klambauer, Unterthiner, Mayr, Hochreiter, arXiv 1706.02515, equation 2."""
-
-    layer = nn.SELU
-
-
-class CELU(TorchActivation):
-    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)). Barron, arXiv 1704.07483, equation 2.
-
-    Args:
-        alpha: -alpha is the limit for x -> -infinity, above 0; 1 by default.
-    """
-
-    layer = nn.CELU
-    divisors = ("alpha",)
-
-
-class GELU(TorchActivation):
-    """x Phi(x), Phi the normal cdf. Hendrycks, Gimpel, arXiv 1606.08415, section 2.
-
-    Args:
-        approximate: ``none`` (default), or ``tanh``: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
-    """
-
-    layer = nn.GELU
-
-
-class Mish(TorchActivation):
-    """x tanh(softplus(x)). Misra, arXiv 1908.08681, equation 1."""
-
-    layer = nn.Mish
-
-
 class HardSwish(TorchActivation):
     """x min(max(x + 3, 0), 6) / 6. Howard et al. (MobileNetV3), arXiv 1905.02244, section 5.2."""
 
     layer = nn.Hardswish
-
-
-class Softplus(TorchActivation):
-    """log(1 + exp(beta x)) / beta, and x where beta x is above threshold. Dugas et al., NIPS 2000.
-
-    Args:
-        beta: sharpness, above 0; 1 by default.
-        threshold: of the linear part, finite; 20 by default.
-    """
-
-    layer = nn.Softplus
-    divisors = ("beta",)
-
-
-class Tanh(TorchActivation):
-    """tanh(x)."""
-
-    layer = nn.Tanh
 
 
 class Sigmoid(TorchActivation):

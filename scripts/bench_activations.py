@@ -3,6 +3,7 @@
 python scripts/bench_activations.py                                     # all of it: about half an hour on 2 CPU cores
 python scripts/bench_activations.py --units 'pwlu*,ditac' --sizes 98x50 --no-step     # some of it
 python scripts/bench_activations.py --step                              # the training step alone
+python scripts/bench_activations.py --avx2                              # torch and kernels as on a processor without AVX-512
 python scripts/bench_tables.py                                          # tables and bars again, of what was measured
 
 Times of one machine mean nothing elsewhere, so all are ratios to nn.ReLU, measured right before in the same process.
@@ -57,6 +58,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 TORCH = {f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.GELU, nn.PReLU, nn.Mish, nn.LeakyReLU)}
 STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu", "gct", "frelu")
 BATCH = 128  # of a step
+CAPABILITY = "ATEN_CPU_CAPABILITY"  # torch's own switch, which our kernels follow
 
 LEAST = 5  # rounds
 BUDGET = 0.35  # seconds for a unit at a size in a layout; at MAIN three times as many
@@ -67,6 +69,10 @@ SLOW = 0.03  # seconds from which a call is not warmed up by another one
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     given = parsed(arguments)
+    if given.avx2 and os.environ.get(CAPABILITY) != "avx2":
+        # torch reads it while it is imported, which is over
+        again = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
+        os.execve(sys.executable, again, os.environ | {CAPABILITY: "avx2"})
     try:
         given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
         factories = {} if given.step else act_layers(given.units)
@@ -114,6 +120,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--paths", type=words, default=list(PATHS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_activations")
+    parser.add_argument("--avx2", action="store_true")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--step", action="store_true")
     only.add_argument("--no-step", action="store_true")

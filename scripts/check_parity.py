@@ -112,7 +112,7 @@ def _settings(cls: type[Activation], arrays: Arrays, meta: Meta) -> dict[str, An
     """Return the hyper-parameters of ``cls`` that a file states in its meta, or in the shapes of its parameters."""
     layer = getattr(cls, "layer", None)
     legal = inspect.signature(layer or cls).parameters.keys() - {"num_features", "channel_dim", "inplace"}
-    stated = {SETTINGS.get(name, name): value for name, value in meta.items()}
+    stated = {name if name in legal else SETTINGS.get(name, name): value for name, value in meta.items()}
     trained = {key: value for key, value in arrays.items() if key.startswith("param__")}
     variant = str(meta.get("variant", ""))
     per_channel = min((value.size for value in trained.values()), default=1) > 1

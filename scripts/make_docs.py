@@ -26,7 +26,7 @@ SPEED = ROOT / "results" / "speed" / "activations.csv"
 SPEED_ROWS = ("prelu", "swish", "pwlu", "ditac", "dyrelu", "gct", "frelu", "pau")
 CHANNELS = 64  # of the sites whose parameters are counted
 OF_HYDRA = ("_target_", "_partial_")
-TORCH_NN = "activations.torch_nn"
+TORCH = ("activations.torch_nn", "activations.torch_fused")
 
 HEAD = f"""\
 # Activations
@@ -144,7 +144,7 @@ def overrides(unit: Activation, member: str) -> bool:
 def section(cls: type[Activation]) -> str:
     """Return a class's docstring up to its arguments, below its path and the source that its module names."""
     path = f"`{cls.__module__}.{cls.__name__}`"
-    if cls.__module__ != TORCH_NN:  # whose classes name a source each
+    if cls.__module__ not in TORCH:  # whose classes name a source each
         source = (sys.modules[cls.__module__].__doc__ or "").strip().partition("\n\n")[0]
         path += f": {' '.join(source.split())}"
     text = re.split(r"\n(?:Args|Shape|Raises|Attributes|Examples?):\n", inspect.getdoc(cls) or "")[0]

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import make_factory
 from torch import Tensor, nn
 
 from activations.acon import ACONC, MetaACON
@@ -27,7 +28,8 @@ from activations.snake import Snake
 from activations.srelu import SReLU
 from activations.swish import Swish
 from activations.tanh_exp import TanhExp
-from activations.torch_nn import ELU, ReLU
+from activations.torch_fused import ELU
+from activations.torch_nn import ReLU
 
 if not library.described().startswith("fused"):
     pytest.skip(library.described(), allow_module_level=True)
@@ -62,6 +64,28 @@ POINTWISE: dict[str, Factory] = {
     "swish 1.7": partial(Swish, beta=1.7),
     "swish per channel": partial(Swish, trainable=True, per_channel=True),
     "tanh_exp": TanhExp,
+}
+# recent units as their yaml makes them
+POINTWISE |= {
+    name: make_factory(*name.split())
+    for name in (
+        "finer activation.detach=false",
+        "fourier",
+        "gaussian activation.scale=0.7",
+        "golu",
+        "group_rational",
+        "group_rational activation.groups=3",
+        "hermite",
+        "leaky_relu_squared",
+        "logish",
+        "poly_relu",
+        "relu_squared",
+        "serf",
+        "smu",
+        "staf activation.omega=3",
+        "star_relu",
+        "xielu",
+    )
 }
 GATED: dict[str, Factory] = {
     "dyrelu a": partial(DyReLU, form="A"),

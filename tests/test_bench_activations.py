@@ -46,6 +46,21 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert (tmp_path / "activations.png").exists()
 
 
+def test_avx2_starts_again_with_torchs_own_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Replaced(Exception):
+        """The process would be another one now."""
+
+    def replace(path: str, arguments: list[str], environment: dict[str, str]) -> None:
+        assert arguments == [path, bench_activations.__file__, "--avx2", "--units", "pau"]
+        assert environment["ATEN_CPU_CAPABILITY"] == "avx2"
+        raise Replaced
+
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setattr(bench_activations.os, "execve", replace)
+    with pytest.raises(Replaced):
+        bench_activations.main(["--avx2", "--units", "pau"])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [(None, "No such file"), ("", "No columns"), ("a,b\n1,2\n", "there is no column kind")],

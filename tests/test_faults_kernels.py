@@ -28,7 +28,7 @@ from activations.torch_nn import TorchActivation
 ADAPTERS = [
     name
     for name in ACTIVATIONS
-    if "\n_target_: activations.torch_nn." in (ROOT / "conf" / "activation" / f"{name}.yaml").read_text()
+    if "\n_target_: activations.torch_" in (ROOT / "conf" / "activation" / f"{name}.yaml").read_text()
 ]
 OURS = [name for name in ACTIVATIONS if name not in ADAPTERS]
 CHANNELS = 6

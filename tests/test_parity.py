@@ -23,16 +23,21 @@ def test_agrees_with_reference_vectors(path: Path) -> None:
     assert good, line
 
 
-@pytest.mark.parametrize("path", sorted(DATA.glob("kinks_*.npz")), ids=lambda path: path.stem)
-def test_kinks_are_in_the_reference_where_they_are_in_the_kernels(path: Path) -> None:
+OURS = sorted([*DATA.glob("kinks_*.npz"), *DATA.glob("formula_*.npz")])
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_the_reference_agrees_too(path: Path) -> None:
     with library.using("reference"):
         good, line = check_parity.check_file(path)
     assert good, line
 
 
-def test_the_vectors_at_kinks_are_what_their_formulas_give() -> None:
-    made = runpy.run_path(str(DATA / "make_kinks.py"))["all_vectors"]()
-    assert {f"{name}.npz" for name in made} == {path.name for path in DATA.glob("kinks_*.npz")}
+@pytest.mark.parametrize("kind", ["kinks", "formula"])
+def test_the_vectors_are_what_their_formulas_give(kind: str) -> None:
+    script = {"kinks": "make_kinks.py", "formula": "make_formulas.py"}[kind]
+    made = runpy.run_path(str(DATA / script))["all_vectors"]()
+    assert {f"{name}.npz" for name in made} == {path.name for path in DATA.glob(f"{kind}_*.npz")}
     for name, arrays in made.items():
         stored = np.load(DATA / f"{name}.npz")
         assert {*stored} == {*arrays}

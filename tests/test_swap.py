@@ -31,7 +31,8 @@ from activations.frelu import FReLU
 from activations.prelu import PReLU
 from activations.surgery.sites import Report
 from activations.swap import find_sites, replace_activations
-from activations.torch_nn import GELU, ReLU
+from activations.torch_fused import GELU
+from activations.torch_nn import ReLU
 
 # the kernels of what counts as an activation; those of gates (sigmoid, hardsigmoid, softmax) are others
 KERNELS = {

@@ -37,6 +37,15 @@ DECAYED: dict[str, set[str]] = {
     "snake": set(),
     "prelu": set(),
     "swish_beta": set(),
+    "fourier": set(),
+    "group_rational": set(),
+    "hermite": set(),
+    "poly_norm": set(),
+    "poly_relu": set(),
+    "smu": set(),
+    "staf": set(),
+    "star_relu": set(),
+    "xielu": set(),
 }
 
 
@@ -49,6 +58,7 @@ DECAYED |= {
     "pelu_channel": DECAYED["pelu"],
     "prelu_shared": DECAYED["prelu"],
     "pwlu_channel": DECAYED["pwlu"],
+    "star_relu_one": DECAYED["star_relu"],
     "swish_beta_channel": DECAYED["swish_beta"],
 }
 
@@ -104,6 +114,16 @@ PARAMETERS: dict[str, Callable[[int], int]] = {
     "swish_beta": lambda c: 1,
     "swish_beta_channel": lambda c: c,
     "relu": lambda c: 0,
+    "fourier": lambda c: 7 + 6 + 6,
+    "group_rational": lambda c: 6 + 4 * min(8, c),
+    "hermite": lambda c: 4,
+    "poly_norm": lambda c: 3 + 1,
+    "poly_relu": lambda c: 3 + 1,
+    "smu": lambda c: 1,
+    "staf": lambda c: 3 * 5,
+    "star_relu": lambda c: 2,
+    "star_relu_one": lambda c: 2,
+    "xielu": lambda c: 2,
 }
 
 
@@ -115,7 +135,8 @@ PARAMETERS |= {
     **dict.fromkeys(
         (
             *("celu", "elu", "gelu", "hard_swish", "leaky_relu", "mish", "selu", "sigmoid", "softplus"),
-            *("sine", "swish", "tanh", "tanh_exp"),
+            *("sine", "swish", "tanh", "tanh_exp", "finer", "gaussian", "golu", "leaky_relu_squared"),
+            *("logish", "relu_squared", "serf", "sugar"),
         ),
         PARAMETERS["relu"],
     ),
@@ -174,6 +195,22 @@ def test_number_of_parameters(name: str, channels: int) -> None:
         "snake a=0",
         "sine omega=nan",
         "se_relu reduction=0",
+        "xielu a_p=0",
+        "xielu a_n=0.5",
+        "gaussian scale=0",
+        "finer omega=0",
+        "finer detach=no_",
+        "poly_norm eps=0",
+        "group_rational groups=0",
+        "group_rational init=gelu",
+        "hermite degree=0",
+        "hermite degree=40",
+        "fourier degree=14",
+        "staf tau=14",
+        "sugar alpha=nan",
+        "star_relu bias=inf",
+        "smu m=x",
+        "leaky_relu_squared negative_slope=nan",
     ],
 )
 def test_refuses_bad_hyper_parameters(override: str) -> None:

@@ -10,8 +10,8 @@ The rule, for every primitive alike. A call goes to the fused kernel if
 - nobody wants to look inside: no torch.compile, export, tracing, torch.func transform, forward-mode derivative or
   dispatch mode (fake tensors, counters) is at work.
 
-Sizes count in two places: Swish with beta = 1 is torch's SiLU below 2^18 elements, and the linear layers of gated units
-(networks.py) are torch's where they are large.
+Sizes count in two places: Swish with beta = 1 and the units of torch_fused.py are torch's own operations below 2^18 elements, and
+the linear layers of gated units (networks.py) are torch's where they are large.
 
 All else goes to the reference, plain torch operations that those tools see through. A second derivative is no
 reason: a fused backward that is asked for a graph of its own computes it through the reference.
@@ -116,6 +116,11 @@ _library, _about = _load()
 def available() -> bool:
     """Return whether there are fused kernels for this machine."""
     return _library is not None
+
+
+def variant() -> str:
+    """Return which compiled file computes: avx2, avx512 or neon; empty if none does."""
+    return _about if available() else ""
 
 
 def described() -> str:

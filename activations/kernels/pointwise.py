@@ -1,6 +1,7 @@
 """Units y = f(x; p) of one input and a few coefficients per channel or site, fused.
 
-A formula is in the file of its activation, and is the reference; the kernels are in csrc/pointwise.cpp.
+A formula is in the file of its activation, and is the reference; the kernels are in csrc/: pointwise.cpp,
+smooth.cpp and expansions.cpp.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ class Pointwise(Activation):
     """
 
     decayed = False
-    # Name of the kernel in csrc/pointwise.cpp.
+    # Name of the kernel.
     kernel: ClassVar[str]
     # A static method: y from x and coefficients that broadcast with it, along its channels and with rows in front.
     formula: ClassVar[Callable[..., Tensor]]

@@ -6,17 +6,34 @@ Letters of arguments: p for a pointer, i for an int64, d for a double, in the or
 # How many numbers for each unit each parameter of a pointwise kernel is.
 ROWS = {
     "acon": [1, 1, 1],
+    "elu": [1, 1, 1],
+    "finer": [1, 1],
+    "gaussian": [1],
+    "gelu_tanh": [],
+    "golu": [],
+    "group_rational": [6, 4],
+    "leaky_relu_squared": [1],
+    "logish": [],
+    "mish": [],
     "pau": [6, 4],
     "pelu": [1, 1],
+    "poly_relu": [3, 1],
     "prelu": [1],
+    "relu_squared": [],
+    "serf": [],
     "sine": [1],
+    "smu": [1, 1],
     "snake": [1],
+    "softplus": [1, 1, 1],
     "srelu": [1, 1, 1, 1],
+    "star_relu": [1, 1],
     "swish": [1],
+    "tanh": [],
     "tanh_exp": [],
+    "xielu": [1, 1],
 }
 # How many more than the first parameter is, whose number of rows varies.
-VARYING_ROWS = {"apl": [0, 0], "npwlu": [0, 0, 1]}
+VARYING_ROWS = {"apl": [0, 0], "fourier": [0, 0, 1], "hermite": [0], "npwlu": [0, 0, 1], "staf": [0, 0, 0]}
 # The most numbers for each unit that a pointwise kernel takes.
 MAX_PARAMS = 40
 

@@ -1,17 +1,5 @@
 // The units themselves; formulas and sources stand in the files of the activations.
-#include "abi.h"
 #include "pointwise.h"
-
-#define UNIT(name, count)                 \
-    struct name : Unit {                  \
-        static constexpr int params = count; \
-        static constexpr bool many = false;
-#define FORWARD  \
-    template <class T, class V = Vec<T>> \
-    INLINE V forward(V x, const V* p, int n)
-#define BACKWARD \
-    template <class T, class V = Vec<T>> \
-    INLINE V backward(V x, V g, const V* p, V* dp, int n)
 
 UNIT(PReLU, 1)  // a
 FORWARD { return x > V(0) ? x : p[0] * x; }
@@ -168,7 +156,9 @@ struct NPwlu : Unit {  // B_0 ... B_N, Y_0 ... Y_N, S_0 ... S_N+1
     }
 };
 
-UNIT(Pau, 10)  // p_0 ... p_5, q_1 ... q_4
+// ``at_zero``: the slope of |x| there
+template <int at_zero>
+UNIT(Rational, 10)  // p_0 ... p_5, q_1 ... q_4
 FORWARD {
     V top = fma(fma(fma(fma(fma(p[5], x, p[4]), x, p[3]), x, p[2]), x, p[1]), x, p[0]);
     V bottom = fma(fma(fma(p[9], x, p[8]), x, p[7]), x, p[6]) * x;
@@ -182,7 +172,7 @@ BACKWARD {
     for (int k = 8; k > 5; k--) bottom = fma(bottom, x, p[k]), dbottom = fma(dbottom, x, bottom);
     bottom *= x;
     V inverse = T(1) / (abs(bottom) + T(1)), y = top * inverse;
-    V u = g * inverse, sign = bottom < V(0) ? V(-1) : (bottom > V(0) ? V(1) : V(0)), w = -u * y * sign;
+    V u = g * inverse, sign = bottom < V(0) ? V(-1) : (bottom > V(0) ? V(1) : V(at_zero)), w = -u * y * sign;
     V power = V(1);
     for (int k = 0; k < 6; k++) {
         dp[k] = fma(u, power, dp[k]);
@@ -212,22 +202,6 @@ BACKWARD {
 }
 };
 
-#define EXPORT_AS(symbol, Unit, T)                                                                       \
-    extern "C" void symbol##_forward(int64_t outer, int64_t units, int64_t inner, int64_t threads,      \
-                                     const T* x, T* y, const T* const* p, int64_t n) {                  \
-        Runner<Unit, T, false>(Pointwise<T>{{outer, units, inner}, threads, x, x, y, p, nullptr, n})(); \
-    }                                                                                                    \
-    extern "C" void symbol##_backward(int64_t outer, int64_t units, int64_t inner, int64_t threads,     \
-                                      const T* x, T* dx, const T* const* p, int64_t n, const T* g,      \
-                                      T* const* dp) {                                                    \
-        Runner<Unit, T, true>(Pointwise<T>{{outer, units, inner}, threads, x, g, dx, p, dp, n})();      \
-    }                                                                                                    \
-    SIGNATURE(symbol##_forward)                                                                          \
-    SIGNATURE(symbol##_backward)
-#define EXPORT(symbol, Unit)               \
-    EXPORT_AS(symbol##_f32, Unit, float)   \
-    EXPORT_AS(symbol##_f64, Unit, double)
-
 EXPORT(prelu, PReLU)
 EXPORT(swish, Swish)
 EXPORT(acon, Acon)
@@ -237,5 +211,6 @@ EXPORT(sine, Sine)
 EXPORT(srelu, SRelu)
 EXPORT(apl, Apl)
 EXPORT(npwlu, NPwlu)
-EXPORT(pau, Pau)
+EXPORT(pau, Rational<0>)
+EXPORT(group_rational, Rational<1>)
 EXPORT(tanh_exp, TanhExp)

@@ -8,6 +8,7 @@
 // and all else, memory layouts, threads and exact sums, is done here for all of them alike.
 #pragma once
 
+#include "abi.h"
 #include "parallel.h"
 
 constexpr int MAX_PARAMS = 40;
@@ -120,3 +121,33 @@ struct Runner {
             }
     }
 };
+
+// ---- how a unit is written
+
+#define UNIT(name, count)                 \
+    struct name : Unit {                  \
+        static constexpr int params = count; \
+        static constexpr bool many = false;
+#define FORWARD  \
+    template <class T, class V = Vec<T>> \
+    INLINE V forward(V x, const V* p, int n)
+#define BACKWARD \
+    template <class T, class V = Vec<T>> \
+    INLINE V backward(V x, V g, const V* p, V* dp, int n)
+
+#define EXPORT_AS(symbol, T, ...)                                                                              \
+    extern "C" void symbol##_forward(int64_t outer, int64_t units, int64_t inner, int64_t threads, const T* x, \
+                                     T* y, const T* const* p, int64_t n) {                                     \
+        Runner<__VA_ARGS__, T, false>(                                                                         \
+            Pointwise<T>{{outer, units, inner}, threads, x, x, y, p, nullptr, n})();                           \
+    }                                                                                                          \
+    extern "C" void symbol##_backward(int64_t outer, int64_t units, int64_t inner, int64_t threads, const T* x, \
+                                      T* dx, const T* const* p, int64_t n, const T* g, T* const* dp) {         \
+        Runner<__VA_ARGS__, T, true>(Pointwise<T>{{outer, units, inner}, threads, x, g, dx, p, dp, n})();      \
+    }                                                                                                          \
+    SIGNATURE(symbol##_forward)                                                                                \
+    SIGNATURE(symbol##_backward)
+// the rest is the struct, which may be a template with arguments
+#define EXPORT(symbol, ...)                     \
+    EXPORT_AS(symbol##_f32, float, __VA_ARGS__) \
+    EXPORT_AS(symbol##_f64, double, __VA_ARGS__)

@@ -282,7 +282,8 @@ struct Exp2 {
 // of sign * x
 INLINE Exp2 split_exp2(Vec<float> x, float sign = 1) {
     using V = Vec<float>;
-    const V log2e = V(sign * 1.44269504f), n = _mm512_roundscale_ps(x * log2e, 0), f = fma(x, log2e, -n);
+    const V log2e = V(sign * 1.44269504f), n = _mm512_roundscale_ps(x * log2e, 0);
+    const V f = fma(x, V(sign * 1.92596303e-8f), fma(x, log2e, -n));
     V p = fma(V(1.535336196e-4f), f, V(1.339887502e-3f));
     p = fma(p, f, V(9.618436918e-3f));
     p = fma(p, f, V(5.550332367e-2f));
