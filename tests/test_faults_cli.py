@@ -29,7 +29,7 @@ STEEP = "_target_: activations.prelu.PReLU\n_partial_: true\nshared: false\ninit
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "added at the top": (
         ("+lr=0.001",),
-        "lr: no such name; did you mean task.recipe.lr? Legal: activation, force, network, outputs, report, runner, seed, study, task",
+        "lr: no such name; did you mean task.recipe.lr? Legal: activation, force, grid, network, outputs, report, runner, seed, study, task",
     ),
     "added at the top, in a grid": (
         ("-m", "+epochs=1,50"),
@@ -152,9 +152,7 @@ def check_all(*overrides: str) -> None:
 
 def test_the_network_decides_what_a_site_is() -> None:
     for name in ("channel_dim", "num_features"):
-        with pytest.raises(
-            ValueError, match=f"^activation.{name}: no hyper-parameter; the network decides it"
-        ):
+        with pytest.raises(ValueError, match=f"^activation.{name}: no hyper-parameter; the network sets it"):
             validate_act_layer(make_factory("relu", f"+activation.{name}=2"), "relu")
 
 
@@ -309,7 +307,7 @@ def test_no_home(tmp_path: Path) -> None:
         ),
         (
             ("runner=smoke", 'outputs="~/x"'),
-            "~: this user has no home folder and HOME is not set; name folders in full",
+            "~: this user has no home folder and HOME is not set; use absolute paths",
         ),
     ):
         command = [sys.executable, str(ROOT / "run.py"), *arguments]

@@ -622,7 +622,7 @@ def test_options_of_the_group_network(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "actbench"):
         network = build("network.shared=unit")
     assert [type(m).__name__ for m in (network[1], network[5])] == ["PReLU", "Tanh"]
-    assert "the activation of the network's output stays as it was: 5" in caplog.text
+    assert "the activation of the network's output is not replaced: 5" in caplog.text
     with pytest.raises(ValueError, match="activations=Snak: the network has no module of this class"):
         build("network.shared=unit", "network.activations=[Snak]")
     network = build("network.shared=unit", "network.activations=[MetaACON]")

@@ -226,9 +226,9 @@ def test_frelu_for_sequences() -> None:
 @pytest.mark.parametrize(
     ("unit", "shape", "said"),
     [
-        (FReLU(C), (5, C), r"\(5, 6\): a window over positions needs \(N, C, H, W\); dims=1 is the form"),
+        (FReLU(C), (5, C), r"\(5, 6\): a window over positions must have \(N, C, H, W\); dims=1 is the form"),
         (FReLU(C), (5, C, 7), r"\(5, 6, 7\)"),
-        (FReLU(C, dims=1), (5, C, 7, 7), r"needs \(N, C, L\)"),
+        (FReLU(C, dims=1), (5, C, 7, 7), r"must have \(N, C, L\)"),
     ],
 )
 def test_frelu_says_what_it_needs(unit: FReLU, shape: tuple[int, ...], said: str) -> None:

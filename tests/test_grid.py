@@ -102,7 +102,7 @@ def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
 
     bad = cli("-m", "seed=-1,0", "runner=smoke", "study=grid")  # no cell at all
     assert bad.returncode != 0
-    assert "seed=-1: a whole number" in bad.stderr
+    assert "seed=-1: must be an integer >= 0" in bad.stderr
     assert bad.stdout.splitlines()[-1].startswith("page: ")
 
     again = cli("-m", "activation=prelu", "activation.init=0.1,nan,0.3", "runner=smoke", "study=grid")

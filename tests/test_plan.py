@@ -24,7 +24,7 @@ def grid(tmp_path: Path, *overrides: str) -> list[Planned]:
 
 def put(cell: Cell, status: str) -> None:
     with cell.locked():
-        cell.begin({})
+        cell.mark_started({})
         cell.write_record(status, primary=1.0, primary_metric="mse", higher_is_better=False)
 
 
@@ -40,7 +40,7 @@ def test_cells_of_a_plan_are_those_that_run(tmp_path: Path) -> None:
         )
         assert cell.folder == Parts(*compose(*words)).cell().folder
     assert len(cells) == 3
-    assert len(planned(["experiment=demo"])) == 5 * 3 * 2
+    assert len(planned(["experiment=demo"])) == 7 * 5 * 3
     assert {one.cell.spec.seed for one in planned(["seed=7", f"outputs={tmp_path}"])} == {7}
 
 
@@ -59,7 +59,7 @@ def test_the_total_is_that_of_the_cells_that_will_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def known(parts: Parts, cell: Cell) -> Estimate:
-        if cell.activation == "prelu":
+        if cell.spec.activation == "prelu":
             raise ValueError("no data")
         return Estimate(step_ms=2.0, seconds=100.0, memory_mb=7.0)
 

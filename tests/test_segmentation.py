@@ -712,7 +712,7 @@ def test_a_set_that_is_not_there(tmp_path: Path, source: Callable) -> None:
     with pytest.raises(ValueError, match=f"no file .*{path.name}"):
         source(str(tmp_path), size=[8, 8], cache=str(tmp_path / "cache"))
     next(path for path in tmp_path.glob("**/*.txt") if path.stem.startswith("train")).write_text("\n")
-    with pytest.raises(ValueError, match=r"\.txt: names no images"):
+    with pytest.raises(ValueError, match=r"\.txt: contains no names of images"):
         source(str(tmp_path), size=[8, 8], cache=str(tmp_path / "cache"))
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import PROCESS, ROOT
 
+# One worker builds the wheel for all of them.
+pytestmark = pytest.mark.xdist_group("wheel")
+
 SWAP = """
 import actbench
 import torch, torchvision

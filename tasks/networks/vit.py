@@ -44,6 +44,7 @@ class VisionTransformer(nn.Module):
         ValueError: sizes that do not divide each other, or a value outside its range.
 
     Examples:
+        >>> import torch
         >>> from activations.torch_nn import GELU
         >>> network = VisionTransformer(GELU, (3, 32, 32), 10, dim=48, depth=2)
         >>> network(torch.zeros(2, 3, 32, 32)).shape
