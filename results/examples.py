@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from results.escape import markdown
+from results.collect import FOLDS
 from results.files import EXAMPLES
 from results.statistics import ALPHA, Comparison
 
 MEANS = ("top1", "mse", "mae")  # metrics that are means over samples
-FOLDS = "task.data.folds"
 
 
 def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.ndarray, float] | None:
@@ -111,7 +110,7 @@ def sentence(rows: pd.DataFrame) -> str:
     metric = str(rows["metric"].iloc[0])
     if metric not in MEANS:
         return (
-            f"Verdicts are for this test set: {markdown(metric)} is no mean over test samples, for which an interval for another "
+            f"Verdicts are for this test set: {metric} is not a mean over test samples, so that no interval for another "
             "test set is known."
         )
     known = decided.dropna(subset=["test_low"])
@@ -124,8 +123,7 @@ def sentence(rows: pd.DataFrame) -> str:
         count = len(known)
         return f"For another test set of the same size {'this verdict' if count == 1 else f'these {count} verdicts'} would hold as well (95 %)."
     told = ", ".join(
-        f"{markdown(row.activation)} {row.verdict} ({row.test_low:+.4g} to {row.test_high:+.4g})"
-        for row in doubtful
+        f"{row.activation} {row.verdict} ({row.test_low:+.4g} to {row.test_high:+.4g})" for row in doubtful
     )
     return f"For another test set of the same size these verdicts may not hold, with the differences to expect: {told}."
 

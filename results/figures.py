@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "actbench",  # the same data give the same file
 }
+MAX_STEM = 100  # characters; a file's name has room for 255 bytes, also while it is temporary
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ def draw_figures(
 
 def file_stem(name: str, taken: set[str]) -> str:
     """Return ``name`` as part of a file's name that is not in ``taken`` yet, and add it there."""
-    ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("_")
+    ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("_")[:MAX_STEM]
     number = 1
-    while ending in taken:  # names that differ in what a file's name cannot hold
+    while ending in taken:  # names that differ in what a file's name cannot hold, or behind its end
         number += 1
         ending = f"{stem}-{number}"
     taken.add(ending)
@@ -88,7 +90,7 @@ def file_stem(name: str, taken: set[str]) -> str:
 def draw_over_tasks(over: OverTasks, looks: Mapping[str, Look]) -> list[Drawing]:
     """Draw the figures of a study over its tasks."""
     with rc_context(STYLE):
-        figures = figures_over_tasks.draw(over, {label: look.color for label, look in looks.items()})
+        figures = figures_over_tasks.draw(over, looks)
         return [
             _drawing(figure, "", name, figures_over_tasks.CAPTIONS[name]) for name, figure in figures.items()
         ]
@@ -108,16 +110,18 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
     """The content of ``name.svg`` and ``name.png``."""
     files = {}
-    if (
-        engine := figure.get_layout_engine()
-    ) is not None:  # once for both formats: it takes as long as drawing
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-    for suffix in ("svg", "png"):
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file
-        figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
-        files[f"{name}.{suffix}"] = buffer.getvalue()
+    with warnings.catch_warnings():
+        # a PNG shows a box for a character that the font lacks; the page has the reader's fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # once for both formats: the layout takes as long as drawing
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+            figure.set_layout_engine("none")
+        for suffix in ("svg", "png"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file
+            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+            files[f"{name}.{suffix}"] = buffer.getvalue()
     return files
 
 

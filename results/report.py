@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from results import cost, over_tasks, published
-from results.collect import UNKNOWN, add_labels, read_metrics, read_studies
+from results.collect import UNKNOWN, add_labels, counts, read_metrics, read_studies
 from results.escape import markdown
 from results.files import PAGE, REPORT, find_cells, write_all
 from results.leaderboard import BASELINE, leaderboard, rank_range, to_latex, to_markdown
@@ -29,7 +29,7 @@ the sentence below a table says what of its verdicts would hold for another test
 """
 # what of a session may change the numbers, beside where it ran
 SHOULD_AGREE = (*PROVENANCE, "data_fingerprint")
-MOST_NAMED = 3
+MAX_NAMED = 3
 NEVER = ", which are never averaged"
 
 
@@ -54,7 +54,7 @@ def write_report(
     if len(studies) > 1 and name is None:
         raise ValueError(f"{', '.join(map(str, studies))}: several studies must have a name for their report")
     records = add_labels(read_studies(studies))
-    target = studies[0] if name is None else merged(studies, name)
+    target = studies[0].resolve() if name is None else merged(studies, name)
     labels = sorted(records["activation_label"].unique())
     if baseline is not None and baseline not in labels:
         where = " or ".join(map(str, studies))
@@ -84,7 +84,7 @@ def write_report(
     provenance = [*_provenance(records)]
     parts = [
         f"# Study {markdown(target.name)}",
-        f"{len(records)} cells, {len(ok)} ok.",
+        f"{counts(records)}.",
         "\n".join(f"- **{markdown(line)}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
@@ -259,8 +259,8 @@ def _sessions(records: pd.DataFrame) -> Iterator[Line]:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _values(column: pd.Series) -> list[str]:

@@ -77,7 +77,7 @@ def test_bits_survive_and_too_many_numbers_are_left_out(
     values = read_examples(tmp_path, "top1", 100 * right.double().mean().item())
     assert values is not None
     assert values[0].tolist() == (100 * right).tolist()
-    monkeypatch.setattr(record, "MOST_EXAMPLES", 5)
+    monkeypatch.setattr(record, "MAX_EXAMPLES", 5)
     record.write_examples(tmp_path / "none.npz", {"mse": torch.rand(6)})
     record.write_examples(tmp_path / "no.npz", {})
     assert [path.name for path in tmp_path.iterdir()] == [EXAMPLES]

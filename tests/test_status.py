@@ -16,7 +16,8 @@ from conftest import PROCESS, make_cell, train
 from toy import Toy
 
 from results.files import HEARTBEAT, write_json
-from results.status import RUNNING, SILENT, STALE, duration, seconds_left, states, summary
+from results.schema import RUNNING
+from results.status import SILENT, STALE, duration, seconds_left, states, summary
 from runners import heartbeat
 from runners.cell import Cell
 
