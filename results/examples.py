@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,10 +23,14 @@ def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.nda
     """
     try:
         with (Path(folder) / EXAMPLES).open("rb") as file, np.load(file) as arrays:
-            values, count = arrays[metric], int(arrays["count"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            values, number = arrays[metric], arrays["count"]
+    except (OSError, KeyError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
         return None
-    change = 0.0
+    if values.ndim != 1 or values.dtype.kind not in "uf" or number.ndim or number.dtype.kind not in "iu":
+        return None
+    change, count = 0.0, int(number)
+    if not 0 < count <= 8 * len(values):
+        return None
     if values.dtype == np.uint8:
         change = 100.0
         values = change * np.unpackbits(values, count=count).astype(np.float32)

@@ -119,7 +119,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                     1, entry.compress_size
                 ):
                     raise ValueError(
-                        f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
+                        f"{entry.filename} is declared as {dtype}{list(shape)}, which the file does not hold"
                     )
                 if dtype.hasobject:
                     raise ValueError(f"{entry.filename} holds objects")

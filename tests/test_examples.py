@@ -93,6 +93,23 @@ def test_scores_that_are_not_those_of_the_record_are_not_used(tmp_path: Path) ->
     assert read_examples(tmp_path, "top1", 50.0) is None
 
 
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        (np.packbits([True, False]), "x"),
+        (np.packbits([True, False]), [2, 2]),
+        (np.packbits([True, False]), 10**15),
+        (np.packbits([True, False]), -2),
+        (np.zeros((2, 2), np.uint8), 2),
+        (np.zeros(0), 0),
+        (np.array(["a", "b"]), 2),
+    ],
+)
+def test_arrays_that_no_runner_writes_are_not_used(tmp_path: Path, values: np.ndarray, count: object) -> None:
+    np.savez(tmp_path / EXAMPLES, top1=values, count=np.array(count))
+    assert read_examples(tmp_path, "top1", 50.0) is None
+
+
 def test_the_interval_is_that_of_a_bootstrap_of_seeds_and_samples() -> None:
     """With 40 seeds the t interval is a bootstrap's; seeds and samples are resampled independently of each other."""
     rng = np.random.default_rng(0)
@@ -158,6 +175,6 @@ def test_no_interval_where_a_seed_has_no_scores_or_folds_are_asked_for(tmp_path:
 def test_a_metric_that_is_no_mean_over_samples_is_said(tmp_path: Path) -> None:
     scores = {"relu": [50.0, 51.0, 52.0], "gelu": [70.0, 71.0, 72.1]}
     table = table_of(make_study(tmp_path / "s", scores, primary_metric="miou"))
-    assert "miou is no mean over test samples" in sentence(table)
+    assert "miou is not a mean over test samples" in sentence(table)
     # older cells have no scores of single samples
     assert sentence(table_of(make_study(tmp_path / "old", scores))) == ""
