@@ -128,7 +128,7 @@ def sentence(rows: pd.DataFrame) -> str:
         count = len(known)
         return f"For another test set of the same size {'this verdict' if count == 1 else f'these {count} verdicts'} would hold as well (95 %)."
     told = ", ".join(
-        f"{row.activation} {row.verdict} ({row.test_low:+.4g} to {row.test_high:+.4g})" for row in doubtful
+        f"{row.activation} {row.verdict} ({row.test_low:+.3g} to {row.test_high:+.3g})" for row in doubtful
     )
     return f"For another test set of the same size these verdicts may not hold, with the differences to expect: {told}."
 

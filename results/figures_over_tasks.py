@@ -6,11 +6,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results.escape import figure_text
+from results.escape import counted, figure_text
 from results.leaderboard import rank_range
 from results.over_tasks import TASKS_NEEDED, OverTasks, win_counts
 from results.palette import COLORS, Look
 
+ON_PALE = "#1b1f24"  # not black, which the page draws white in the dark theme
 CAPTIONS = {
     "mean_ranks": "Rank over blocks of task and seed: upright marks are means, thin bars their 95 % intervals for other tasks and other seeds, "
     "broad bars and numbers the ranks that an activation may have, together with 95 %.",
@@ -71,7 +72,7 @@ def performance_profile(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
         look = looks.get(name, Look()) if name in front else Look()
         label = figure_text(name)
         if name not in front:
-            label, others = f"{others} others" if others else "_", 0  # one entry for all of them
+            label, others = counted(others, "other") if others else "_", 0  # one entry for all of them
         x = np.sort(gaps.loc[name].to_numpy(float))
         x = np.clip(x[np.isfinite(x)], 0, None)
         shares = np.arange(len(x) + 1) / len(gaps.columns)
@@ -114,7 +115,9 @@ def win_matrix(over: OverTasks) -> Figure:
     if has_text:
         for (name, other), numbers in counts.items():
             text = "/".join(map(str, numbers))
-            ax.text(names.index(other), names.index(name), text, ha="center", va="center", size=7)
+            ax.text(
+                names.index(other), names.index(name), text, ha="center", va="center", size=7, color=ON_PALE
+            )
     labels = [figure_text(name) for name in names]
     ax.set_xticks(range(len(names)), labels, rotation=90)
     ax.set_yticks(range(len(names)), labels)

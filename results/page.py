@@ -228,7 +228,7 @@ LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [
     (_Head("best val", "mean test score with the weights of the best validation epoch", shown=False), lambda report, row, decimals: fixed(row["mean_best_val"], decimals)),
     (_Head("parameters", "of the whole network"), _plain("parameters", 9)),
     (_Head("s/epoch", "median over cells; beside other work where cells ran beside it"), _plain("seconds_per_epoch", 3)),
-    (_Head("step vs relu", "time of a training step against that with ReLU, measured interleaved", key="step_ratio"), _plain("step_ratio", 3)),
+    (_Head("step vs relu", "time of a training step against that with ReLU, measured interleaved", key="step_ratio"), lambda report, row, decimals: fixed(row["step_ratio"], 2)),
     (_Head("failures", "cells that are not ok", number=False, key="failures"), _plain("failures")),
 ]  # fmt: skip
 
@@ -256,13 +256,17 @@ def cost(report: Report) -> Iterator[Section]:
         [
             Value(row["task"]),
             Value(report.label(row["activation"]), row["activation"]),
-            *(value_of(row[name], 4 if name != "parameters" else 9) for name in known),
+            *(_cost(name, row[name]) for name in known),
         ]
         for row in report.table.to_dict("records")
         if row["n"]
     ]
     caption = "Cost by task and activation: medians over the cells that ended ok."
     yield Section("cost", "Cost", [Table(caption, columns, rows, head=1)] if known and rows else [])
+
+
+def _cost(name: str, value: float) -> Value:
+    return fixed(value, 2) if name.endswith("_ratio") else value_of(value, 4 if name != "parameters" else 9)
 
 
 def learned(report: Report) -> Iterator[Section]:
@@ -331,7 +335,10 @@ def _entry(report: Report, label: str, cells: pd.DataFrame, rows: pd.DataFrame) 
         digits = decimals(report.table[report.table["task"] == row["task"]])
         lines.append([Value(row["task"]), _ranks(report, row, digits), fixed(row["mean"], digits), _difference(report, row, digits), _verdict(report, row, digits), value_of(row["parameters"], 9), value_of(row["seconds_per_epoch"], 3), value_of(row["failures"])])  # fmt: skip
     parts.append(Table(f"{label} on all tasks.", columns, lines, head=0))
-    said = ", ".join(f"{row.verdict} on {row.task}" for row in rows.itertuples() if row.verdict)
+    said = ", ".join(
+        f"{verdict} on {', '.join(of['task']) if len(of) < 3 else counted(len(of), 'task')}"
+        for verdict, of in rows[rows["verdict"] != ""].groupby("verdict", sort=False)
+    )
     title = report.label(label) + Markup(" <small>{}</small>").format(said)
     return Entry(title, parts, f"{label} {text.head} {said}")
 

@@ -54,14 +54,14 @@ def write_report(
     if len(studies) > 1 and name is None:
         raise ValueError(f"{', '.join(map(str, studies))}: several studies must have a name for their report")
     records = add_labels(read_studies(studies))
-    target = studies[0].resolve() if name is None else merged(studies, name)
+    target = studies[0] if name is None else merged(studies, name)
     labels = sorted(records["activation_label"].unique())
     if baseline is not None and baseline not in labels:
         where = " or ".join(map(str, studies))
         raise ValueError(f"baseline {baseline}: no such activation in {where}; legal: {', '.join(labels)}")
     table = leaderboard(records, baseline or BASELINE, margin)
     table["limit_batches"] = table["task"].map(_limits(records))
-    folder = target / REPORT
+    folder, study_name = target / REPORT, target.resolve().name
 
     # matplotlib takes a second to import, and an error above should not wait for it
     from results.figures import draw_figures, draw_over_tasks
@@ -83,7 +83,7 @@ def write_report(
     damaged += shapes.damaged
     provenance = [*_provenance(records)]
     parts = [
-        f"# Study {markdown(target.name)}",
+        f"# Study {markdown(study_name)}",
         f"{counts(records)}.",
         "\n".join(f"- **{markdown(line)}**" for line in _no_scores(table)),
         to_markdown(table),
@@ -97,7 +97,7 @@ def write_report(
         *(f"![{drawing.name}](figures/{drawing.name}.png)" for drawing in drawings),
     ]
     about = Report(
-        name=target.name,
+        name=study_name,
         records=records,
         table=table,
         drawings=drawings,

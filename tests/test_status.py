@@ -34,7 +34,7 @@ def ended(cell: Cell, state: str = "ok") -> None:
 
 
 def status_of(cell: Cell) -> str:
-    (found,) = [state.status for state in states(cell.study_folder) if state.folder == cell.folder]
+    (found,) = [state.status for state in states(cell.spec.study_folder) if state.folder == cell.folder]
     return found
 
 
