@@ -264,6 +264,7 @@ def _score_against(rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -
 def _name_points(ax: Axes, rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -> None:
     """Write names beside the means, from the top down; one that would lie on another goes below it."""
     ax.margins(x=0.12)
+    ax.autoscale_view()  # else the transformation is that of an empty figure
     places = ax.transData.transform(rows[[column, "mean"]].to_numpy(float)) * 72 / ax.figure.dpi
     taken: list[tuple[float, float]] = []
     for k in np.argsort(-places[:, 1], kind="stable"):

@@ -27,7 +27,7 @@ from runners.cell import Cell
 def ended(cell: Cell, state: str = "ok") -> None:
     """Make ``cell`` one that has ended."""
     with cell.locked():
-        cell.begin({"primary_metric": "top1", "higher_is_better": True})
+        cell.mark_started({"primary_metric": "top1", "higher_is_better": True})
         (cell.folder / "metrics.csv").write_text("epoch,split,loss,top1\n0,train,1,50\n0,val,1,61.25\n")
         (cell.folder / "checkpoint.pt").write_bytes(b"x" * 1000)
         cell.write_record(state, primary=61.25 if state == "ok" else None)
@@ -42,7 +42,7 @@ def test_a_cell_from_its_start_to_its_end(tmp_path: Path) -> None:
     cell = make_cell(tmp_path, activation="relu")
     with cell.locked():
         assert status_of(cell) == RUNNING
-        cell.begin({"primary_metric": "top1"})
+        cell.mark_started({"primary_metric": "top1"})
         (cell.folder / "metrics.csv").write_text("epoch,split,loss,top1\n0,train,1,50\n0,val,1,61.25\n")
         cell.heartbeat.progress = lambda: {"epoch": 1, "epochs": 4, "step": 5, "steps": 10, "rate": 0.5}
         cell.heartbeat._write()
@@ -79,7 +79,7 @@ def test_a_cell_on_another_machine_is_told_by_its_heartbeat(tmp_path: Path) -> N
     ended(cell, "interrupted")
     write_json(cell.folder / HEARTBEAT, {"host": "elsewhere", "pid": 1})
     assert status_of(cell) == RUNNING
-    assert clean.clean(cell.study_folder, remove=True) == (0, 0)
+    assert clean.clean(cell.spec.study_folder, remove=True) == (0, 0)
     silent = time.time() - SILENT - 1
     os.utime(cell.folder / HEARTBEAT, (silent, silent))
     assert status_of(cell) == STALE
@@ -106,7 +106,7 @@ def test_only_what_nobody_needs_is_removed(tmp_path: Path, capsys: pytest.Captur
     ended(diverged, "diverged")
     ended(stopped, "interrupted")
     ended(running)
-    study = done.study_folder
+    study = done.spec.study_folder
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], **PROCESS, check=True)
     orphan = f".x.{int(process.stdout)}@{platform.node()}.tmp"
     orphans = [study / "report" / orphan, done.folder / "pictures" / orphan]
