@@ -27,7 +27,7 @@ from results.files import write_json
 from results.leaderboard import leaderboard, table_caption, to_latex
 from results.learned import Learned, densities
 from results.methods import methods
-from results.palette import COLORS, looks
+from results.palette import COLORS, GRAY, looks
 from results.parts import Table
 from results.report import report, write_report
 from results.shapes import Shapes, agreement_at, flags, spaced
@@ -358,6 +358,7 @@ def test_figures_are_inline_without_ids_that_meet() -> None:
     figure = Figure()
     ax = figure.subplots()
     ax.plot([0, 1], [0.123456, 1], "o-", color="black")
+    ax.plot([0, 1], [1, 0], color=GRAY)
     ax.set_title("0.123456 <b>")
     buffer = io.BytesIO()
     with rc_context(STYLE):
@@ -369,6 +370,7 @@ def test_figures_are_inline_without_ids_that_meet() -> None:
     assert 'aria-label="a &lt;b&gt;"' in both[0]
     assert "metadata" not in both[0]
     assert "#000000" not in both[0]
+    assert "stroke: var(--faint)" in both[0]
     assert "0.123456 &lt;b&gt;" in both[0]  # text keeps its digits
 
 
