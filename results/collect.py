@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from results.escape import shown
-from results.files import ADDED, CONFIG, METRICS, RECORD, cell_folders, facts_of
-from results.schema import FINISHED, IF_THERE, is_missing, read_record
+from results.escape import counted, shown
+from results.files import ADDED, CONFIG, HEARTBEAT, METRICS, RECORD, cell_folders, facts_of
+from results.schema import FINISHED, IF_THERE, RUNNING, is_missing, read_record
+from results.status import state_of
 
 ABSENT = "null"
 UNKNOWN = "unknown"
@@ -28,7 +29,7 @@ def read_records(study: Path) -> pd.DataFrame:
 
     Names of components may have slashes, so cells lie at any depth. A cell whose record cannot be relied on is a row with
     status ``failed`` and the reason: task, activation and seed are those of its folder's name, its settings those of its
-    ``config.yaml``. Every column of ``schema.IF_THERE`` is there.
+    ``config.yaml``. One that a process is training is ``running``. Every column of ``schema.IF_THERE`` is there.
 
     Raises:
         ValueError: no such folder, or no cell in it.
@@ -85,7 +86,16 @@ def _read_cell(study: Path, place: Path) -> dict[str, Any]:
         }
         record["seed"] = int(seed) if seed.isdecimal() else seed
     assert record is not None
+    if record["status"] not in FINISHED and _is_running(study, folder):
+        record |= {"status": RUNNING, "reason": "not finished yet"}
     return record | {"folder": shown(folder)}
+
+
+def _is_running(study: Path, folder: Path) -> bool:
+    try:
+        return (folder / HEARTBEAT).exists() and state_of(study, folder).status == RUNNING
+    except OSError:  # whoever may not write to a study cannot ask for a cell's lock
+        return False
 
 
 def _misplaced(place: Path, record: Mapping[str, Any]) -> str | None:
@@ -127,6 +137,13 @@ def _networks(records: pd.DataFrame) -> pd.Series:
     }
     found = [name or (*known.get(key, ()), UNKNOWN)[0] for key, name in zip(keys, names, strict=True)]
     return pd.Series(found, index=records.index, dtype=object)
+
+
+def counts(records: pd.DataFrame) -> str:
+    """Write how many cells there are, as in ``12 cells, 10 ok, 1 running``."""
+    of = records["status"].value_counts()
+    running = f", {of[RUNNING]:,} running" if RUNNING in of else ""
+    return f"{counted(len(records), 'cell')}, {of.get('ok', 0):,} ok{running}"
 
 
 def read_metrics(folders: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:

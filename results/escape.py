@@ -1,7 +1,8 @@
-"""Names as text where they are shown: a name may hold what Markdown, HTML or matplotlib would read as markup."""
+"""Text for readers: a name may hold what Markdown, HTML or matplotlib would read as markup, and be very long."""
 
 import re
 
+MAX_IN_FIGURE = 48  # characters of a name, beside which there is room for the figure
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -31,8 +32,18 @@ def latex(text: object) -> str:
 
 
 def figure_text(text: object) -> str:
-    """``text`` that matplotlib draws as it is; between two dollars it would read a formula."""
-    return shown(text).replace("$", r"\$")
+    """``text`` that matplotlib draws as it is, without the middle of a long one; between two dollars it would read a formula."""
+    return shortened(shown(text), MAX_IN_FIGURE, MAX_IN_FIGURE // 3).replace("$", r"\$")
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, as in ``1 seed`` or ``1,000 cells``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shortened(text: str, length: int, head: int = 0) -> str:
+    """Leave out what is between the first ``head`` characters and the end of a text of more than ``length``."""
+    return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def shown(text: object) -> str:

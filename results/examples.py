@@ -2,18 +2,18 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from results.escape import markdown
+from results.collect import FOLDS
 from results.files import EXAMPLES
 from results.statistics import ALPHA, Comparison
 
 MEANS = ("top1", "mse", "mae")  # metrics that are means over samples
-FOLDS = "task.data.folds"
 
 
 def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.ndarray, float] | None:
@@ -23,10 +23,14 @@ def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.nda
     """
     try:
         with (Path(folder) / EXAMPLES).open("rb") as file, np.load(file) as arrays:
-            values, count = arrays[metric], int(arrays["count"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            values, number = arrays[metric], arrays["count"]
+    except (OSError, KeyError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
         return None
-    change = 0.0
+    if values.ndim != 1 or values.dtype.kind not in "uf" or number.ndim or number.dtype.kind not in "iu":
+        return None
+    change, count = 0.0, int(number)
+    if not 0 < count <= 8 * len(values):
+        return None
     if values.dtype == np.uint8:
         change = 100.0
         values = change * np.unpackbits(values, count=count).astype(np.float32)
@@ -111,7 +115,7 @@ def sentence(rows: pd.DataFrame) -> str:
     metric = str(rows["metric"].iloc[0])
     if metric not in MEANS:
         return (
-            f"Verdicts are for this test set: {markdown(metric)} is no mean over test samples, for which an interval for another "
+            f"Verdicts are for this test set: {metric} is not a mean over test samples, so that no interval for another "
             "test set is known."
         )
     known = decided.dropna(subset=["test_low"])
@@ -124,8 +128,7 @@ def sentence(rows: pd.DataFrame) -> str:
         count = len(known)
         return f"For another test set of the same size {'this verdict' if count == 1 else f'these {count} verdicts'} would hold as well (95 %)."
     told = ", ".join(
-        f"{markdown(row.activation)} {row.verdict} ({row.test_low:+.4g} to {row.test_high:+.4g})"
-        for row in doubtful
+        f"{row.activation} {row.verdict} ({row.test_low:+.3g} to {row.test_high:+.3g})" for row in doubtful
     )
     return f"For another test set of the same size these verdicts may not hold, with the differences to expect: {told}."
 

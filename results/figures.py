@@ -3,7 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from results import captions, figures_over_tasks
 from results.cost import equal_time, pareto_front, validation_curves
-from results.escape import figure_text
+from results.escape import counted, figure_text
 from results.files import write_all
 from results.leaderboard import rank_range
 from results.over_tasks import OverTasks
@@ -33,6 +34,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "actbench",  # the same data give the same file
 }
+NAME_WIDTH, NAME_HEIGHT = 60, 9  # points that a name takes in a figure
+MAX_STEM = 100  # characters; a file's name has room for 255 bytes, also while it is temporary
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,9 @@ def draw_figures(
 
 def file_stem(name: str, taken: set[str]) -> str:
     """Return ``name`` as part of a file's name that is not in ``taken`` yet, and add it there."""
-    ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("_")
+    ending = stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("_")[:MAX_STEM]
     number = 1
-    while ending in taken:  # names that differ in what a file's name cannot hold
+    while ending in taken:  # names that differ in what a file's name cannot hold, or behind its end
         number += 1
         ending = f"{stem}-{number}"
     taken.add(ending)
@@ -88,7 +91,7 @@ def file_stem(name: str, taken: set[str]) -> str:
 def draw_over_tasks(over: OverTasks, looks: Mapping[str, Look]) -> list[Drawing]:
     """Draw the figures of a study over its tasks."""
     with rc_context(STYLE):
-        figures = figures_over_tasks.draw(over, {label: look.color for label, look in looks.items()})
+        figures = figures_over_tasks.draw(over, looks)
         return [
             _drawing(figure, "", name, figures_over_tasks.CAPTIONS[name]) for name, figure in figures.items()
         ]
@@ -108,16 +111,18 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
     """The content of ``name.svg`` and ``name.png``."""
     files = {}
-    if (
-        engine := figure.get_layout_engine()
-    ) is not None:  # once for both formats: it takes as long as drawing
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-    for suffix in ("svg", "png"):
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file
-        figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
-        files[f"{name}.{suffix}"] = buffer.getvalue()
+    with warnings.catch_warnings():
+        # a PNG shows a box for a character that the font lacks; the page has the reader's fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # once for both formats: the layout takes as long as drawing
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+            figure.set_layout_engine("none")
+        for suffix in ("svg", "png"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else None  # the same data give the same file
+            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+            files[f"{name}.{suffix}"] = buffer.getvalue()
     return files
 
 
@@ -191,13 +196,7 @@ def learning_curves(
         _limit(ax, part[column], higher_is_better=split == "val" and bool(rows["higher_is_better"].iloc[0]))
         ax.set(xlabel="epoch", title=f"{split} {figure_text(column)}")
         ax.grid(lw=0.4, alpha=0.5)
-    handles, names = left.get_legend_handles_labels()
-    by_name = dict(zip(names, handles, strict=True))
-    shown = {label: by_name[label] for label in rows["activation"] if label in front and label in by_name}
-    if len(by_name) > len(shown):
-        rest = next(handle for name, handle in by_name.items() if name not in shown)
-        shown[f"{len(by_name) - len(shown)} others"] = rest
-    figure.legend(shown.values(), map(figure_text, shown), loc="outside right center")
+    _legend(figure, left, [label for label in rows["activation"] if label in front])
     figure.suptitle(
         f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({captions.counts(rows)})",
         x=0.01,
@@ -252,23 +251,45 @@ def _score_against(rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -
                 zorder=2,
             )
         ax.plot([cost], [row.mean], look.marker, ms=5, mew=0, color=look.color, zorder=3)
-        if row.activation in named:
-            ax.annotate(
-                figure_text(row.activation),
-                (cost, row.mean),
-                xytext=(5, 3),
-                textcoords="offset points",
-                size=8,
-                color=look.color,
-            )
     if _wide(rows["mean"]):
         ax.set_yscale("log")
+    _name_points(ax, rows[rows["activation"].isin(named)], column, looks)
     direction = "higher" if first["higher_is_better"] else "lower"
     ax.set_ylabel(f"test {figure_text(first['metric'])} ({direction} is better)")
     ax.set_title(f"{figure_text(first['task'])}: mean, 95 % interval, Pareto front ({captions.counts(rows)})")
-    ax.margins(x=0.12)
     ax.grid(lw=0.4, alpha=0.5)
     return figure
+
+
+def _name_points(ax: Axes, rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -> None:
+    """Write names beside the means, from the top down; one that would lie on another goes below it."""
+    ax.margins(x=0.12)
+    ax.autoscale_view()  # else the transformation is that of an empty figure
+    places = ax.transData.transform(rows[[column, "mean"]].to_numpy(float)) * 72 / ax.figure.dpi
+    taken: list[tuple[float, float]] = []
+    for k in np.argsort(-places[:, 1], kind="stable"):
+        x, y = places[k] + (5, 3)
+        y = min(
+            [
+                y,
+                *(
+                    below - NAME_HEIGHT
+                    for right, below in taken
+                    if abs(right - x) < NAME_WIDTH and below - y < NAME_HEIGHT
+                ),
+            ]
+        )
+        taken.append((x, y))
+        name = rows["activation"].iloc[k]
+        offset = (5, y - places[k, 1])
+        ax.annotate(
+            figure_text(name),
+            rows[[column, "mean"]].iloc[k],
+            xytext=offset,
+            textcoords="offset points",
+            size=8,
+            color=looks.get(name, Look()).color,
+        )
 
 
 def score_at_equal_time(
@@ -295,7 +316,7 @@ def score_at_equal_time(
             color=look.color,
             ls=look.line,
             zorder=2.5 if label in front else 1.5,
-            label=figure_text(label) if label in front else None,
+            label=label,
         )
     ax.axvline(equal_time(rows, curves), lw=0.8, ls=":", color="black")
     _limit(ax, pd.concat(curves.values()), higher_is_better=bool(first["higher_is_better"]))
@@ -304,9 +325,19 @@ def score_at_equal_time(
         ylabel=f"val {figure_text(first['metric'])}",
         title=f"{figure_text(first['task'])}: equal time, mean over seeds ({captions.counts(rows)})",
     )
-    figure.legend(loc="outside right center")
+    _legend(figure, ax, [label for label in rows["activation"] if label in front])
     ax.grid(lw=0.4, alpha=0.5)
     return figure
+
+
+def _legend(figure: Figure, ax: Axes, front: Sequence[str]) -> None:
+    """Name the lines of ``ax`` in ``front``, in this order, and the others in one entry."""
+    handles, names = ax.get_legend_handles_labels()
+    by_name = dict(zip(names, handles, strict=True))
+    shown = {label: by_name[label] for label in front if label in by_name}
+    if others := [handle for name, handle in by_name.items() if name not in shown]:
+        shown[counted(len(others), "other")] = others[0]
+    figure.legend(shown.values(), map(figure_text, shown), loc="outside right center")
 
 
 def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -6,43 +6,39 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results.escape import figure_text
+from results.escape import counted, figure_text
 from results.leaderboard import rank_range
 from results.over_tasks import TASKS_NEEDED, OverTasks, win_counts
+from results.palette import COLORS, Look
 
-GRAY = "#BBBBBB"
-DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 1.5, 1.2, 1.5)))
+ON_PALE = "#1b1f24"  # not black, which the page draws white in the dark theme
 CAPTIONS = {
     "mean_ranks": "Rank over blocks of task and seed: upright marks are means, thin bars their 95 % intervals for other tasks and other seeds, "
     "broad bars and numbers the ranks that an activation may have, together with 95 %.",
     "performance_profile": "Share of tasks on which an activation's mean score is within so many margins of the best one; the margin is "
-    "the smallest difference that matters on a task.",
+    "the smallest difference that matters on a task. The baseline and the best seven others are in color, the rest in gray.",
     "win_matrix": "Number of tasks on which the row is better than the column, less those on which it is worse, by the verdicts of all "
     "pairs of a task; in each field better / equal / worse.",
 }
 
 
-def draw(over: OverTasks, colors: Mapping[str, str]) -> dict[str, Figure]:
-    """Draw the figures that the study has enough tasks for, by name.
-
-    Args:
-        colors: of each activation, as in the other figures of the report; gray where it has none.
-    """
+def draw(over: OverTasks, looks: Mapping[str, Look]) -> dict[str, Figure]:
+    """Draw the figures that the study has enough tasks for, by name; ``looks`` are those of the other figures."""
     figures = {}
     if len(over.tasks) >= TASKS_NEEDED:
-        figures["mean_ranks"] = mean_ranks(over, colors)
+        figures["mean_ranks"] = mean_ranks(over, looks)
     if len(over.gaps.columns) >= TASKS_NEEDED:
-        figures["performance_profile"] = performance_profile(over, colors)
+        figures["performance_profile"] = performance_profile(over, looks)
     return figures | {"win_matrix": win_matrix(over)}
 
 
-def mean_ranks(over: OverTasks, colors: Mapping[str, str]) -> Figure:
+def mean_ranks(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
     """Draw mean ranks with their intervals, best on top, and the ranks that each activation may have."""
     rows = over.activations.dropna(subset=["mean_rank"])
     figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
     ax = figure.subplots()
     for y, row in enumerate(rows.itertuples()):
-        color = colors.get(row.activation, GRAY)
+        color = looks.get(row.activation, Look()).color
         ax.plot(
             [row.rank_low, row.rank_high], [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round"
         )
@@ -61,20 +57,22 @@ def mean_ranks(over: OverTasks, colors: Mapping[str, str]) -> Figure:
     return figure
 
 
-def performance_profile(over: OverTasks, colors: Mapping[str, str]) -> Figure:
+def performance_profile(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
     """Draw the share of tasks by the distance to the best."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     ax = figure.subplots()
     gaps = over.gaps
     finite = gaps.to_numpy()[np.isfinite(gaps.to_numpy())]
     end = max(2.0, 1.1 * float(finite.max(initial=0.0)))
-    drawn: dict[str, int] = {}
-    for name in over.activations["activation"]:
-        if name not in gaps.index:
-            continue
-        color = colors.get(name, GRAY)
-        dash = DASHES[drawn.get(color, 0) % len(DASHES)]
-        drawn[color] = drawn.get(color, 0) + 1
+    ranked = [name for name in over.activations["activation"] if name in gaps.index]
+    best = [name for name in ranked if name != over.baseline]
+    front = {*best[: len(COLORS)], over.baseline}
+    others = len({*ranked} - front)
+    for name in ranked:
+        look = looks.get(name, Look()) if name in front else Look()
+        label = figure_text(name)
+        if name not in front:
+            label, others = counted(others, "other") if others else "_", 0  # one entry for all of them
         x = np.sort(gaps.loc[name].to_numpy(float))
         x = np.clip(x[np.isfinite(x)], 0, None)
         shares = np.arange(len(x) + 1) / len(gaps.columns)
@@ -82,10 +80,11 @@ def performance_profile(over: OverTasks, colors: Mapping[str, str]) -> Figure:
             [0, *x, end],
             [*shares, shares[-1]],
             where="post",
-            color=color,
-            ls=dash,
+            color=look.color,
+            ls=look.line,
             lw=1.4,
-            label=figure_text(name),
+            zorder=2 if name in front else 1.5,
+            label=label,
         )
     ax.axvline(1, lw=0.8, ls=":", color="black", zorder=0)
     ax.set_xscale("symlog", linthresh=1)
@@ -107,15 +106,18 @@ def win_matrix(over: OverTasks) -> Figure:
         for j, other in enumerate(names):
             better, _, worse = counts.get((name, other), (0, 0, 0))
             balance[i, j] = better - worse
-    side = 1.6 + 0.5 * len(names)
+    has_text = len(names) <= 16  # more have no room for it
+    side = 1.6 + (0.5 if has_text else 0.2) * len(names)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     ax = figure.subplots()
     limit = max(1.0, float(np.abs(balance).max()))
     image = ax.imshow(balance, cmap="RdBu", vmin=-1.6 * limit, vmax=1.6 * limit)  # pale, for black text
-    if len(names) <= 16:  # more have no room for text
+    if has_text:
         for (name, other), numbers in counts.items():
             text = "/".join(map(str, numbers))
-            ax.text(names.index(other), names.index(name), text, ha="center", va="center", size=7)
+            ax.text(
+                names.index(other), names.index(name), text, ha="center", va="center", size=7, color=ON_PALE
+            )
     labels = [figure_text(name) for name in names]
     ax.set_xticks(range(len(names)), labels, rotation=90)
     ax.set_yticks(range(len(names)), labels)

@@ -4,10 +4,10 @@ import math
 
 import pandas as pd
 
-from results.escape import latex, markdown
+from results.escape import counted, latex, markdown
 from results.examples import other_test_sets, sentence
 from results.metrics import METRICS, UNKNOWN
-from results.schema import COSTS, STATUSES
+from results.schema import COSTS, RUNNING, STATUSES
 from results.statistics import Comparisons, worst_possible
 
 BASELINE = "relu"
@@ -127,9 +127,8 @@ def _median(cells: pd.DataFrame, column: str) -> float:
 
 def _failures(cells: pd.DataFrame) -> str:
     counts = cells["status"].value_counts()
-    return ", ".join(
-        f"{counts[status]} {status}" for status in STATUSES if status != "ok" and status in counts
-    )
+    named = (status for status in (*STATUSES, RUNNING) if status != "ok" and status in counts)
+    return ", ".join(f"{counts[status]} {status}" for status in named)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -140,18 +139,10 @@ def to_markdown(table: pd.DataFrame) -> str:
 def _section(task: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     baseline = markdown(first["baseline"] or "no baseline")
-    direction = "higher is better" if first["higher_is_better"] else "lower is better"
-    count = int(rows["n"].gt(0).sum())
-    families = [f"ranks: {_counted(count * (count - 1) // 2, 'pair')}"]
-    if first["baseline"]:
-        families.insert(0, f"verdicts: {_counted(count - 1, 'comparison')} with {baseline}")
-    about = f"Test {markdown(first['metric'])}, {direction}, at the last weights. Families with an error of at most 5 % each: {', '.join(families)}."
-    if first["margin"]:
-        about += f" Differences of at most {first['margin']:.4g} do not matter."
     lines = [
         f"## {markdown(task)}",
         "",
-        about if first["metric"] else "No cell ended ok.",
+        markdown(table_caption(rows)),
         "",
         f"| rank | activation | n | mean | std | 95 % interval | vs {baseline} (simultaneous 95 % interval) | verdict "
         "| parameters | step vs relu | failures |",
@@ -177,8 +168,25 @@ def _section(task: str, rows: pd.DataFrame) -> str:
         ]
         lines.append("| " + " | ".join(map(markdown, cells)) + " |")
     if other_test := sentence(rows):
-        lines += ["", other_test]
+        lines += ["", markdown(other_test)]
     return "\n".join([*lines, ""])
+
+
+def table_caption(rows: pd.DataFrame) -> str:
+    """Return what stands above the table of a task: its metric, and what its verdicts and ranks hold for together."""
+    first, count = rows.iloc[0], int(rows["n"].gt(0).sum())
+    if not first["metric"]:
+        return "No cell ended ok."
+    families = [f"ranks: {counted(count * (count - 1) // 2, 'pair')}"]
+    if first["baseline"] in set(rows["activation"][rows["n"] > 0]):
+        families.insert(0, f"verdicts: {counted(count - 1, 'comparison')} with {first['baseline']}")
+    about = (
+        f"Test {first['metric']}, {'higher' if first['higher_is_better'] else 'lower'} is better, at the last weights. "
+        f"Families with an error of at most 5 % each: {', '.join(families)}."
+    )
+    return (
+        f"{about} Differences of at most {first['margin']:.4g} do not matter." if first["margin"] else about
+    )
 
 
 def to_latex(table: pd.DataFrame) -> str:
@@ -226,10 +234,6 @@ def rank_range(low: int, high: int) -> str:
 
 def _verdict(verdict: str, seeds_needed: float) -> str:
     return verdict if math.isnan(seeds_needed) else f"{verdict} ({seeds_needed:.0f} seeds needed)"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{max(number, 0)} {noun}{'' if number == 1 else 's'}"
 
 
 def decimals(rows: pd.DataFrame) -> int:

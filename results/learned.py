@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results.escape import figure_text
+from results.escape import figure_text, shortened
 from results.figures import STYLE, save
 from results.files import CURVES, PICTURES
 from results.palette import COLORS, GRAY
@@ -24,8 +24,8 @@ from results.palette import COLORS, GRAY
 WIDTH = 9.6  # inches
 TAIL = 0.001  # share of the inputs at either end that a panel may leave out
 NEARBY = 1.0  # a panel reaches at least this far to both sides of 0, where activations bend
-MOST_HEADER = 10_000  # bytes
-MOST_DEFLATED = 1032  # bytes that zlib can pack into one
+MAX_HEADER = 10_000  # bytes
+MAX_DEFLATED = 1032  # bytes that zlib can pack into one
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DOTS = 100  # per strip: quantiles stand for more values than that
 FIGURES = ("curves", "gates", "coefficients", "parameters")  # the names of a cell's figures
@@ -111,15 +111,15 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                     raise ValueError(f"{entry.filename} is in format {version}")
                 digits = 2 if version == (1, 0) else 4  # bytes of the header's length
                 length = file.read(digits)
-                text = file.read(min(int.from_bytes(length, "little"), MOST_HEADER))
+                text = file.read(min(int.from_bytes(length, "little"), MAX_HEADER))
                 shape, fortran, dtype = _header(version, length + text)
                 size = math.prod(shape) * dtype.itemsize
                 before = 8 + digits + len(text)
-                if before + size != entry.file_size or before + size > MOST_DEFLATED * max(
+                if before + size != entry.file_size or before + size > MAX_DEFLATED * max(
                     1, entry.compress_size
                 ):
                     raise ValueError(
-                        f"{entry.filename} is said to be {dtype}{list(shape)}, which the file does not hold"
+                        f"{entry.filename} is declared as {dtype}{list(shape)}, which the file does not hold"
                     )
                 if dtype.hasobject:
                     raise ValueError(f"{entry.filename} holds objects")
@@ -410,7 +410,7 @@ def _depth_axis(ax: Axes, sites: list[str], *, labelled: bool) -> None:
 
 def _shortened(site: str, length: int = 24) -> str:
     """The end of a long name, which tells sites apart, as text for a figure."""
-    return figure_text(site if len(site) <= length else f"…{site[1 - length :]}")
+    return figure_text(shortened(site, length))
 
 
 def _title(figure: Figure, learned: Learned, text: str) -> None:

@@ -5,13 +5,15 @@ from typing import Any
 
 import pandas as pd
 
+from results.collect import FOLDS
+from results.escape import counted
 from results.explain import head_of
 from results.schema import is_missing
 
 STATISTICS = (
     "All activations of a task are trained by the same recipe; a seed fixes initial weights, order of the data and "
-    "augmentation, the same for every activation, and splits do not depend on it. The test split is evaluated once, with "
-    "the last weights. Differences are paired by seed; each activation has a variance of its own, estimated from the residuals of the "
+    "augmentation, the same for every activation{splits}. Scores are those of the last weights on the test split, by which "
+    "nothing is selected. Differences are paired by seed; each activation has a variance of its own, estimated from the residuals of the "
     "activation x seed layout, and Welch's degrees of freedom. Intervals of the differences to the baseline hold together with 95 % "
     "(Bonferroni over the comparisons of a table), and so do the sets of ranks (over all pairs). An activation is called equal to the "
     "baseline if its interval lies within the smallest difference that matters. A diverged seed counts as the worst score of "
@@ -23,7 +25,12 @@ def methods(records: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
     """Yield a paragraph for each task, then one about the statistics."""
     for task, cells in records.groupby("task_label", sort=True):
         yield " ".join(_about(str(task), cells, table[table["task"] == task]))
-    yield STATISTICS
+    folds = FOLDS in records and records[FOLDS].notna().any()
+    yield STATISTICS.format(
+        splits=", and where there are folds the one that is tested on"
+        if folds
+        else "; splits do not depend on it"
+    )
 
 
 def _about(task: str, cells: pd.DataFrame, rows: pd.DataFrame) -> Iterator[str]:
@@ -54,11 +61,9 @@ def _about(task: str, cells: pd.DataFrame, rows: pd.DataFrame) -> Iterator[str]:
     yield f"Network: {network}{f' ({settings})' if settings else ''}{f', {sites} activations' if sites else ''}."
     yield from _recipe(get)
     n = sorted(cells["seed"].map(str).unique(), key=lambda seed: (len(seed), seed))
-    compared = f"{len(rows)} activations" if len(rows) != 1 else "1 activation"
-    yield f"{compared}, seeds {', '.join(n) if len(n) <= 12 else f'{n[0]} to {n[-1]} ({len(n)})'}."
-    margin = rows["margin"].iloc[0]
-    if margin:
-        yield f"Differences of at most {margin:.4g} {rows['metric'].iloc[0]} do not matter."
+    yield f"{counted(len(rows), 'activation')}, seeds {', '.join(n) if len(n) <= 12 else f'{n[0]} to {n[-1]} ({len(n)})'}."
+    if margin := rows["margin"].iloc[0]:
+        yield f"Differences of at most {margin:.4g} in {rows['metric'].iloc[0]} do not matter."
 
 
 def _recipe(get: Callable[[str], Any]) -> Iterator[str]:

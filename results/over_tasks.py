@@ -18,10 +18,10 @@ from results.statistics import ALPHA, Comparison, Comparisons
 
 TASKS_NEEDED = 5
 RESAMPLES = 10_000
-MOST_IN_MATRIX = 12  # activations in the matrix of leaderboard.md
+MAX_IN_MATRIX = 12  # activations in the matrix of leaderboard.md
 CHUNK = 64  # columns of which all resamples are in memory at once
 TOLERANCE = 1e-9  # between sums of the same shares in another order
-MOST_REVERSALS = 5  # named in leaderboard.md
+MAX_REVERSALS = 5  # named in leaderboard.md
 VERDICTS = ("better", "equal", "undecided", "worse")
 IMPROVEMENT = ("p_improvement", "p_improvement_low", "p_improvement_high")
 
@@ -498,13 +498,13 @@ def to_markdown(over: OverTasks) -> str:
     lines += [
         f"- The order of {markdown(row.activation)} and {markdown(row.other)} is reversed without "
         f"{markdown(' or '.join(row.reversed_without.split('; ')))}."
-        for row in turned.head(MOST_REVERSALS).itertuples()
+        for row in turned.head(MAX_REVERSALS).itertuples()
     ]
-    if len(turned) > MOST_REVERSALS:
-        lines.append(f"- So are {len(turned) - MOST_REVERSALS} more pairs, named in pairs.csv.")
+    if len(turned) > MAX_REVERSALS:
+        lines.append(f"- So are {len(turned) - MAX_REVERSALS} more pairs, named in pairs.csv.")
     lines += [f"- {markdown(note)}" for note in over.notes]
     names = list(over.activations["activation"])
-    if len(names) <= MOST_IN_MATRIX:
+    if len(names) <= MAX_IN_MATRIX:
         lines += [
             "",
             "Tasks on which the row is better / equal / worse than the column, by the verdicts of all pairs of a task:",

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from results.escape import shown
+from results.collect import counts
+from results.escape import counted, shown
+from results.examples import sentence
 from results.explain import explain
 from results.figures import Drawing
-from results.leaderboard import decimals, rank_range
+from results.leaderboard import decimals, rank_range, table_caption
 from results.methods import methods
 from results.over_tasks import OverTasks
 from results.palette import Look
@@ -30,6 +32,8 @@ from results.parts import (
     fixed,
     value_of,
 )
+from results.published import ABOUT as ABOUT_PUBLISHED
+from results.published import CARD, card_cells, not_comparable
 from results.schema import is_missing
 from results.shapes import ABOUT, Shapes
 from results.svg import inline, swatch
@@ -91,8 +95,8 @@ def page(report: Report) -> bytes:
         finalize=_text,
     )
     records = report.records
-    ok = int((records["status"] == "ok").sum())
-    lead = f"{len(records):,} cells, {ok:,} ok: {records['activation_label'].nunique()} activations on {_counted(records['task_label'].nunique(), 'task')}."
+    names = (records[name].nunique() for name in ("activation_label", "task_label"))
+    lead = f"{counts(records)}: {' on '.join(map(counted, names, ('activation', 'task')))}."
     sections = [section for make in SECTIONS for section in make(report) if section.parts]
     written = environment.get_template(TEMPLATE).render(
         title=f"Study {report.name}",
@@ -113,6 +117,8 @@ def verdicts(report: Report) -> Iterator[Section]:
     parts: list[Any] = [Items(report.warnings, "warn")] if report.warnings else []
     for task, rows in report.tasks():
         parts += [Heading(task), Text([sentences(rows)], "verdict")]
+        if other_test := sentence(rows):
+            parts.append(Text([other_test], "lead"))
     parts.append(
         Text(["Verdicts are about seeds: they hold for this test set, this network and this recipe."], "lead")
     )
@@ -138,14 +144,6 @@ def leaderboard_table(report: Report, task: str, rows: pd.DataFrame) -> Table:
     """Return the leaderboard of a task."""
     digits, first = decimals(rows), rows.iloc[0]
     baseline = first["baseline"] or "no baseline"
-    compared = max(int(rows["n"].gt(0).sum()), 1)
-    caption = (
-        f"{task}: test {first['metric']}, {'higher' if first['higher_is_better'] else 'lower'} is better, at the last weights. "
-        f"Families with an error of at most 5 % each: verdicts: {_counted(compared - 1, 'comparison')} with {baseline}, "
-        f"ranks: {_counted(compared * (compared - 1) // 2, 'pair')}."
-        if first["metric"]
-        else f"{task}: no cell ended ok."
-    )
     chosen = [(column, make) for column, make in LEADERBOARD if column.key is None or _any(rows, column.key)]
     columns, makers = [column for column, _ in chosen], [make for _, make in chosen]
     cells = [[make(report, row, digits) for make in makers] for row in rows.to_dict("records")]
@@ -153,7 +151,7 @@ def leaderboard_table(report: Report, task: str, rows: pd.DataFrame) -> Table:
         Column(column.title.format(baseline=baseline), column.about, column.number, column.shown)
         for column in columns
     ]
-    return Table(caption, heads, cells, head=1)
+    return Table(f"{task}: {table_caption(rows)}", heads, cells, head=1)
 
 
 def _any(rows: pd.DataFrame, key: str) -> bool:
@@ -199,6 +197,13 @@ def _difference(report: Report, row: Row, decimals: int) -> Value:
     return Value(f"{delta:+.{decimals}f} ({low:+.{decimals}f}, {high:+.{decimals}f})", delta)
 
 
+def _other_test(report: Report, row: Row, decimals: int) -> Value:
+    low, high = row["test_low"], row["test_high"]
+    return (
+        Value("", math.inf) if math.isnan(low) else Value(f"{low:+.{decimals}f} to {high:+.{decimals}f}", low)
+    )
+
+
 def _verdict(report: Report, row: Row, decimals: int) -> Value:
     sign = {"better": "▲ ", "worse": "▼ ", "equal": "= ", "undecided": "? "}.get(row["verdict"], "")
     return Value(f"{sign}{row['verdict']}", row["verdict"], row["verdict"] if sign else "")
@@ -212,6 +217,7 @@ LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [
     (_Head("std", "sample standard deviation over seeds"), lambda report, row, decimals: fixed(row["std"], decimals)),
     (_Head("95 % interval", "of the mean"), _interval),
     (_Head("vs {baseline} (simultaneous 95 % interval)", "mean difference over common seeds"), _difference),
+    (_Head("for another test set", "95 % interval of the difference, for other seeds and another test set of the same size", shown=False, key="test_low"), _other_test),
     (_Head("verdict", "against the baseline", number=False), _verdict),
     (_Head("seeds needed", "to decide, if mean and spread stay the same; empty above 1,000", key="seeds_needed"), _plain("seeds_needed")),
     (_Head("p adjusted", "p-value times the number of comparisons", shown=False), _plain("p_adjusted", 2)),
@@ -222,7 +228,7 @@ LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [
     (_Head("best val", "mean test score with the weights of the best validation epoch", shown=False), lambda report, row, decimals: fixed(row["mean_best_val"], decimals)),
     (_Head("parameters", "of the whole network"), _plain("parameters", 9)),
     (_Head("s/epoch", "median over cells; beside other work where cells ran beside it"), _plain("seconds_per_epoch", 3)),
-    (_Head("step vs relu", "time of a training step against that with ReLU, measured interleaved", key="step_ratio"), _plain("step_ratio", 3)),
+    (_Head("step vs relu", "time of a training step against that with ReLU, measured interleaved", key="step_ratio"), lambda report, row, decimals: fixed(row["step_ratio"], 2)),
     (_Head("failures", "cells that are not ok", number=False, key="failures"), _plain("failures")),
 ]  # fmt: skip
 
@@ -250,13 +256,17 @@ def cost(report: Report) -> Iterator[Section]:
         [
             Value(row["task"]),
             Value(report.label(row["activation"]), row["activation"]),
-            *(value_of(row[name], 4 if name != "parameters" else 9) for name in known),
+            *(_cost(name, row[name]) for name in known),
         ]
         for row in report.table.to_dict("records")
         if row["n"]
     ]
     caption = "Cost by task and activation: medians over the cells that ended ok."
     yield Section("cost", "Cost", [Table(caption, columns, rows, head=1)] if known and rows else [])
+
+
+def _cost(name: str, value: float) -> Value:
+    return fixed(value, 2) if name.endswith("_ratio") else value_of(value, 4 if name != "parameters" else 9)
 
 
 def learned(report: Report) -> Iterator[Section]:
@@ -325,7 +335,10 @@ def _entry(report: Report, label: str, cells: pd.DataFrame, rows: pd.DataFrame) 
         digits = decimals(report.table[report.table["task"] == row["task"]])
         lines.append([Value(row["task"]), _ranks(report, row, digits), fixed(row["mean"], digits), _difference(report, row, digits), _verdict(report, row, digits), value_of(row["parameters"], 9), value_of(row["seconds_per_epoch"], 3), value_of(row["failures"])])  # fmt: skip
     parts.append(Table(f"{label} on all tasks.", columns, lines, head=0))
-    said = ", ".join(f"{row.verdict} on {row.task}" for row in rows.itertuples() if row.verdict)
+    said = ", ".join(
+        f"{verdict} on {', '.join(of['task']) if len(of) < 3 else counted(len(of), 'task')}"
+        for verdict, of in rows[rows["verdict"] != ""].groupby("verdict", sort=False)
+    )
     title = report.label(label) + Markup(" <small>{}</small>").format(said)
     return Entry(title, parts, f"{label} {text.head} {said}")
 
@@ -347,7 +360,7 @@ def failures(report: Report) -> Iterator[Section]:
     parts: list[Any] = []
     if rows:
         heads = [Column("task"), Column("activation"), Column("seed", number=True), Column("status"), Column("reason"), Column("folder")]  # fmt: skip
-        parts.append(Table(f"{_counted(len(rows), 'cell')} without a score.", heads, rows, head=1))
+        parts.append(Table(f"{counted(len(rows), 'cell')} without a score.", heads, rows, head=1))
     if report.damaged:
         parts += [
             Text(["Files that could not be read; the scores of their cells stand."]),
@@ -380,7 +393,12 @@ def over_tasks(report: Report) -> Iterator[Section]:
     if over is None:
         return
     drawings = (drawing for drawing in report.drawings if not drawing.task)
-    caption = f"Over {_counted(len(over.tasks), 'task')}; ranks hold together with about 95 %, tasks in the place of seeds."
+    caption = f"Over {counted(len(over.tasks), 'task')}."
+    if not math.isnan(over.p_equal):
+        caption += (
+            " Ranks hold together with about 95 %, tasks in the place of seeds. That all activations are alike has "
+            f"p = {over.p_equal:.2g} (Friedman's test by permutations)."
+        )
     rows = [[make(report, row) for _, make in OVER_TASKS] for row in over.activations.to_dict("records")]
     baseline = over.baseline or "the baseline"
     columns = [
@@ -410,15 +428,23 @@ def _with_interval(name: str) -> Callable[[Report, Row], Value]:
     return make
 
 
+def _verdicts(name: str) -> Callable[[Report, Row], Value]:
+    def make(report: Report, row: Row) -> Value:
+        is_baseline = report.over is not None and row["activation"] == report.over.baseline
+        return Value("", math.inf) if is_baseline else value_of(row[name])
+
+    return make
+
+
 OVER_TASKS: list[tuple[_Head, Callable[[Report, Row], Value]]] = [
     (_Head("rank", "ranks that the activation may have over tasks"), _ranks_over_tasks),
     (_Head("activation", "", number=False), lambda report, row: Value(report.label(row["activation"]), row["activation"])),
     (_Head("mean rank (95 % interval)", "over blocks of task and seed; for other tasks and seeds"), _with_interval("mean_rank")),
     (_Head("P(better than {baseline})", "probability of a better score on a random task and seed"), _with_interval("p_improvement")),
-    (_Head("better", "tasks with this verdict"), lambda report, row: value_of(row["better"])),
-    (_Head("equal", "tasks with this verdict"), lambda report, row: value_of(row["equal"])),
-    (_Head("undecided", "tasks with this verdict"), lambda report, row: value_of(row["undecided"])),
-    (_Head("worse", "tasks with this verdict"), lambda report, row: value_of(row["worse"])),
+    (_Head("better", "tasks with this verdict"), _verdicts("better")),
+    (_Head("equal", "tasks with this verdict"), _verdicts("equal")),
+    (_Head("undecided", "tasks with this verdict"), _verdicts("undecided")),
+    (_Head("worse", "tasks with this verdict"), _verdicts("worse")),
     (_Head("diverged", "cells"), lambda report, row: value_of(row["diverged"])),
     (_Head("reversed without", "activations without which it changes places with another", number=False), lambda report, row: value_of(row["reversed_without"])),
 ]  # fmt: skip
@@ -428,12 +454,14 @@ def published(report: Report) -> Iterator[Section]:
     """Published numbers beside those of the study; how they compare, or why they do not."""
     if report.card.empty:
         return
-    shown_columns = ["task", "activation", "paper", "table", "model", "metric", "value", "difference", "n", "ours", "ours_difference", "verdict", "why", "tier"]  # fmt: skip
-    table = Table.from_frame(
-        "Published values and differences to the paper's baseline, and ours (reproduction.csv has all columns).",
-        report.card[[name for name in shown_columns if name in report.card]],
-    )
-    yield Section("published", "Published numbers", [table])
+    comparable = report.card[report.card["verdict"] != "not comparable"]
+    parts: list[Any] = [Text([ABOUT_PUBLISHED], "lead")]
+    if len(comparable):
+        heads = [Column(name, number=name == "n") for name in CARD]
+        rows = [[value_of(value) for value in card_cells(row)] for row in comparable.to_dict("records")]
+        caption = "Published numbers and ours with 95 % intervals (reproduction.csv has all columns)."
+        parts.append(Table(caption, heads, rows, head=1))
+    yield Section("published", "Published numbers", [*parts, Items([*not_comparable(report.card)])])
 
 
 SECTIONS: Sequence[Callable[[Report], Iterator[Section]]] = (
@@ -452,7 +480,3 @@ SECTIONS: Sequence[Callable[[Report], Iterator[Section]]] = (
 def _setting(value: object) -> str:
     """A setting's value; whole numbers are floats in a column that not all activations have."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -35,6 +35,14 @@ COLUMNS = [
     *("source", "tier"),
 ]
 
+CARD = ("task", "activation", "source", "tier", "published", "ours", "n", "verdict", "protocol")
+ABOUT = (
+    "Networks are matched by name, and recipes differ, so that differences to the baseline are compared where the source has them. "
+    "agrees: equivalent within the metric's margin at 5 %; above, below: the 95 % interval excludes the published number. "
+    "Each row is a test of its own. Tiers: verified (read in the source), secondary (read in a text about it), recalled "
+    "(from memory, to be checked)."
+)
+
 
 def read_published(folder: Path = FOLDER) -> pd.DataFrame:
     """Read all tables of published numbers; empty text where a text is missing, nan where a number is."""
@@ -194,47 +202,37 @@ def to_markdown(card: pd.DataFrame) -> str:
     """Return the section of leaderboard.md; empty without a number on the study's data."""
     if card.empty:
         return ""
-    lines = [
-        "## Published numbers",
-        "",
-        "Networks are matched by name, and recipes differ, so that differences to the baseline are compared where the source has them. "
-        "*agrees*: equivalent within the metric's margin at 5 %; *above*, *below*: the 95 % interval excludes the published number. "
-        "Tiers: verified (read in the source), secondary (read in a text about it), recalled (from memory, to be checked).",
-        "",
-    ]
+    lines = ["## Published numbers", "", ABOUT, ""]
     comparable = card[card["verdict"] != "not comparable"]
     if len(comparable):
+        lines += [f"| {' | '.join(CARD)} |", "|" + "---|" * len(CARD)]
         lines += [
-            "| task | activation | source | tier | published | ours | n | verdict | protocol |",
-            "|---|---|---|---|---|---|---:|---|---|",
-        ]
-        lines += [
-            "| " + " | ".join(map(markdown, cells)) + " |"
-            for cells in map(_cells, comparable.to_dict("records"))
+            "| " + " | ".join(map(markdown, card_cells(row))) + " |" for row in comparable.to_dict("records")
         ]
         lines.append("")
-    lines += _not_comparable(card[card["verdict"] == "not comparable"])
+    lines += (f"- {markdown(line)}" for line in not_comparable(card))
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Mapping[str, Any]) -> Iterator[object]:
+def card_cells(row: Mapping[str, Any]) -> Iterator[object]:
+    """Yield what stands in the columns ``CARD`` of a comparable row."""
     by_difference = not is_missing(row["ours_difference"])
-    value = row["difference"] if by_difference else row["value"]
-    yield from (
-        row["task"],
-        row["activation"],
-        f"{row['paper']} {row['table']}".strip() or row["source"],
-        row["tier"],
+    value, ours = (
+        (row["difference"], row["ours_difference"]) if by_difference else (row["value"], row["ours"])
     )
-    yield f"{row['metric']} {value:{'+' if by_difference else ''}.4g}" + (
-        f" to {row['baseline']}" if by_difference else ""
-    )
-    yield f"{row['ours_low']:.4g} to {row['ours_high']:.4g}"
+    sign, metric = "+" if by_difference else "", row["metric"]
+    if metric in ERRORS:  # as ours is measured
+        metric, value = ERRORS[metric], -value if by_difference else 100 - value
+    yield from (row["task"], row["activation"], f"{row['paper']} {row['table']}".strip() or row["source"])
+    yield row["tier"]
+    yield f"{metric} {value:{sign}.4g}" + (f" to {row['baseline']}" if by_difference else "")
+    yield f"{ours:{sign}.4g} ({row['ours_low']:{sign}.4g} to {row['ours_high']:{sign}.4g})"
     yield from (row["n"], f"{row['verdict']} ({row['why']})", row["protocol"])
 
 
-def _not_comparable(card: pd.DataFrame) -> Iterator[str]:
+def not_comparable(card: pd.DataFrame) -> Iterator[str]:
     """Yield a line for each task and reason."""
-    for (task, why), rows in card.groupby(["task", "why"], sort=True):
-        names = ", ".join(map(markdown, sorted(set(rows["activation"]))))
-        yield f"- {markdown(task)}: not comparable: {markdown(why)} ({len(rows)} published: {names})."
+    others = card[card["verdict"] == "not comparable"]
+    for (task, why), rows in others.groupby(["task", "why"], sort=True):
+        names = ", ".join(sorted(set(rows["activation"])))
+        yield f"{task}: not comparable: {why} ({len(rows)} published: {names})."

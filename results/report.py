@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from results import cost, over_tasks, published
-from results.collect import UNKNOWN, add_labels, read_metrics, read_studies
+from results.collect import UNKNOWN, add_labels, counts, read_metrics, read_studies
 from results.escape import markdown
 from results.files import PAGE, REPORT, find_cells, write_all
 from results.leaderboard import BASELINE, leaderboard, rank_range, to_latex, to_markdown
@@ -29,7 +29,7 @@ the sentence below a table says what of its verdicts would hold for another test
 """
 # what of a session may change the numbers, beside where it ran
 SHOULD_AGREE = (*PROVENANCE, "data_fingerprint")
-MOST_NAMED = 3
+MAX_NAMED = 3
 NEVER = ", which are never averaged"
 
 
@@ -61,7 +61,7 @@ def write_report(
         raise ValueError(f"baseline {baseline}: no such activation in {where}; legal: {', '.join(labels)}")
     table = leaderboard(records, baseline or BASELINE, margin)
     table["limit_batches"] = table["task"].map(_limits(records))
-    folder = target / REPORT
+    folder, study_name = target / REPORT, target.resolve().name
 
     # matplotlib takes a second to import, and an error above should not wait for it
     from results.figures import draw_figures, draw_over_tasks
@@ -83,8 +83,8 @@ def write_report(
     damaged += shapes.damaged
     provenance = [*_provenance(records)]
     parts = [
-        f"# Study {markdown(target.name)}",
-        f"{len(records)} cells, {len(ok)} ok.",
+        f"# Study {markdown(study_name)}",
+        f"{counts(records)}.",
         "\n".join(f"- **{markdown(line)}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
@@ -97,7 +97,7 @@ def write_report(
         *(f"![{drawing.name}](figures/{drawing.name}.png)" for drawing in drawings),
     ]
     about = Report(
-        name=target.name,
+        name=study_name,
         records=records,
         table=table,
         drawings=drawings,
@@ -259,8 +259,8 @@ def _sessions(records: pd.DataFrame) -> Iterator[Line]:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _values(column: pd.Series) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from results.files import read_json
 
 STATUSES = ("ok", "diverged", "failed", "interrupted")
+RUNNING = "running"  # in a table, of a cell whose record says interrupted so far
 FINISHED = ("ok", "diverged")  # of a run that came to its end
 # in a record and in each of its sessions: where and by what the numbers were computed
 PROVENANCE = (

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from results.escape import shown
+from results.escape import counted, shortened, shown
 from results.files import CURVES, PICTURES
 from results.learned import FIGURES, ROLES, Learned, coefficient_names, densities, input_range, read_learned
 from results.palette import Look
 from results.svg import Panel, strips
 
-MOST_SEEDS = 5  # that are read and drawn of an activation on a task
-MOST_SITES = 6  # by depth, the first and the last among them
+MAX_SEEDS = 5  # that are read and drawn of an activation on a task
+SITE_LENGTH = 28  # characters of a site's name
+MAX_SITES = 6  # by depth, the first and the last among them
 PANELS, COLUMNS, IMAGES = 200, 2400, 48  # on the page in all, so that it stays small
 IMAGE_WIDTH = 320  # pixels
 EVERY = 4  # points of a curve of which one is drawn
@@ -32,7 +33,7 @@ ABOUT = (
     "Response curves by depth, the mean of a site's channels where there are several: thin lines are seeds, the thick one "
     "their mean, the dotted one the function before training; gray is the distribution of the site's inputs in validation. "
     f"Agreement is 1 minus the variance between seeds over the mean squared change since the start, both weighted by the inputs: 1 where all seeds learned "
-    f"the same, about 0 where each learned something of its own. At most {MOST_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
+    f"the same, about 0 where each learned something of its own. At most {MAX_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
 )
 
 
@@ -55,7 +56,7 @@ class Shape:
     @property
     def summary(self) -> str:
         """The numbers in words."""
-        said = _counted(self.seeds, "seed")
+        said = counted(self.seeds, "seed")
         return said if math.isnan(self.agreement) else f"agreement {self.agreement:.2f} between {said}"
 
 
@@ -75,7 +76,7 @@ def read_shapes(records: pd.DataFrame, looks: Mapping[str, Look]) -> Shapes:
     """Return the charts of all cells that ended ok; one without ``curves.npz`` is left out, a damaged one is named."""
     shapes = Shapes()
     groups = [*records[records["status"] == "ok"].groupby(["task_label", "activation_label"], sort=True)]
-    sites = max(1, min(MOST_SITES, PANELS // max(1, len(groups)) - 1))
+    sites = max(1, min(MAX_SITES, PANELS // max(1, len(groups)) - 1))
     for (task, activation), cells in groups:
         color = looks.get(activation, Look()).color
         read = [*_read(cells, shapes.damaged)]
@@ -91,7 +92,7 @@ def read_shapes(records: pd.DataFrame, looks: Mapping[str, Look]) -> Shapes:
 
 
 def _read(cells: pd.DataFrame, damaged: list[str]) -> Iterator[Learned]:
-    for folder in map(Path, cells.sort_values("seed")["folder"].iloc[:MOST_SEEDS]):
+    for folder in map(Path, cells.sort_values("seed")["folder"].iloc[:MAX_SEEDS]):
         try:
             if (folder / CURVES).exists():
                 yield read_learned(folder)
@@ -107,13 +108,18 @@ def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: i
         names = [site for site in read[0].curves if all(site in each.curves for each in read)]
         agreements = {site: agreement_at(read, site) for site in names}
         some = spaced(names, most_sites)
-        charts = [(_short(site), *_panel(read, site, color, agreements[site])) for site in some]
+        charts = [
+            (shortened(site, SITE_LENGTH), *_panel(read, site, color, agreements[site])) for site in some
+        ]
         if charts:
             grids.append(
                 (charts, f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else "")
             )
         steps = (
-            [(_short(site), *_evolution(read, site, color)) for site in dict.fromkeys((some[0], some[-1]))]
+            [
+                (shortened(site, SITE_LENGTH), *_evolution(read, site, color))
+                for site in dict.fromkeys((some[0], some[-1]))
+            ]
             if some
             else []
         )
@@ -220,14 +226,6 @@ def spaced(names: Sequence[str], most: int) -> list[str]:
     return [names[round(k)] for k in np.linspace(0, len(names) - 1, most)] if most > 1 else [names[-1]]
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _short(site: str, length: int = 28) -> str:
-    return site if len(site) <= length else f"…{site[1 - length :]}"
-
-
 def _frame(
     read: Sequence[Learned], site: str, lines: Sequence[np.ndarray]
 ) -> tuple[Panel, np.ndarray, np.ndarray | None]:
@@ -303,7 +301,7 @@ def _strips(read: Sequence[Learned], color: str, most: int) -> Iterator[tuple[st
                     return
                 chart = strips(columns, color, f"{title} by depth: {', '.join(site for site, _ in columns)}")
                 if chart:
-                    yield title, chart, f"{role.replace('_', ' ')}, {_counted(len(columns), 'site')}"
+                    yield title, chart, f"{role.replace('_', ' ')}, {counted(len(columns), 'site')}"
 
 
 def _columns(

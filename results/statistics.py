@@ -257,11 +257,10 @@ class Comparisons:
             freedom = np.where(known, freedom, math.nan)
             p = 2 * stdtr(freedom, -np.abs(delta) / error)
             half = stdtrit(freedom, 1 - ALPHA / (2 * max(family, 1))) * error
-        signs = np.where(np.abs(delta) > half, np.sign(delta), 0) * self.sign
         # what diverged more often is not better
-        signs[(signs > 0) & (lost > lost.T)] = 0
-        signs[(signs < 0) & (lost < lost.T)] = 0
-        return _Pairs(n.astype(int), delta, half, np.sqrt(total), freedom, p, signs)
+        blocked = np.sign(delta) * self.sign * np.sign(lost - lost.T) > 0
+        signs = np.where((np.abs(delta) > half) & ~blocked, np.sign(delta), 0) * self.sign
+        return _Pairs(n.astype(int), delta, half, np.sqrt(total), freedom, p, signs, blocked)
 
     def _equal(self, pairs: "_Pairs", margin: float) -> np.ndarray:
         """Return which pairs differ by less than ``margin``: neither is better, and none of their seeds is lost."""
@@ -289,19 +288,37 @@ class Comparisons:
             p=p,
             p_adjusted=min(1.0, p * family) if p == p else p,
             verdict=verdict,
-            seeds_needed=_seeds_needed(pairs, i, j, family, margin) if verdict == "undecided" else math.nan,
+            seeds_needed=self._seeds_needed(pairs, i, j, family, margin)
+            if verdict == "undecided"
+            else math.nan,
             effect_size=delta / std if std > 1e-12 * np.abs(a).max() else math.nan,
             p_improvement=float(((self.sign * d > 0) + 0.5 * (d == 0)).mean()),
             correlation=float(np.corrcoef(a, b)[0, 1]) if varied else math.nan,
             p_sign_flip=sign_flip(d),
         )
 
+    def _seeds_needed(self, pairs: "_Pairs", i: int, j: int, family: int, margin: float) -> float:
+        """Return the fewest seeds whose interval would exclude 0, or lie within the margin, if seeds diverge as they do."""
+        from scipy.special import stdtrit
+
+        n, delta, std, freedom = (
+            float(part[i, j]) for part in (pairs.n, abs(pairs.delta), pairs.std, pairs.freedom)
+        )
+        if math.isnan(freedom):
+            return math.nan
+        seeds = np.arange(int(n) + 1, MAX_SEEDS_NEEDED + 1)
+        half = stdtrit(freedom * (seeds - 1) / (n - 1), 1 - ALPHA / (2 * family)) * std / np.sqrt(seeds)
+        lost = self.lost[[i, j]].any()
+        enough = seeds[(half < delta) & ~pairs.blocked[i, j] | (delta + half < margin) & ~lost]
+        return float(enough[0]) if len(enough) else math.nan
+
 
 @dataclass(frozen=True)
 class _Pairs:
     """Matrices over pairs (i, j): common seeds, mean of i - j, half its interval, std and freedom of a difference, p.
 
-    ``verdicts`` is 1 where i is better than j, -1 where it is worse.
+    ``verdicts`` is 1 where i is better than j, -1 where it is worse; 0 at any interval where ``blocked``, as the one with
+    the better mean difference diverged on more of the common seeds.
     """
 
     n: np.ndarray
@@ -311,21 +328,7 @@ class _Pairs:
     freedom: np.ndarray
     p: np.ndarray
     verdicts: np.ndarray
-
-
-def _seeds_needed(pairs: _Pairs, i: int, j: int, family: int, margin: float) -> float:
-    """Return the fewest seeds whose interval would exclude 0, or lie within the margin."""
-    from scipy.special import stdtrit
-
-    n, delta, std, freedom = (
-        float(part[i, j]) for part in (pairs.n, abs(pairs.delta), pairs.std, pairs.freedom)
-    )
-    if math.isnan(freedom):
-        return math.nan
-    seeds = np.arange(int(n) + 1, MAX_SEEDS_NEEDED + 1)
-    half = stdtrit(freedom * (seeds - 1) / (n - 1), 1 - ALPHA / (2 * family)) * std / np.sqrt(seeds)
-    enough = seeds[(half < delta) | (delta + half < margin)]
-    return float(enough[0]) if len(enough) else math.nan
+    blocked: np.ndarray
 
 
 def sign_flip(differences: np.ndarray) -> float:

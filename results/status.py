@@ -13,11 +13,11 @@ from filelock import FileLock, Timeout
 
 from results.escape import shown
 from results.files import HEARTBEAT, LOCKS, METRICS, RECORD, cell_folders, read_json
-from results.schema import STATUSES, read_record
+from results.schema import RUNNING, STATUSES, read_record
 
 # seconds without a heartbeat after which a cell on another machine counts as dead; they come every five
 SILENT = 60.0
-RUNNING, STALE = "running", "stale"
+STALE = "stale"
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,19 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
+from results.palette import GRAY
+
 FONT = re.compile(r"(font(?:-family)?: *[^;\"']*?)'DejaVu Sans'[^;\"]*")
-INK = "currentColor"  # of the page's text, in either theme
+INK, FAINT = (
+    "currentColor",
+    "var(--faint)",
+)  # of the page's text and of what is in the background, in either theme
 
 
 def inline(svg: bytes, prefix: str, label: str) -> Markup:
     """Return matplotlib's ``svg`` as an element of an HTML page.
 
-    Black becomes the color of the page's text and the white background none; ids are made unique by ``prefix``; metadata
+    Black becomes the color of the page's text, gray that of the background and white none; ids are made unique by ``prefix``; metadata
     and digits that nobody sees are dropped.
     """
     text = svg.decode()
@@ -29,6 +34,7 @@ def inline(svg: bytes, prefix: str, label: str) -> Markup:
     text = re.sub(r"([(\"])#([^)\"]+)([)\"])", lambda found: f"{found[1]}#{names[found[2]]}{found[3]}", text)
     text = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', _rounded, text)
     text = FONT.sub(r"\1sans-serif", text).replace("#000000", INK).replace("#ffffff", "none")
+    text = text.replace(GRAY.lower(), FAINT)
     text = re.sub(r"\s*\n\s*", "\n", text)
     head, _, rest = text.partition(">")
     box = re.search(r'viewBox="([^"]*)"', head)
@@ -154,10 +160,10 @@ def swatch(color: str, dash: Iterable[float]) -> Markup:
     pattern = " ".join(f"{length * 1.2:g}" for length in dash)
     return Markup(
         f'<svg class="swatch" aria-hidden="true" viewBox="0 0 22 8"><line x1="0" x2="22" y1="4" y2="4" '
-        f'stroke="{ink_of(color)}" stroke-width="2.5" stroke-dasharray="{pattern or "none"}"/></svg>'
+        f'style="stroke:{ink_of(color)}" stroke-width="2.5" stroke-dasharray="{pattern or "none"}"/></svg>'
     )
 
 
 def ink_of(color: str) -> str:
-    """Return a color for the page, where black is that of the text."""
-    return INK if color == "black" else color
+    """Return a color for the page, where black is that of the text, and gray stands back in both themes."""
+    return {"black": INK, GRAY: FAINT}.get(color, color)

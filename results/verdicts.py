@@ -1,14 +1,16 @@
 """Sentences that state a task's verdict, with its uncertainty."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
 from results.leaderboard import decimals
 from results.metrics import unit_of
+from results.statistics import MAX_SEEDS_NEEDED
 
-MOST_NAMED = 6
+MAX_NAMED = 6
 
 
 def sentences(rows: pd.DataFrame) -> str:
@@ -25,17 +27,22 @@ def _sentences(rows: pd.DataFrame) -> Iterator[str]:
     unit = unit_of(first["metric"])
     best = list(scored[scored["rank_low"] == 1]["activation"])
     n = _range(scored["n"])
-    top = f"{first['activation']} has the best mean test {first['metric']}, {first['mean']:.{digits}f}{unit}"
+    # by the mean that does not depend on which seeds finished, so that another plain mean may be higher
+    top = f"{first['activation']} comes first, with a mean test {first['metric']} of {first['mean']:.{digits}f}{unit}"
     if not math.isnan(first["ci95_low"]):
         top += f" (95 % interval {first['ci95_low']:.{digits}f} to {first['ci95_high']:.{digits}f}, n = {first['n']})"
     others = [label for label in best if label != first["activation"]]
     if len(scored) == 1:
         yield f"{top}; there is nothing to compare it with."
     elif others:
-        yield f"{top}, but with {n} seeds it cannot be told from {_named(others)}: any of these may be best."
+        seeds = "1 seed" if n == "1" else f"{n} seeds"
+        yield f"{top}, but with {seeds} it cannot be told from {_named(others)}: any of these may be best."
     else:
         yield f"{top}, and is better than every other activation with {n} seeds (all pairs, 95 %)."
-    yield from _against(rows, digits, unit)
+    if len(rows) > 1:
+        yield from _against(rows, digits, unit)
+    if len(unscored := rows[rows["n"] == 0]):
+        yield f"No seed has a score, so there is no verdict: {_named(list(unscored['activation']))}."
     lost = rows[rows["diverged"] > 0]
     if len(lost):
         each = [f"{row.activation} {row.diverged}" for row in lost.itertuples()]
@@ -49,33 +56,39 @@ def _against(rows: pd.DataFrame, digits: int, unit: str) -> Iterator[str]:
         return
     parts = []
     for verdict in ("better", "worse", "equal", "undecided"):
-        found = rows[rows["verdict"] == verdict]
-        if found.empty:
+        compared = rows[rows["verdict"] == verdict]
+        if compared.empty:
             continue
-        each = [f"{row.activation}{_difference(row, digits)}" for row in found.itertuples()]
+        each = [f"{row['activation']}{_difference(row, digits)}" for row in compared.to_dict("records")]
         words = f"equal within {rows['margin'].iloc[0]:.3g}{unit}" if verdict == "equal" else verdict
         parts.append(f"{words}: {_named(each)}")
     if parts:
         yield (
             f"Against the baseline {baseline} (differences with simultaneous 95 % intervals) {'; '.join(parts)}."
         )
+    elif not rows["n"][rows["activation"] == baseline].sum():
+        yield f"Nothing can be compared with the baseline {baseline}, which has no score."
     else:
         yield f"Nothing can be compared with the baseline {baseline}: no other activation shares seeds with it."
 
 
-def _difference(row: object, digits: int) -> str:
-    low, high, needed = row.delta_low, row.delta_high, row.seeds_needed  # type: ignore[attr-defined]
+def _difference(row: Mapping[str, Any], digits: int) -> str:
+    low, high = row["delta_low"], row["delta_high"]
     if math.isnan(low):
-        return " (one common seed)" if row.delta_n == 1 else ""  # type: ignore[attr-defined]
-    text = f"{row.delta:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"  # type: ignore[attr-defined]
-    if row.verdict == "undecided":  # type: ignore[attr-defined]
-        text += "; more than 1,000 seeds needed" if math.isnan(needed) else f"; {needed:.0f} seeds needed"
-    return f" ({text})"
+        return " (one common seed)" if row["delta_n"] == 1 else " (no spread over seeds to judge by)"
+    text = f"{row['delta']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    if row["verdict"] != "undecided":
+        return f" ({text})"
+    if not math.isnan(row["seeds_needed"]):
+        return f" ({text}; {row['seeds_needed']:.0f} seeds needed)"
+    if low > 0 or high < 0:
+        return f" ({text}; {'it' if (row['delta'] > 0) == row['higher_is_better'] else 'the baseline'} diverged more often)"
+    return f" ({text}; more than {MAX_SEEDS_NEEDED:,} seeds needed)"
 
 
 def _named(labels: list[str]) -> str:
-    more = len(labels) - MOST_NAMED
-    return ", ".join(labels[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(labels) - MAX_NAMED
+    return ", ".join(labels[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _range(values: pd.Series) -> str:

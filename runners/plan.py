@@ -15,8 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from results.files import HEARTBEAT, RECORD
-from results.schema import FINISHED
-from results.status import RUNNING, STALE, duration, state_of
+from results.schema import FINISHED, RUNNING
+from results.status import STALE, duration, state_of
 from runners.cell import Cell
 from runners.compose import CONF, Parts, fresh_hydra
 from runners.errors import format_error

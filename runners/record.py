@@ -17,7 +17,7 @@ from activations.surgery.state import undisturbed
 from results.files import atomic_write
 from runners.optim import activation_modules
 
-MOST_EXAMPLES = 100_000  # numbers of 4 bytes; bits are kept of any number of samples
+MAX_EXAMPLES = 100_000  # numbers of 4 bytes; bits are kept of any number of samples
 CURVE_POINTS = (-6.0, 6.0, 241)  # first, last, number
 EVOLUTION = (0.0, 0.25, 0.5)  # shares of the epochs after which curves are kept, beside those at the end
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +151,7 @@ def write_examples(path: Path, examples: Mapping[str, Tensor]) -> None:
     for metric, values in examples.items():
         if values.dtype == torch.bool:
             arrays[metric] = np.packbits(values.cpu().numpy())
-        elif len(values) <= MOST_EXAMPLES:
+        elif len(values) <= MAX_EXAMPLES:
             arrays[metric] = values.float().cpu().numpy()
         else:
             continue

@@ -13,8 +13,8 @@ import _here  # noqa: F401  # before the code that it finds
 from filelock import Timeout
 
 from results.files import CHECKPOINT, HEARTBEAT, RECORD, cell_folders, is_abandoned
-from results.schema import FINISHED, read_record
-from results.status import RUNNING, cell_lock, state_of
+from results.schema import FINISHED, RUNNING, read_record
+from results.status import cell_lock, state_of
 
 
 def main() -> None:

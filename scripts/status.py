@@ -10,7 +10,8 @@ from pathlib import Path
 
 import _here  # noqa: F401  # before the code that it finds
 
-from results.status import RUNNING, states, summary
+from results.schema import RUNNING
+from results.status import states, summary
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from toy import Toy
 from activations.torch_nn import ReLU
 from results import figures
 from results.cost import cost_table, equal_time, pareto_front, to_markdown, validation_curves
+from results.figures import score_against_step_time
 from results.palette import looks
 from results.schema import COSTS
 from runners import cost
@@ -42,6 +44,20 @@ def measured(act_layer, epochs: int = 1) -> Measured:
     return Measured(
         build_network(act_layer, task, 0), task, batch, epochs, partial(torch.autocast, "cpu", enabled=False)
     )
+
+
+def test_names_of_points_do_not_overlap() -> None:
+    names = [f"a{k}" for k in range(6)]
+    table = pd.DataFrame({
+        "activation": names, "task": "t", "metric": "top1", "higher_is_better": True, "baseline": None, "n": 1,
+        "mean": [90.0, 90.1, 90.1, 90.2, 95.0, 80.0], "step_ratio": [1.0, 1.0, 1.001, 1.0, 1.0, 2.0], "cost_floor": 0.01,
+    })  # fmt: skip
+    figure = score_against_step_time(table, {})
+    assert figure is not None
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
 def test_saved_bytes_are_what_relu_keeps_its_outputs() -> None:

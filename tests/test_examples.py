@@ -77,7 +77,7 @@ def test_bits_survive_and_too_many_numbers_are_left_out(
     values = read_examples(tmp_path, "top1", 100 * right.double().mean().item())
     assert values is not None
     assert values[0].tolist() == (100 * right).tolist()
-    monkeypatch.setattr(record, "MOST_EXAMPLES", 5)
+    monkeypatch.setattr(record, "MAX_EXAMPLES", 5)
     record.write_examples(tmp_path / "none.npz", {"mse": torch.rand(6)})
     record.write_examples(tmp_path / "no.npz", {})
     assert [path.name for path in tmp_path.iterdir()] == [EXAMPLES]
@@ -90,6 +90,23 @@ def test_scores_that_are_not_those_of_the_record_are_not_used(tmp_path: Path) ->
     assert read_examples(tmp_path, "top1", 60.0) is None
     assert read_examples(tmp_path, "mse", 50.0) is None
     (tmp_path / EXAMPLES).write_bytes((tmp_path / EXAMPLES).read_bytes()[:-30])
+    assert read_examples(tmp_path, "top1", 50.0) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        (np.packbits([True, False]), "x"),
+        (np.packbits([True, False]), [2, 2]),
+        (np.packbits([True, False]), 10**15),
+        (np.packbits([True, False]), -2),
+        (np.zeros((2, 2), np.uint8), 2),
+        (np.zeros(0), 0),
+        (np.array(["a", "b"]), 2),
+    ],
+)
+def test_arrays_that_no_runner_writes_are_not_used(tmp_path: Path, values: np.ndarray, count: object) -> None:
+    np.savez(tmp_path / EXAMPLES, top1=values, count=np.array(count))
     assert read_examples(tmp_path, "top1", 50.0) is None
 
 
@@ -158,6 +175,6 @@ def test_no_interval_where_a_seed_has_no_scores_or_folds_are_asked_for(tmp_path:
 def test_a_metric_that_is_no_mean_over_samples_is_said(tmp_path: Path) -> None:
     scores = {"relu": [50.0, 51.0, 52.0], "gelu": [70.0, 71.0, 72.1]}
     table = table_of(make_study(tmp_path / "s", scores, primary_metric="miou"))
-    assert "miou is no mean over test samples" in sentence(table)
+    assert "miou is not a mean over test samples" in sentence(table)
     # older cells have no scores of single samples
     assert sentence(table_of(make_study(tmp_path / "old", scores))) == ""

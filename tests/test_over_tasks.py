@@ -15,9 +15,10 @@ from simulate_verdicts import task_scores
 from test_results import make_study
 
 from results import over_tasks
-from results.figures_over_tasks import CAPTIONS, draw
+from results.figures_over_tasks import CAPTIONS, draw, performance_profile
 from results.leaderboard import leaderboard
 from results.over_tasks import OverTasks, Ranks, compare_tasks, to_markdown, win_counts
+from results.palette import GRAY, Look, looks
 from results.report import write_report
 
 NAMES = ("relu", "a", "b", "c")
@@ -237,7 +238,7 @@ def test_wins_are_the_verdicts_of_all_pairs_of_a_task() -> None:
 def test_figures_show_any_name_and_every_activation() -> None:
     scores = {task: {"re:$x": e.pop("a"), **e} for task, e in random_scores(5).items()}
     over = compared(scores)
-    figures = draw(over, {"relu": "black"})
+    figures = draw(over, {"relu": Look("black")})
     assert set(figures) == set(CAPTIONS)
     for figure in figures.values():
         figure.canvas.draw()
@@ -245,6 +246,18 @@ def test_figures_show_any_name_and_every_activation() -> None:
     assert [re.split(r"  \d", label)[0] for label in labels] == [
         name.replace("$", r"\$") for name in over.activations["activation"]
     ]
+
+
+def test_a_performance_profile_of_many_activations_names_the_first_alone() -> None:
+    names = [f"a{k:02}" for k in range(29)]
+    scores = {
+        f"t{t}": {"relu": [10.0], **{name: [90.0 - k] for k, name in enumerate(names)}} for t in range(5)
+    }
+    over = compared(scores)
+    axes = performance_profile(over, looks(over.activations.assign(task="t", baseline="relu"))).axes[0]
+    _, labels = axes.get_legend_handles_labels()
+    assert labels == [*names[:7], "22 others", "relu"]
+    assert sum(line.get_color() == GRAY for line in axes.lines) == 22
 
 
 def test_a_report_over_tasks_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

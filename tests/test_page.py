@@ -22,12 +22,12 @@ from omegaconf import OmegaConf
 from results.collect import add_labels, read_records
 from results.escape import latex
 from results.explain import explain
-from results.figures import STYLE
+from results.figures import STYLE, file_stem, save, scores
 from results.files import write_json
-from results.leaderboard import leaderboard, to_latex
+from results.leaderboard import leaderboard, table_caption, to_latex
 from results.learned import Learned, densities
 from results.methods import methods
-from results.palette import COLORS, looks
+from results.palette import COLORS, GRAY, looks
 from results.parts import Table
 from results.report import report, write_report
 from results.shapes import Shapes, agreement_at, flags, spaced
@@ -302,9 +302,28 @@ def test_sentences_state_the_best_set_the_differences_and_what_is_missing() -> N
 
 def test_sentences_without_scores_or_a_baseline() -> None:
     assert "no verdict" in sentences(pd.DataFrame([row("relu", "baseline", 1, 1, n=0)]))
+    unscored = sentences(
+        pd.DataFrame([row("tanh", "", 1, 1), row("relu", "baseline", 2, 2, n=0, diverged=4)])
+    )
+    assert "baseline relu, which has no score" in unscored
     alone = sentences(pd.DataFrame([row("tanh", "", 1, 1, baseline=None)]))
     assert "nothing to compare" in alone
-    assert "No activation is the baseline" in alone
+    several = sentences(pd.DataFrame([row(name, "", 1, 2, baseline=None) for name in ("tanh", "elu")]))
+    assert "No activation is the baseline" in several
+
+
+def test_sentences_do_not_call_a_mean_the_best_that_lacks_its_hardest_seed() -> None:
+    ahead, lucky = row("gelu", "better", 1, 2, 1.0), row("elu", "undecided", 1, 3, 2.0, n=4, diverged=1)
+    said = sentences(pd.DataFrame([ahead, lucky, row("relu", "baseline", 2, 3)]))
+    assert "best mean" not in said
+    assert "elu (+2.00 [+1.75, +2.25]; it diverged more often)" in said
+
+
+def test_the_caption_names_no_family_without_a_baseline(records: pd.DataFrame) -> None:
+    rows = leaderboard(records, "absent")
+    captions = [table_caption(of_task) for _, of_task in rows.groupby("task")]
+    assert all("ranks: 10 pairs" in caption and "verdicts" not in caption for caption in captions)
+    assert "4 comparisons with relu" in table_caption(leaderboard(records).query("task == 'task0'"))
 
 
 # ---- looks
@@ -321,10 +340,25 @@ def test_an_activation_looks_the_same_everywhere_and_the_first_ones_differ_in_co
     assert found["a07"].dash
 
 
+def test_long_and_foreign_names_fit_into_figures_and_file_names(tmp_path: Path) -> None:
+    """A warning, of a layout without room or of a glyph that is missing, would be an error here."""
+    stems: set[str] = set()
+    long = [f"{'cifar10' * 40}[lr={lr}]" for lr in (0.1, 0.2)]
+    first, second = (file_stem(name, stems) for name in long)
+    assert first != second
+    assert max(map(len, (first, second))) < 110
+    names = ["relu", "L" * 200, "\N{FOX FACE}"]
+    table = pd.DataFrame([row(name, "", 1, 3, task="T" * 200) for name in names])
+    cells = pd.DataFrame({"activation_label": np.repeat(names, 2), "primary": 90.0})
+    save(scores(table, cells, looks(table)), tmp_path, "scores")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_figures_are_inline_without_ids_that_meet() -> None:
     figure = Figure()
     ax = figure.subplots()
     ax.plot([0, 1], [0.123456, 1], "o-", color="black")
+    ax.plot([0, 1], [1, 0], color=GRAY)
     ax.set_title("0.123456 <b>")
     buffer = io.BytesIO()
     with rc_context(STYLE):
@@ -336,6 +370,7 @@ def test_figures_are_inline_without_ids_that_meet() -> None:
     assert 'aria-label="a &lt;b&gt;"' in both[0]
     assert "metadata" not in both[0]
     assert "#000000" not in both[0]
+    assert "stroke: var(--faint)" in both[0]
     assert "0.123456 &lt;b&gt;" in both[0]  # text keeps its digits
 
 

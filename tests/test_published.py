@@ -10,7 +10,10 @@ import pytest
 from conftest import ACTIVATIONS, ROOT
 from scipy import stats
 
-from results.published import COLUMNS, FOLDER, read_published, reproduction, to_markdown
+from results.page import Report
+from results.page import published as published_section
+from results.published import CARD, COLUMNS, FOLDER, read_published, reproduction, to_markdown
+from results.shapes import Shapes
 
 PLAIN = {
     "paper": "1234.56789",
@@ -155,6 +158,28 @@ def test_the_baseline_must_be_in_the_study() -> None:
     assert "no cells of relu" in card.iloc[0]["why"]
     one = reproduction(cells({"swish": [80.0], "relu": [81.0]}), published())
     assert "fewer than two seeds" in one.iloc[0]["why"]
+
+
+def test_errors_are_shown_as_ours_are_measured() -> None:
+    rows = published(metric="top1_error", value=8.0, baseline_value=8.5)
+    text = to_markdown(reproduction(study(0.5), rows))
+    assert "| top1 +0.5 to relu | +0.5 (" in text
+    alone = to_markdown(reproduction(cells({"relu": RELU}), rows.assign(activation="relu", value=10.0)))
+    assert "| top1 90 | 81 (" in alone
+
+
+def test_the_page_has_the_card_with_intervals_and_protocol() -> None:
+    card = reproduction(study(0.5), published(protocol="3 seeds"))
+    report = Report("s", pd.DataFrame(), pd.DataFrame(), [], Shapes(), card=card)
+    (section,) = published_section(report)
+    table = next(part for part in section.parts if part.kind == "table")
+    cells_of = dict(zip(CARD, (str(value.text) for value in table.rows[0]), strict=True))
+    assert cells_of["published"] == "top1 +0.5 to relu"
+    assert re.fullmatch(r"\+0\.5 \(\+0\.4\d+ to \+0\.5\d+\)", cells_of["ours"])
+    assert "theirs: 3 seeds" in cells_of["protocol"]
+    other = reproduction(study(0.5), published(model="VGG"))
+    (section,) = published_section(Report("s", pd.DataFrame(), pd.DataFrame(), [], Shapes(), card=other))
+    assert not [part for part in section.parts if part.kind == "table"]
 
 
 def test_other_data_and_activations_have_no_rows() -> None:

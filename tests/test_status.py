@@ -15,8 +15,11 @@ import status
 from conftest import PROCESS, make_cell, train
 from toy import Toy
 
+from results.collect import add_labels, read_records
 from results.files import HEARTBEAT, write_json
-from results.status import RUNNING, SILENT, STALE, duration, seconds_left, states, summary
+from results.leaderboard import leaderboard
+from results.schema import RUNNING
+from results.status import SILENT, STALE, duration, seconds_left, states, summary
 from runners import heartbeat
 from runners.cell import Cell
 
@@ -49,8 +52,13 @@ def test_a_cell_from_its_start_to_its_end(tmp_path: Path) -> None:
         assert "50 s" in line  # of 25 steps
         assert "top1=61.25" in line
         assert status_of(cell) == RUNNING  # asking did not take the lock away
+        (row,) = read_records(tmp_path / "main").to_dict("records")
+        assert (row["status"], row["seed"]) == (RUNNING, 0)
+        table = leaderboard(add_labels(read_records(tmp_path / "main")))
+        assert table["failures"].tolist() == ["1 running"]
     assert not (cell.folder / HEARTBEAT).exists()
     assert status_of(cell) == "interrupted"
+    assert read_records(tmp_path / "main")["status"].tolist() == ["interrupted"]
     assert "1 cell: 1 interrupted" in summary(tmp_path / "main", states(tmp_path / "main"))
 
 
