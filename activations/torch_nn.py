@@ -7,7 +7,8 @@ Those that torch computes slowly on the CPU are in torch_fused.py, so that the c
 """
 
 import inspect
-from typing import ClassVar
+from importlib import import_module
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -81,3 +82,10 @@ class Sigmoid(TorchActivation):
     """1 / (1 + exp(-x))."""
 
     layer = nn.Sigmoid
+
+
+def __getattr__(name: str) -> Any:
+    """Return an adapter that has moved to ``activations.torch_fused``, which ReLU must not import."""
+    if name in ("CELU", "ELU", "GELU", "Mish", "SELU", "Softplus", "Tanh"):
+        return getattr(import_module("activations.torch_fused"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from results.files import MOVED
+
 ROOT = Path(__file__).resolve().parent.parent
 ARXIV = re.compile(r"arXiv[ :]?(\d{4}\.\d{4,5})")
 
@@ -36,7 +38,7 @@ class Explanation:
 def explain(name: str, target: str | None) -> Explanation:
     """Return what the files say of the activation ``name`` whose class is ``target``, read without importing any."""
     head = " ".join(head_of("activation", name))
-    module, _, class_name = (target or "").rpartition(".")
+    module, _, class_name = MOVED.get(target or "", target or "").rpartition(".")
     parts = module.split(".")
     if not module or not all(map(str.isidentifier, parts)):
         return Explanation(head)

@@ -26,6 +26,7 @@ PAGE = "index.html"  # in REPORT
 CHECKS, SUMMARY, SHEET = "check", "summary.txt", "contact_sheet.png"
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
 
+TARGET = "activation._target_"
 # of a cell's configuration: what determines its result, and what of that changes none
 DETERMINING = ("activation", "task", "network", "runner", "seed")
 NOT_DETERMINING = (
@@ -53,6 +54,13 @@ ADDED = {
     "network.shared": "call",
 }
 
+# Classes that have moved: a configuration with the new place has the id that it had with the old one.
+MOVED = {
+    f"activations.torch_nn.{name}": f"activations.torch_fused.{name}"
+    for name in ("CELU", "ELU", "GELU", "Mish", "SELU", "Softplus", "Tanh")
+}
+_MOVED_FROM = {new: old for old, new in MOVED.items()}
+
 TEMPORARY = ".{name}.{pid}@{host}.tmp"
 ABANDONED = 3600  # seconds after which a temporary file of another machine is nobody's
 
@@ -77,6 +85,8 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: a part of it is missing.
     """
     values = flat({key: config[key] for key in DETERMINING})
+    if (target := values.get(TARGET)) in _MOVED_FROM:
+        values[TARGET] = _MOVED_FROM[target]
     return {
         name: value
         for name, value in values.items()

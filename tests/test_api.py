@@ -20,6 +20,7 @@ from conftest import ACTIVATIONS, PROCESS, ROOT
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobRuntime
+from hydra.utils import get_class
 from hydra.version import VersionBase, getbase
 from torch import Tensor
 from toy import Late, Toy
@@ -28,6 +29,7 @@ import actbench
 from actbench import fit, leaderboard, load_study, make_act_layer, make_activation, make_task
 from activations.base import Activation
 from activations.prelu import PReLU
+from results.files import MOVED
 from runners.cell import CellLockedError
 from runners.code import ACTIVATIONS as FOLLOWED
 from runners.code import code_hash, compiled_hash
@@ -356,3 +358,13 @@ def test_the_page_runs_from_another_folder(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, *command.split(), "runner=smoke"], **settings, timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("cubic digits seed=0 top1=")
+
+
+@pytest.mark.parametrize("name", ["elu", "gelu", "mish", "softplus"])
+def test_a_class_that_moved_keeps_the_id_of_its_cells_and_its_old_name(name: str) -> None:
+    now = Parts(*compose(f"activation={name}", "task=digits"))
+    new = now.config["activation"]["_target_"]
+    old = {value: key for key, value in MOVED.items()}[new]
+    before = Parts(*compose(f"activation={name}", "task=digits", f"activation._target_={old}"))
+    assert now.cell().spec.facts == before.cell().spec.facts
+    assert get_class(old) is get_class(new)

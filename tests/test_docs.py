@@ -81,7 +81,10 @@ def test_overrides_in_the_documentation_are_settings() -> None:
         "image_folder",
         "mask_folder",
     ]
-    configs = [config(f"task={task}") for task in tasks] + [config("network=torchvision")]
+    configs = [config(f"task={task}") for task in tasks] + [
+        config("network=torchvision"),
+        config("network=vit_tiny"),
+    ]
     settings = {name for cfg in configs for name in keys(OmegaConf.to_container(cfg))}
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "log.md")
     named = set(re.findall(r"(?<![\w.+/-])((?:runner|network|task)\.[a-z_.]+)=", text))

@@ -125,7 +125,7 @@ def test_one_failing_cell_stops_no_other(tmp_path: Path, cli) -> None:
     stopped = cli("-m", *fast)
     assert stopped.returncode != 0
     assert "Traceback" not in stopped.stderr
-    assert stopped.stdout.splitlines()[-1].startswith("leaderboard: ")
+    assert stopped.stdout.splitlines()[-1].startswith("page: ")
     found = records(tmp_path).query("study == 'fast'").set_index("activation.init")["status"]
     assert sorted(found) == ["failed", "ok"]  # and the last one was not begun
 

@@ -276,10 +276,16 @@ def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(not (ROOT / "activations/kernels/fused_avx2.so").exists(), reason="no x86 machine")
 @pytest.mark.skipif(library.described() != "fused avx512", reason="this processor uses it anyway")
-def test_the_variant_for_older_processors_passes_as_well() -> None:
+@pytest.mark.parametrize(
+    "select",
+    [
+        "is_the_reference and dtype0 and (pwlu or pelu or sine or gct or frelu or golu or serf)",
+        pytest.param("is_the_reference or tables or at_kinks or near_zero", marks=pytest.mark.slow),
+    ],
+)
+def test_the_variant_for_older_processors_passes_as_well(select: str) -> None:
     """torch's own switch: values in float32, tables and kinks with half as wide registers."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    select = "(is_the_reference and dtype0) or tables or at_kinks or near_zero"
     files = [f"tests/test_{name}.py" for name in ("fused", "kernels", "faults_kernels")]
     environment = PROCESS["env"] | {"ATEN_CPU_CAPABILITY": "avx2"}
     done = subprocess.run([*command, "-k", select, *files], **PROCESS | {"env": environment})
