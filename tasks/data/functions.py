@@ -15,10 +15,7 @@ SINES2D_WEIGHTS = torch.tensor([0.4, 0.1, 0.15, 0.15, 0.1, 0.1])
 SINE_MIXTURE_FREQUENCIES = torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0])
 SINE_MIXTURE_PHASES = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
 STAR = torch.tensor(
-    [
-        [(0.8, 0.32)[i % 2] * trig(math.pi * i / 5) for trig in (math.sin, math.cos)]
-        for i in range(10)
-    ],
+    [[(0.8, 0.32)[i % 2] * trig(math.pi * i / 5) for trig in (math.sin, math.cos)] for i in range(10)],
     dtype=torch.double,
 )  # (10, 2) corners of a five-pointed star, clockwise
 
@@ -127,7 +124,9 @@ def signed_distance(x: Tensor) -> Tensor:
     start = STAR.to(x)
     edge = start.roll(-1, 0) - start  # (10, 2)
     to_x = x[:, None] - start  # (N, 10, 2)
-    along = ((to_x * edge).sum(-1) / edge.square().sum(-1)).clamp(0, 1)  # share of the edge up to the nearest point
+    along = ((to_x * edge).sum(-1) / edge.square().sum(-1)).clamp(
+        0, 1
+    )  # share of the edge up to the nearest point
     distance = (to_x - along[..., None] * edge).norm(dim=-1).amin(1, keepdim=True)
     above = x[:, None, 1] >= start[:, 1]
     crosses = above != above.roll(-1, 1)
