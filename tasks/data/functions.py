@@ -94,8 +94,8 @@ def sawtooth(x: Tensor) -> Tensor:
 def sound(x: Tensor) -> Tensor:
     """A plucked string with vibrato, four harmonics that decay, the higher ones faster; on [-1, 1].
 
-    f(x) = 1/2 sum_h exp(-2 h t) sin(2 pi h p(t)) / h, h = 1, 2, 3, 4, t = (x + 1) / 2, p(t) = 16 t - cos(8 pi t) / 8: the
-    pitch p'(t) = 16 + pi sin(8 pi t) swings by a fifth of itself four times.
+    f(x) = 1/2 sum_h exp(-2 h t) sin(2 pi h p(t)) / h, h = 1, 2, 3, 4, t = (x + 1) / 2, p(t) = 4 t - cos(8 pi t) / 32: the
+    pitch p'(t) = 4 + pi / 4 sin(8 pi t) swings by a fifth of itself four times.
 
     A signal of one variable in the manner of the audio of SIREN (arXiv 2006.09661, section 4.2), in closed form.
 
@@ -104,7 +104,7 @@ def sound(x: Tensor) -> Tensor:
     """
     h = torch.arange(1, 5, dtype=x.dtype, device=x.device)
     t = (x + 1) / 2
-    turns = 16 * t - (8 * torch.pi * t).cos() / 8
+    turns = 4 * t - (8 * torch.pi * t).cos() / 32
     return ((-2 * h * t).exp() * (2 * torch.pi * h * turns).sin() / h).sum(1, keepdim=True) / 2
 
 
@@ -124,9 +124,8 @@ def signed_distance(x: Tensor) -> Tensor:
     start = STAR.to(x)
     edge = start.roll(-1, 0) - start  # (10, 2)
     to_x = x[:, None] - start  # (N, 10, 2)
-    along = ((to_x * edge).sum(-1) / edge.square().sum(-1)).clamp(
-        0, 1
-    )  # share of the edge up to the nearest point
+    # the share of an edge that lies before its nearest point
+    along = ((to_x * edge).sum(-1) / edge.square().sum(-1)).clamp(0, 1)  # (N, 10)
     distance = (to_x - along[..., None] * edge).norm(dim=-1).amin(1, keepdim=True)
     above = x[:, None, 1] >= start[:, 1]
     crosses = above != above.roll(-1, 1)
