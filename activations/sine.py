@@ -14,8 +14,8 @@ class Sine(Pointwise):
     """y = sin(omega x).
 
     Args:
-        omega: frequency, above 0; the paper's is 30, together with its own initialization of the weights. Networks here
-            are initialized in the same way for all activations, so this unit is used without it.
+        omega: frequency, above 0; the paper's is 30, together with initial weights that belong to it: ``network.init=siren``
+            and the same ``network.omega``. Without them the networks' own weights, which fit ReLU, are multiplied by it.
 
     Raises:
         ValueError: ``omega`` is not above 0.

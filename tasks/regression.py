@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from activations.checks import check_choice
 from tasks import plots
 from tasks.base import Batch, Recipe, Task
 from tasks.data.points import Points, SamplePoints
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tasks.look import Look
 
 EVAL_BATCH = 4096
+PRIMARY = {"mse": False, "psnr": True}  # whether higher is better
 
 
 class Regression(Task):
@@ -31,9 +33,10 @@ class Regression(Task):
         recipe: how the network is trained.
         data: the source of the samples.
         network: called with ``act_layer``, ``input_shape`` and ``num_outputs``.
+        primary: the metric by which activations are ranked: mse, or psnr where the data have a peak.
 
     Raises:
-        ValueError: targets that are constant or not finite.
+        ValueError: targets that are constant or not finite; another ``primary``, or psnr without a peak.
 
     Examples:
         >>> from tasks.data.functions import sine
@@ -45,12 +48,15 @@ class Regression(Task):
         [(torch.Size([20, 1]), torch.Size([20, 1]))]
     """
 
-    primary_metric = "mse"
-    higher_is_better = False
-
-    def __init__(self, *, recipe: Recipe, data: Points, network: Callable[..., nn.Module]) -> None:
+    def __init__(
+        self, *, recipe: Recipe, data: Points, network: Callable[..., nn.Module], primary: str = "mse"
+    ) -> None:
+        check_choice("primary", primary, tuple(PRIMARY))
+        if primary == "psnr" and data.peak is None:
+            raise ValueError("primary=psnr: must be mse, as the targets of this task have no peak value")
         self.recipe = recipe
         self.network = network
+        self.primary_metric, self.higher_is_better = primary, PRIMARY[primary]
         self._use(data)
 
     def _use(self, data: Points) -> None:

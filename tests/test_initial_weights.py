@@ -1,6 +1,7 @@
 """Choices of a network's initial weights: gain and SIREN's rule, the same for every activation."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from runners.optim import sites
+from runners.plan import planned
 
 OTHERS = (nn.Linear, nn.Conv2d)
 
@@ -70,3 +72,11 @@ def test_bias_of_the_first_layer_has_its_range() -> None:
 def test_refuses(setting: str) -> None:
     with pytest.raises(Exception, match=setting.replace("siran", "'siran'")):
         make_network("mlp_deep", f"network.{setting}")
+
+
+def test_the_experiment_on_implicit_images_crosses_units_and_initial_weights() -> None:
+    specs = [one.cell.spec for one in planned(["experiment=implicit"])]
+    cells = {(spec.activation, spec.config["network"]["init"], spec.seed) for spec in specs}
+    units = ("relu", "pwlu", "gaussian", "sine", "finer")
+    assert cells == set(product(units, ("torch", "siren"), range(3)))
+    assert {spec.task for spec in specs} == {"photograph_fit"}

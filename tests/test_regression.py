@@ -1,5 +1,6 @@
 """Regression: targets against independent formulas, what the splits hold, scores against numpy, pictures, training."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import torch
 from conftest import TASKS, config, make_factory, make_task, train
 from hydra.errors import InstantiationException
 from matplotlib.figure import Figure
+from matplotlib.path import Path as MplPath
+from omegaconf import OmegaConf
 from PIL import Image
+from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from results.files import facts_of
 from runners import seeding
 from runners.errors import format_error
 from runners.train import build_network
@@ -24,6 +29,7 @@ REGRESSIONS = [
 ]
 FUNCTIONS = [name for name in REGRESSIONS if "function" in config(f"task={name}").task.data]
 SAMPLES = sorted(set(REGRESSIONS) - set(FUNCTIONS))
+PICTURES = [name for name in SAMPLES if "longer_side" in config(f"task={name}").task.data]
 
 # targets, as one writes them for a single point in float64
 FORMULAS = {
@@ -35,6 +41,10 @@ FORMULAS = {
     "chirp": lambda x: np.sin(2 * np.pi * np.polyval([4.5, 1, 0], (x + 1) / 2)),
     "runge": lambda x: 1 / (1 + (5 * x) ** 2),
     "sawtooth": lambda x: 2 * ((2 * x + 0.5) % 1) - 1,
+    "sound": lambda x: sum(
+        np.exp(-h * (x + 1)) * np.sin(np.pi * h * (4 * (x + 1) - np.cos(4 * np.pi * (x + 1)) / 16)) / (2 * h)
+        for h in (1, 2, 3, 4)
+    ),
     "franke": lambda x, y: (
         3 / 4 * np.exp(-((9 * x - 2) ** 2) / 4 - (9 * y - 2) ** 2 / 4)
         + 3 / 4 * np.exp(-((9 * x + 1) ** 2) / 49) * np.exp(-(9 * y + 1) / 10)
@@ -49,6 +59,7 @@ BY_HAND = {
     "absolute_value": [(-0.25, 0.25)],
     "chirp": [(-1, 0), (0, np.sin(3.25 * np.pi)), (1, 0)],
     "runge": [(0, 1), (0.2, 0.5), (-1, 1 / 26)],
+    "sound": [(1, -sum(np.exp(-2 * h) * np.sin(np.pi * h / 16) / h for h in (1, 2, 3, 4)) / 2)],
     "sawtooth": [(0, 0), (0.125, 0.5), (0.2499, 0.9996), (0.2501, -0.9996), (-0.5, 0)],
     "franke": [(2 / 9, 2 / 9, 0.75 + 0.75 * np.exp(-9 / 49 - 0.3) + 0.5 * np.exp(-6.5) - 0.2 * np.exp(-29))],
     "checkerboard": [(0.1, 0.1, 1), (0.1, -0.1, -1), (0.6, 0.1, -1), (0.6, 0.6, 1), (-0.9, -0.9, 1)],
@@ -77,6 +88,9 @@ RANGES = {
     "chirp": (-1, 1),
     "runge": (1 / 26, 1),
     "sawtooth": (-1, 1),
+    "sound": (-0.374, 0.676),
+    # the nearest points are an inner corner at 0.32, just beside which the grid lies, and an upper tip from the corner below
+    "signed_distance": (-0.31, 0.78),
     "noisy_sine": (-1, 1),
     "sines2d": (-0.91, 0.91),
     "sines2d_deep": (-0.91, 0.91),
@@ -191,7 +205,7 @@ def test_scores_are_numpys_on_the_whole_split(name: str, split: str, monkeypatch
     error = x @ weight.T + bias - y
     mse, variance = np.mean(error**2), np.mean((y - y.mean(0)) ** 2)
     expected = {"loss": mse, "mse": mse, "r2": 100 * (1 - mse / variance), "max_error": np.abs(error).max()}
-    if name == "photograph":
+    if name in PICTURES:
         expected["psnr"] = 10 * np.log10(1 / mse)
     assert task.evaluate(network, split) == pytest.approx(expected, rel=1e-5)
 
@@ -213,11 +227,66 @@ def test_a_perfect_fit_and_the_mean_score_as_they_should() -> None:
     assert scores["max_error"] == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", sorted(set(SAMPLES) - {"photograph_fit"}))
 def test_splits_of_samples_are_disjoint_and_complete(name: str) -> None:
     index = make_task(name).data.index
     together = torch.cat(list(index.values()))
     assert torch.equal(together.sort().values, torch.arange(len(together)))
+
+
+def test_a_reconstruction_has_all_pixels_in_every_split() -> None:
+    task, held_out = make_task("photograph_fit"), make_task("photograph")
+    every = torch.arange(128 * 85)
+    assert all(torch.equal(index, every) for index in task.data.index.values())
+    order = torch.cat(list(held_out.data.index.values())).argsort()
+    for part in range(2):  # inputs and targets
+        together = torch.cat([getattr(held_out.data, split)[part] for split in held_out.data.index])[order]
+        for split in (task.data.train, task.data.val, task.data.test):
+            assert torch.equal(split[part], together)
+    facts = task.look(seeding.generator(0)).facts
+    assert "train 10,880, val 10,880, test 10,880" in facts["splits"]
+    assert "nothing is held out" in facts["splits"]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_ranked_by_psnr(name: str) -> None:
+    """A map that is wrong by 0.1 everywhere has 10 log10(1 / 0.01) = 20 dB."""
+    task = make_task(name)
+    assert (task.primary_metric, task.higher_is_better) == ("psnr", True)
+    table = {tuple(x): y for x, y in zip(task.data.inputs.tolist(), task.data.targets, strict=True)}
+
+    class Off(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([table[tuple(point)] for point in x.tolist()]) + 0.1
+
+    assert task.evaluate(Off(), "test")["psnr"] == pytest.approx(20, abs=1e-4)
+    task = make_task(name, "task.primary=mse")
+    assert (task.primary_metric, task.higher_is_better) == ("mse", False)
+
+
+def test_settings_of_pictures_are_no_part_of_the_ids_of_earlier_cells() -> None:
+    cfg = OmegaConf.to_container(config("task=photograph", "task.primary=mse"), resolve=True)
+    assert {"task.primary", "task.data.train"}.isdisjoint(facts_of(cfg))
+    fit = OmegaConf.to_container(config("task=photograph_fit"), resolve=True)
+    assert facts_of(fit)["task.data.train"] == "all"
+    assert facts_of(fit)["task.primary"] == "psnr"
+
+
+def test_the_signed_distance_is_that_of_the_outline() -> None:
+    """Against the nearest of 40,000 points of the outline, and matplotlib's rule for the inside of a path."""
+    angles = np.pi / 2 - np.pi / 5 * np.arange(10)
+    corners = np.where(np.arange(10) % 2, 0.32, 0.8)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    share = np.linspace(0, 1, 4000, endpoint=False)[:, None, None]
+    outline = (corners + share * (np.roll(corners, -1, 0) - corners)).reshape(-1, 2)
+    x = 2 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.double) - 1
+    # points at the height of a corner, where a ray passes through it
+    x[:20, 1] = torch.from_numpy(np.repeat(corners[:, 1], 2))
+    distance = cKDTree(outline).query(x.numpy())[0]
+    inside = MplPath(np.vstack([corners, corners[:1]]), closed=True).contains_points(x.numpy())
+    expected = np.where(inside, -distance, distance)[:, None]
+    assert 100 < inside.sum() < 1900
+    np.testing.assert_allclose(functions.signed_distance(x).numpy(), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(functions.signed_distance(x.float()).numpy(), expected, atol=1e-4, rtol=0)
 
 
 def test_an_epoch_is_a_pass_over_the_training_samples() -> None:
@@ -327,7 +396,7 @@ def test_every_regression_is_drawn(name: str, tmp_path: Path) -> None:
     task = make_task(name)
     network = build_network(make_factory("relu"), task, 0)
     (figure,) = task.pictures(network).values()
-    kind = name if name in SAMPLES else ("interval", "plane")[task.input_shape[0] - 1]
+    kind = name.removesuffix("_fit") if name in SAMPLES else ("interval", "plane")[task.input_shape[0] - 1]
     panels = [ax for ax in figure.axes if title(ax)]
     assert len(panels) == len(DISCOVERED[kind])
     for ax, start in zip(panels, DISCOVERED[kind], strict=True):
@@ -466,6 +535,50 @@ def test_an_image_that_cannot_be_is_said(tmp_path: Path) -> None:
     for name, message in cases.items():
         assert message in refusal("photograph", f"task.data.file={tmp_path / name}")
     assert "longer_side=7: must be an integer >= 8" in refusal("photograph", "task.data.longer_side=7")
+    assert "task.data.train='half': must be one of quarter, all" in refusal(
+        "photograph", "task.data.train=half"
+    )
+    assert "task.data.val_fraction=None: must be a number" in refusal(
+        "photograph", "task.data.val_fraction=null"
+    )
+
+
+def test_pictures_that_packages_ship_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "skimage", None)  # as if it were not installed
+    flower = sklearn_file("images/flower.jpg")
+    assert make_task("photograph", "task.data.file=flower").fingerprint == photograph(flower).fingerprint
+    message = refusal("photograph", "task.data.file=camera")
+    assert "task.data.file=camera: no such file, and no picture among china, flower;" in message
+    assert "pip install scikit-image" in message
+
+    monkeypatch.delitem(sys.modules, "skimage")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    (tmp_path / "site" / "skimage" / "data").mkdir(parents=True)
+    (tmp_path / "site" / "skimage" / "__init__.py").write_text("raise ImportError('must not be imported')")
+    camera = tmp_path / "site" / "skimage" / "data" / "camera.png"
+    picture(camera)
+    assert make_task("photograph", "task.data.file=camera").fingerprint == photograph(camera).fingerprint
+    message = refusal("photograph", "task.data.file=moon")
+    assert "moon: no such file, and no picture among camera, china, flower" in message
+    assert "pip" not in message
+    picture(tmp_path / "moon.png")
+    (tmp_path / "moon.png").rename("moon")  # a file without ending
+    assert (
+        make_task("photograph", "task.data.file=moon").fingerprint
+        == photograph(tmp_path / "moon").fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "primary", "message"),
+    [
+        ("runge", "psnr", "task.primary=psnr: must be mse, as the targets of this task have no peak value"),
+        ("photograph", "r2", "task.primary='r2': must be one of mse, psnr"),
+    ],
+)
+def test_a_metric_that_cannot_rank_is_said(name: str, primary: str, message: str) -> None:
+    assert message in refusal(name, f"++task.primary={primary}")
 
 
 @pytest.mark.parametrize("share", ["0", "1.0", "1e-05"])
@@ -481,7 +594,15 @@ def test_a_function_that_is_not_there_is_said_in_one_line(cli) -> None:
     assert "Error loading 'tasks.data.functions.sin'" in run.stderr
 
 
-EPOCHS = {"diabetes": 10, "photograph": 20, "sines2d": 20, "checkerboard": 15}
+EPOCHS = {
+    "diabetes": 10,
+    "photograph": 20,
+    "photograph_fit": 5,
+    "sines2d": 20,
+    "checkerboard": 15,
+    "sound": 6,
+    "signed_distance": 3,
+}
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
@@ -490,6 +611,6 @@ def test_a_short_training_beats_the_constant(name: str, tmp_path: Path) -> None:
     overrides = (f"runner.epochs={EPOCHS.get(name, 8)}", "runner.pictures=false", "runner.threads=1")
     record = train(tmp_path, make_factory("prelu"), *overrides, task=name)
     assert record["status"] == "ok"
-    assert record["primary"] == record["test_mse"]
+    assert record["primary"] == record["test_psnr" if name in PICTURES else "test_mse"]
     assert record["test_r2"] > 5
     assert record["test_max_error"] ** 2 >= record["test_mse"]

@@ -220,8 +220,27 @@ def _middle(image: "Image", side: int) -> "Image":
 
 
 def sklearn_file(name: str) -> Path:
-    """Return a file below scikit-learn's ``datasets`` without importing scikit-learn, which takes seconds."""
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or spec.origin is None:
+    """Return a file below scikit-learn's ``datasets``."""
+    folder = _package_folder("sklearn")
+    if folder is None:
         raise ValueError("scikit-learn, which ships the data, is not installed; pip install scikit-learn")
-    return Path(spec.origin).parent / "datasets" / name
+    return folder / "datasets" / name
+
+
+def shipped_pictures() -> dict[str, Path]:
+    """Return the pictures that scikit-learn and, if it is installed, scikit-image ship, by name without ending."""
+    folders = {"sklearn": "datasets/images", "skimage": "data"}
+    found = [(_package_folder(package), below) for package, below in folders.items()]
+    files = [path for folder, below in found if folder is not None for path in (folder / below).glob("*")]
+    return {path.stem: path for path in sorted(files) if path.suffix in (".jpg", ".png")}
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported, without doing so."""
+    return _package_folder(package) is not None
+
+
+def _package_folder(package: str) -> Path | None:
+    """Return where a package lies, without importing it, which may take seconds; None if it is not installed."""
+    spec = importlib.util.find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent

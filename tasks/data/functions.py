@@ -3,6 +3,8 @@
 All are vectorized, (N, D) to (N, 1), in the dtype and on the device of their input.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,10 @@ SINES2D_FREQUENCIES = torch.tensor(
 SINES2D_WEIGHTS = torch.tensor([0.4, 0.1, 0.15, 0.15, 0.1, 0.1])
 SINE_MIXTURE_FREQUENCIES = torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0])
 SINE_MIXTURE_PHASES = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+STAR = torch.tensor(
+    [[(0.8, 0.32)[i % 2] * trig(math.pi * i / 5) for trig in (math.sin, math.cos)] for i in range(10)],
+    dtype=torch.double,
+)  # (10, 2) corners of a five-pointed star, clockwise
 
 
 def sine_mixture(x: Tensor) -> Tensor:
@@ -83,6 +89,49 @@ def sawtooth(x: Tensor) -> Tensor:
         (N, 1) to (N, 1).
     """
     return 2 * (2 * x - (2 * x + 0.5).floor())
+
+
+def sound(x: Tensor) -> Tensor:
+    """A plucked string with vibrato, four harmonics that decay, the higher ones faster; on [-1, 1].
+
+    f(x) = 1/2 sum_h exp(-2 h t) sin(2 pi h p(t)) / h, h = 1, 2, 3, 4, t = (x + 1) / 2, p(t) = 4 t - cos(8 pi t) / 32: the
+    pitch p'(t) = 4 + pi / 4 sin(8 pi t) swings by a fifth of itself four times.
+
+    A signal of one variable in the manner of the audio of SIREN (arXiv 2006.09661, section 4.2), in closed form.
+
+    Shape:
+        (N, 1) to (N, 1).
+    """
+    h = torch.arange(1, 5, dtype=x.dtype, device=x.device)
+    t = (x + 1) / 2
+    turns = 4 * t - (8 * torch.pi * t).cos() / 32
+    return ((-2 * h * t).exp() * (2 * torch.pi * h * turns).sin() / h).sum(1, keepdim=True) / 2
+
+
+def signed_distance(x: Tensor) -> Tensor:
+    """Signed Euclidean distance to a five-pointed star, negative inside; on [-1, 1]^2.
+
+    The outline is the polygon with corners at the radii 0.8 and 0.32 in turn, at multiples of 36 degrees, the first one
+    upwards. The distance is exact: to the nearest point of the nearest edge. Whether a point is inside is told by the
+    number of edges that a ray from it to the right crosses.
+
+    A field of distances is what networks of coordinates are trained on to represent shapes (Park et al., DeepSDF,
+    CVPR 2019, arXiv 1901.05103; SIREN, arXiv 2006.09661, section 4.3, from the surface alone).
+
+    Shape:
+        (N, 2) to (N, 1).
+    """
+    start = STAR.to(x)
+    edge = start.roll(-1, 0) - start  # (10, 2)
+    to_x = x[:, None] - start  # (N, 10, 2)
+    # the share of an edge that lies before its nearest point
+    along = ((to_x * edge).sum(-1) / edge.square().sum(-1)).clamp(0, 1)  # (N, 10)
+    distance = (to_x - along[..., None] * edge).norm(dim=-1).amin(1, keepdim=True)
+    above = x[:, None, 1] >= start[:, 1]
+    crosses = above != above.roll(-1, 1)
+    right = (to_x[..., 0] * edge[:, 1] < to_x[..., 1] * edge[:, 0]) == (edge[:, 1] > 0)
+    inside = (crosses & right).sum(1, keepdim=True) % 2 == 1
+    return torch.where(inside, -distance, distance)
 
 
 def sines2d(x: Tensor) -> Tensor:

@@ -7,8 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activations.checks import check_int, check_number
-from tasks.data.files import WHITE, Color, checked_color, read_image, sklearn_file
+from activations.checks import check_choice, check_int, check_number
+from tasks.data.files import (
+    WHITE,
+    Color,
+    checked_color,
+    is_installed,
+    read_image,
+    shipped_pictures,
+    sklearn_file,
+)
 from tasks.data.hashing import content_hash
 from tasks.data.points import PicturePoints, TablePoints
 from tasks.data.splits import folds as folds_of
@@ -20,6 +28,7 @@ DIABETES = (
     "progression",
 )
 MIN_FOLD = 10  # patients, one from each tenth of the targets
+TRAIN = ("quarter", "all")  # of the pixels
 MIN_SIDE = 8  # pixels; in a smaller photograph there is nothing to see
 
 
@@ -83,34 +92,55 @@ def diabetes(*, val_fraction: float, test_fraction: float, folds: int | None = N
 
 
 def photograph(
-    *, file: str | None, longer_side: int, val_fraction: float, background: Color = WHITE
+    *,
+    file: str | None,
+    longer_side: int,
+    train: str = "quarter",
+    val_fraction: float | None = None,
+    background: Color = WHITE,
 ) -> PicturePoints:
     """A photograph as a function of its coordinates, (x, y) to (red, green, blue) in [0, 1].
 
     Coordinates are those of the pixels' centers, x to the right and y downwards, scaled so that the longer side is
-    [-1, 1]. Of every square of four pixels the upper left one is for training, as in the image regression of Tancik et
-    al., Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains (NeurIPS 2020,
-    arXiv 2006.10739); the others are for validation and test, by a fixed rule that takes equally many from each of the
-    three places in the square.
+    [-1, 1].
+
+    With ``train="quarter"`` the upper left one of every square of four pixels is for training, as in the image regression
+    of Tancik et al., Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains (NeurIPS
+    2020, arXiv 2006.10739); the others are for validation and test, by a fixed rule that takes equally many from each of
+    the three places in the square. This measures how well a network interpolates.
+
+    With ``train="all"`` training, validation and test are the same pixels, all of them, as in SIREN's image fitting
+    (arXiv 2006.09661, section 4.1). This measures how well a network reconstructs what it was trained on: nothing is
+    held out.
 
     Args:
-        file: any image that Pillow reads, or None for the Chinese temple that scikit-learn ships. Gray becomes
-            three equal colors; see ``read_image``.
+        file: any image that Pillow reads; the name of a picture that scikit-learn (china, flower) or scikit-image
+            (astronaut, camera, coffee and others) ships; or None for china. Gray becomes three equal colors; see
+            ``read_image``.
         longer_side: a larger photograph is shrunk to this number of pixels along its longer side, >= 8.
-        val_fraction: share for validation of the pixels not trained on, in (0, 1).
+        train: quarter or all.
+        val_fraction: share for validation of the pixels not trained on, in (0, 1); None with ``train="all"``.
         background: color beneath transparent pixels.
 
     Raises:
-        ValueError: a file that is missing, unreadable or has a side below 8 pixels, a share that leaves a split empty.
+        ValueError: a file that is missing, unreadable or has a side below 8 pixels; a value outside its range; a share
+            that leaves a split empty.
 
     Examples:
         >>> data = photograph(file=None, longer_side=16, val_fraction=0.1)
         >>> data.shape, data.train[0].shape
         ((11, 16, 3), torch.Size([48, 2]))
+        >>> data = photograph(file="flower", longer_side=16, train="all")
+        >>> len(data.train[0]), len(data.test[0])
+        (176, 176)
     """
     check_int("longer_side", longer_side, minimum=MIN_SIDE)
-    check_number("val_fraction", val_fraction, above=0, below=1)
-    path = sklearn_file("images/china.jpg") if file is None else Path(str(file)).expanduser()
+    check_choice("train", train, TRAIN)
+    if train == "quarter":
+        check_number("val_fraction", val_fraction, above=0, below=1)
+    elif val_fraction is not None:
+        raise ValueError(f"val_fraction={val_fraction}: must be null with train=all, which holds nothing out")
+    path = _picture_file(file)
     ground = checked_color("background", background)
     pixels = torch.from_numpy(_read_pixels(path, longer_side, ground))  # (H, W, 3)
     height, width = pixels.shape[:2]
@@ -119,16 +149,21 @@ def photograph(
     inputs = torch.stack((x, y), dim=-1).view(-1, 2)
     targets = pixels.view(-1, 3).float() / 255
 
-    place = (2 * (row % 2) + column % 2).flatten()
-    train, others = (place == 0).nonzero().squeeze(1), (place > 0).nonzero().squeeze(1)
-    test, val = hold_out(others, place, val_fraction, "val_fraction")
+    if val_fraction is None:
+        index = dict.fromkeys(("train", "val", "test"), torch.arange(len(inputs)))
+    else:
+        place = (2 * (row % 2) + column % 2).flatten()
+        others = (place > 0).nonzero().squeeze(1)
+        test, val = hold_out(others, place, val_fraction, "val_fraction")
+        index = {"train": (place == 0).nonzero().squeeze(1), "val": val, "test": test}
 
     return PicturePoints(
         tuple(pixels.shape),
         inputs,
         targets,
-        {"train": train, "val": val, "test": test},
+        index,
         peak=1.0,
+        rule=" (the same pixels, all of them: nothing is held out)" if train == "all" else "",
         fingerprint=_hash(pixels),
         variables=("x", "y", "red", "green", "blue"),
     )
@@ -137,6 +172,20 @@ def photograph(
 def _read_table(path: Path) -> np.ndarray:
     with gzip.open(path, "rt") as file:
         return np.loadtxt(file, ndmin=2)
+
+
+def _picture_file(file: str | None) -> Path:
+    """Return the file that the setting names: a picture that a package ships, if there is one of that name, or a path."""
+    if file is None:
+        return sklearn_file("images/china.jpg")
+    shipped = shipped_pictures()
+    path = Path(str(file)).expanduser()
+    if (known := shipped.get(str(file))) is not None:
+        return known
+    if not path.suffix and path.name == str(file) and not path.exists():  # a name, not a path
+        more = "" if is_installed("skimage") else "; others come with scikit-image: pip install scikit-image"
+        raise ValueError(f"file={file}: no such file, and no picture among {', '.join(shipped)}{more}")
+    return path
 
 
 def _read_pixels(path: Path, longer_side: int, background: Color) -> np.ndarray:
