@@ -333,7 +333,7 @@ def peak(unit: nn.Module, x: Tensor, g: Tensor) -> float:
 
 
 def steps(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
-    """Whole training steps of ResNet-20 on random pixels, the optimiser and the regularisation included."""
+    """Whole training steps of ResNet-20 on random pixels, the optimizer and the regularization included."""
     for threads in given.threads if len(factories) > 1 else ():
         for layout in given.step_layouts:
             torch.set_num_threads(threads)

@@ -250,7 +250,7 @@ def test_every_parameter_learns(unit: Activation) -> None:
         optimizer.step()
     for name, parameter in unit.named_parameters():
         moved = parameter != before[name]
-        # a dead hidden unit of a small network may rest; a learnt shape may not
+        # a dead hidden unit of a small network may rest; a learned shape may not
         assert moved.all() if is_scalar(unit) else moved.float().mean() > 0.5, name
 
 

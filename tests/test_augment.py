@@ -143,10 +143,10 @@ def test_masks_move_with_their_images_and_keep_their_values() -> None:
     assert torch.equal(out[:, :3], RandomResizedCrop((20, 24))(batch[:, :3], generator(1)))
     for image, (top, left, h, w), found in zip(batch, boxes, out, strict=True):
         box = image[None, :, top : top + h, left : left + w].float()
-        colours = F.interpolate(
+        colors = F.interpolate(
             image[None, :3, top : top + h, left : left + w], (20, 24), mode="bilinear", antialias=True
         )
-        flipped = not torch.equal(found[:3], colours[0])
+        flipped = not torch.equal(found[:3], colors[0])
         expected = F.interpolate(box[:, 3:], (20, 24), mode="nearest-exact")[0].to(torch.uint8)
         assert torch.equal(found[3:], expected.flip(2) if flipped else expected)
 

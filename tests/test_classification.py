@@ -169,7 +169,7 @@ def test_a_wrong_mixup_is_said(value: str) -> None:
         make_task("digits", f"task.recipe.mixup={value}")
 
 
-def test_digits_are_learnt_with_all_of_it(tmp_path: Path) -> None:
+def test_digits_are_learned_with_all_of_it(tmp_path: Path) -> None:
     """Chance is 10."""
     overrides = ["task.recipe.mixup=0.2", "task.recipe.label_smoothing=0.1", "runner.epochs=8"]
     record = train(tmp_path, Toy, *overrides)
@@ -200,8 +200,8 @@ def test_training_sees_random_crops_and_evaluation_the_middle(tree: list[str]) -
     chosen = task.store.samples[task.index["train"][order[:8]]]
     crops = task.augment(chosen, state)
     x, y = next(task.batches("train", generator(4)))
-    normalised = crops.float() * task.scale + task.shift
-    assert torch.equal(x, normalised)
+    normalized = crops.float() * task.scale + task.shift
+    assert torch.equal(x, normalized)
     assert torch.equal(y, task.labels[task.index["train"][order[:8]]])
 
     x = torch.cat([x for x, _ in task.batches("test")])

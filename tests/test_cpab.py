@@ -129,7 +129,7 @@ def test_zero_velocity_is_the_identity_and_constant_velocity_a_shift() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exponent", [-300, -40, -30, -22, -18, -12, -8, -4, 0, 0.3])
 def test_gradients_are_numbers_for_velocities_of_any_size(exponent: int, dtype: torch.dtype) -> None:
-    """A regulariser may shrink a field to almost nothing, and a long way there is NaN in careless formulas."""
+    """A regularizer may shrink a field to almost nothing, and a long way there is NaN in careless formulas."""
     for seed in range(5):
         velocity = torch.randn(11, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         velocity[[0, -1]] = velocity[[0, -1]] * 1e-17

@@ -1,4 +1,4 @@
-"""DiTAC: forms, table, prior, regulariser."""
+"""DiTAC: forms, table, prior, regularizer."""
 
 import copy
 
@@ -142,7 +142,7 @@ def test_ditac_can_be_differentiated_in_eval_mode() -> None:
     assert unit.theta.grad is not None
 
 
-def test_ditac_regulariser_is_in_the_loss_and_in_the_metrics(tmp_path) -> None:
+def test_ditac_regularizer_is_in_the_loss_and_in_the_metrics(tmp_path) -> None:
     thetas = {}
     for weight in (0.0, 50.0):
         overrides = ("runner.epochs=3", "runner.limit_batches=20")

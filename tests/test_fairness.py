@@ -152,7 +152,7 @@ def test_a_split_that_would_be_empty_is_refused(size: int) -> None:
         stratified(torch.arange(500) % 10, size)
 
 
-def test_normalisation_is_computed_on_the_training_split_alone() -> None:
+def test_normalization_is_computed_on_the_training_split_alone() -> None:
     task = make_task("digits")
     pixels = task.store.samples[task.index["train"]].double()
     x = torch.cat([batch for batch, _ in task.batches("train", seeding.generator(0))])

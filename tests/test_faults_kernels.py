@@ -226,7 +226,7 @@ def dyadic(unit: Activation, seed: int) -> Activation:
 
 
 def on_kinks(unit: Activation, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Quarters, zeros of both signs, and the ends of an interval with their neighbours."""
+    """Quarters, zeros of both signs, and the ends of an interval with their neighbors."""
     values = torch.cat([torch.arange(-16, 17) / 4, torch.tensor([0.0, -0.0] * 8)]).to(dtype)
     for end in (getattr(unit, key, None) for key in ("a", "b")):
         if isinstance(end, float):

@@ -51,7 +51,7 @@ def in_statistics(name: str) -> Activation:
     return unit
 
 
-def learnt(name: str) -> Activation:
+def learned(name: str) -> Activation:
     """The same when phases are over, and parameters and statistics are others than at the start."""
     unit = in_statistics(name)
     unit.start_epoch(50, 100)
@@ -63,7 +63,7 @@ def learnt(name: str) -> Activation:
     return unit
 
 
-STAGES: list[Callable[[str], Activation]] = [in_statistics, learnt]
+STAGES: list[Callable[[str], Activation]] = [in_statistics, learned]
 
 
 # ---- one place for state
@@ -76,14 +76,14 @@ def test_buffers_can_be_averaged(name: str) -> None:
 
 
 def test_an_average_of_networks_is_the_unit_of_the_averaged_state(name: str) -> None:
-    unit, late, x = in_statistics(name), learnt(name), images(seed=2)
+    unit, late, x = in_statistics(name), learned(name), images(seed=2)
     if not unit.state_dict():
         pytest.skip("has no state to average")
     for use_buffers in (False, True):
         averaged = AveragedModel(unit, use_buffers=use_buffers).eval()
         averaged.update_parameters(unit)
         assert torch.equal(averaged(x), copy.deepcopy(unit).eval()(x))
-        for _ in range(2):  # two of three are learnt ones
+        for _ in range(2):  # two of three are learned ones
             averaged.update_parameters(late)
         for mean, one, two in zip(
             averaged.module.parameters(), unit.parameters(), late.parameters(), strict=True
@@ -170,7 +170,7 @@ def test_pwlu_where_python_may_not_look_is_the_same(per_channel: bool, monkeypat
                 if epoch:
                     seen.append(unit.curve.grad)
                 elif training:
-                    assert unit.curve.grad is None  # an optimiser makes no state of None
+                    assert unit.curve.grad is None  # an optimizer makes no state of None
         results.append(seen)
     for plain, other in zip(*results, strict=True):
         torch.testing.assert_close(other, plain, atol=0, rtol=0)
@@ -198,7 +198,7 @@ def test_pwlu_compiled_in_one_graph_follows_its_phases_and_its_copies_theirs() -
 
 
 def test_pwlu_maps_over_units_of_different_phases() -> None:
-    units = [in_statistics("pwlu").eval(), learnt("pwlu").eval()]
+    units = [in_statistics("pwlu").eval(), learned("pwlu").eval()]
     state, x = torch.func.stack_module_state(units), images(seed=2)
     together = torch.func.vmap(lambda *state: torch.func.functional_call(units[0], state, (x,)))(*state)
     torch.testing.assert_close(together, torch.stack([unit(x) for unit in units]))
@@ -267,7 +267,7 @@ def as_torch_has_it(unit: Activation) -> Activation:
 
 @pytest.mark.parametrize("name", NORMED)
 def test_update_bn_leaves_the_mean_over_all_batches(name: str) -> None:
-    unit = learnt(name)
+    unit = learned(name)
     other = as_torch_has_it(unit)
     batches = [(1 + seed) * images(4, seed) for seed in range(3)]
     for one in (unit, other):
@@ -286,7 +286,7 @@ def test_update_bn_leaves_the_mean_over_all_batches(name: str) -> None:
 @pytest.mark.parametrize("how", ["from the start", "later", "none", "no count"])
 @pytest.mark.parametrize("training", [False, True])
 def test_norms_without_running_statistics_are_torchs(name: str, how: str, training: bool) -> None:
-    unit = learnt(name).train(training)
+    unit = learned(name).train(training)
     other = as_torch_has_it(unit)
     for one in (unit, other):
         for key, norm in list(one.named_children()):
@@ -308,7 +308,7 @@ def test_norms_without_running_statistics_are_torchs(name: str, how: str, traini
 
 @pytest.mark.parametrize("name", NORMED)
 def test_synchronised_norms_are_the_same_function(name: str) -> None:
-    unit = learnt(name)
+    unit = learned(name)
     other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(unit))
     assert any(isinstance(child, nn.SyncBatchNorm) for child in other.children())
     for training in (True, False):
@@ -321,7 +321,7 @@ def test_synchronised_norms_are_the_same_function(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of sizes of parameters, which do not change
 def test_a_trace_serves_any_batch(name: str) -> None:
-    unit = learnt(name).eval()
+    unit = learned(name).eval()
     traced = torch.jit.trace(unit, images(2), check_trace=False)
     torch.testing.assert_close(traced(images(5)), unit(images(5)))
 
@@ -379,7 +379,7 @@ def test_onnx_serves_any_batch(name: str, tmp_path: Path) -> None:
     for module in ("onnx", "onnxscript"):
         pytest.importorskip(module, reason="torch.onnx.export needs it")
     runtime = pytest.importorskip("onnxruntime", reason="runs what was exported")
-    unit, path = learnt(name).eval(), str(tmp_path / "unit.onnx")
+    unit, path = learned(name).eval(), str(tmp_path / "unit.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         shapes = ({0: torch.export.Dim("batch")},)
@@ -471,7 +471,7 @@ def same(unit: nn.Module, other: nn.Module) -> bool:
 
 
 def test_reset_parameters_draws_what_the_constructor_draws(name: str) -> None:
-    fresh, unit = make(name, seed=7), learnt(name)
+    fresh, unit = make(name, seed=7), learned(name)
     held = {key: id(parameter) for key, parameter in unit.named_parameters()}
     torch.manual_seed(7)
     unit.reset_parameters()
@@ -486,7 +486,7 @@ def test_reset_parameters_draws_what_the_constructor_draws(name: str) -> None:
 
 
 def test_a_network_resets_its_units(name: str) -> None:
-    network = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), learnt(name))
+    network = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), learned(name))
     before = copy.deepcopy(network)
     network.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
     assert any(True for _ in before[1].parameters()) <= (not same(network[1], before[1]))

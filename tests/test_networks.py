@@ -50,11 +50,11 @@ def test_sites_of_a_network_of_our_own_are_chosen_by_the_swap() -> None:
     assert all(isinstance(unit, Activation) for unit in first.values())
 
 
-def test_grey_images_reach_a_model_for_colour() -> None:
+def test_gray_images_reach_a_model_for_color() -> None:
     network = make_network("torchvision", shape=(1, 32, 32)).eval()
-    grey = torch.rand(2, 1, 32, 32)
+    gray = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
-        assert torch.equal(network(grey), network(grey.expand(-1, 3, -1, -1)))
+        assert torch.equal(network(gray), network(gray.expand(-1, 3, -1, -1)))
 
 
 def test_segmentation_models_return_their_map() -> None:

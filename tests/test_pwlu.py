@@ -192,7 +192,7 @@ def test_pwlu_resumed_in_either_phase_comes_to_the_same_end(stop_at: int, tmp_pa
     assert phases.tolist() == ["statistics"] * 2 + ["learning"] * 6
 
 
-def test_pwlu_interval_starts_where_the_inputs_were_and_is_then_learnt(tmp_path) -> None:
+def test_pwlu_interval_starts_where_the_inputs_were_and_is_then_learned(tmp_path) -> None:
     train(tmp_path, make_factory("pwlu"), "runner.epochs=8", "runner.limit_batches=10")
     state = torch.load(next(tmp_path.glob("**/checkpoint.pt")), weights_only=True)["network"]
     for site in (2, 5, 8):

@@ -326,7 +326,7 @@ def test_diabetes_is_scikit_learns() -> None:
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (16, 10)) -> np.ndarray:
-    """Write a random image of a mode; returns its colours."""
+    """Write a random image of a mode; returns its colors."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
     image.save(path)
@@ -340,13 +340,13 @@ def photograph(path: Path, *overrides: str) -> Any:
 def test_the_photograph_is_pillows(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "image.png")
     task = photograph(tmp_path / "image.png")
-    colours, seen = np.zeros_like(pixels), np.zeros(pixels.shape[:2], dtype=int)
+    colors, seen = np.zeros_like(pixels), np.zeros(pixels.shape[:2], dtype=int)
     for split in ("train", "val", "test"):
         inputs, targets = getattr(task.data, split)
         # the longer side, of 16 pixels, is [-1, 1]
         column = ((inputs[:, 0] * 16 + 15) / 2).round().int()
         row = ((inputs[:, 1] * 16 + 9) / 2).round().int()
-        colours[row, column] = (targets * 255).round()
+        colors[row, column] = (targets * 255).round()
         seen[row, column] += 1
         if split == "train":
             assert set((row % 2).tolist()) == set((column % 2).tolist()) == {0}
@@ -356,7 +356,7 @@ def test_the_photograph_is_pillows(tmp_path: Path) -> None:
             counts = torch.bincount(2 * (row % 2) + column % 2)[1:]
             assert counts.max() - counts.min() <= 1
     assert (seen == 1).all()
-    assert np.array_equal(colours, pixels)
+    assert np.array_equal(colors, pixels)
     assert len(task.points["val"][0]) == 24  # a fifth of 120
 
 

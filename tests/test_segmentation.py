@@ -221,7 +221,7 @@ def test_batches_depend_on_their_generator_alone() -> None:
     assert runs[0][1].dtype == torch.int64
 
 
-def test_images_are_normalised_by_the_training_split() -> None:
+def test_images_are_normalized_by_the_training_split() -> None:
     task = make_segmentation(random_set(40, val=None, test=None))
     pixels = task.store.samples[task.index["train"], :3].double()
     torch.testing.assert_close(
@@ -307,17 +307,17 @@ def test_outlines_have_about_one_area() -> None:
     assert all(0.95 * np.pi < area < 1.05 * np.pi for area in areas.values()), areas
 
 
-def test_colour_does_not_tell_the_class() -> None:
-    """The best guess from a pixel's colour, by nearest class mean, is hardly better than chance."""
+def test_color_does_not_tell_the_class() -> None:
+    """The best guess from a pixel's color, by nearest class mean, is hardly better than chance."""
     scenes = shapes.scenes("train", 400, 48).transpose(1, 0, 2, 3).reshape(4, -1)
     pixels, labels = scenes[:3].astype(float), scenes[3]
     means = np.stack([pixels[:, labels == label].mean(1) for label in range(6)])
-    assert np.ptp(means, axis=0).max() < 15  # of 255; the colours of one class spread by 50
+    assert np.ptp(means, axis=0).max() < 15  # of 255; the colors of one class spread by 50
     assert pixels[:, labels == 1].std(1).min() > 40
 
 
 def test_masks_are_exact() -> None:
-    """A scene of plain surfaces without light and noise has one colour for each surface, and edges where the mask has them."""
+    """A scene of plain surfaces without light and noise has one color for each surface, and edges where the mask has them."""
     numbers = np.random.default_rng(0).random((7 + shapes.SURFACE + 5 * shapes.OBJECT, 8, 1, 1))
     numbers[1:3], numbers[3] = 0.5, -0.2  # even light, no noise
     numbers[7 + 4] = 0  # plain background
@@ -325,10 +325,10 @@ def test_masks_are_exact() -> None:
         numbers[7 + shapes.SURFACE + k * shapes.OBJECT + 6 + 4] = 0
     made = shapes._scenes(numbers, np.random.default_rng(0).random((8, 3, 48, 48)))
     for scene in made:
-        colours, owner = np.unique(scene[:3].reshape(3, -1), axis=1, return_inverse=True)
-        assert 3 <= colours.shape[1] <= 6
-        for colour in range(colours.shape[1]):
-            assert len(np.unique(scene[3].ravel()[owner.ravel() == colour])) == 1
+        colors, owner = np.unique(scene[:3].reshape(3, -1), axis=1, return_inverse=True)
+        assert 3 <= colors.shape[1] <= 6
+        for color in range(colors.shape[1]):
+            assert len(np.unique(scene[3].ravel()[owner.ravel() == color])) == 1
 
 
 # folders -----------------------------------------------------------------------------------------------------------
@@ -439,14 +439,14 @@ def test_sizes_become_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "1", "CMYK"])
-def test_images_of_any_kind_become_colours(tmp_path: Path, mode: str) -> None:
+def test_images_of_any_kind_become_colors(tmp_path: Path, mode: str) -> None:
     root = make_folder(tmp_path / "set")
-    grey = np.tile(np.array([0, 255], dtype=np.uint8), (10, 6))
-    wide = Image.fromarray(grey.astype(np.uint16) * 257)
-    image = wide if mode == "I;16" else Image.fromarray(grey).convert("RGB").convert(mode)
+    gray = np.tile(np.array([0, 255], dtype=np.uint8), (10, 6))
+    wide = Image.fromarray(gray.astype(np.uint16) * 257)
+    image = wide if mode == "I;16" else Image.fromarray(gray).convert("RGB").convert(mode)
     save_pair(root / "train", "kind", np.zeros((10, 12)), image, ending="jpg" if mode == "CMYK" else "png")
     sample = samples_of(open_folder(root))[0]
-    assert sample[:3].float().sub(torch.from_numpy(grey).float()).abs().max() <= 3  # of a JPEG
+    assert sample[:3].float().sub(torch.from_numpy(gray).float()).abs().max() <= 3  # of a JPEG
 
 
 # what is refused ---------------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def nothing_in(root: Path) -> None:
         path.unlink()
 
 
-def colours(root: Path) -> None:
+def colors(root: Path) -> None:
     Image.new("RGB", (12, 10), (9, 8, 7)).save(root / "train" / "labels" / "train0.png")
 
 
@@ -511,7 +511,7 @@ REFUSED = {
     image_missing: r"1 images in train/images/ and 6 .* partner: train0, train1, train2 and 2 more$",
     two_of_a_name: r"val1\.jpg and val1\.png in .*val/images have the same name",
     nothing_in: r"no images in val/images/ and no masks in val/labels/",
-    colours: r"train/labels/train0\.png: a mask of mode RGB with the color \[9, 8, 7\]; .*palette",
+    colors: r"train/labels/train0\.png: a mask of mode RGB with the color \[9, 8, 7\]; .*palette",
     sixteen_bits: r"train/labels/train0\.png: a mask of mode I;16 with the value 300; .* <= 255",
     cut_image: r"test/images/test1\.png: not a readable image",
     cut_mask: r"test/labels/test1\.png: not a readable image",
@@ -535,7 +535,7 @@ def test_a_streamed_mask_that_cannot_be_is_said_at_the_beginning(tmp_path: Path)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_grey_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
+def test_gray_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
     labels = np.arange(40).reshape(5, 8) % min(1 << bits, 20)
     row = np.unpackbits(labels.astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - bits :].reshape(5, -1)
     lines = b"".join(b"\0" + np.packbits(line).tobytes() for line in row)
@@ -785,11 +785,11 @@ def test_a_picture_shows_truth_prediction_and_mistakes() -> None:
     task = make_segmentation(make_set(torch.full((1, 3, 6, 6), 255), labels, 2))
     (figure,) = task.pictures(Answer(2, answer)).values()
     drawn = [ax.images[0].get_array() for ax in figure.axes]
-    colour = {text.get_text(): to_rgb(patch.get_facecolor()) for text, patch in
+    color = {text.get_text(): to_rgb(patch.get_facecolor()) for text, patch in
               zip(figure.legends[0].get_texts(), figure.legends[0].get_patches(), strict=True)}  # fmt: skip
-    expected = [colour[name] for name in ("b", "b", "b", "a", "a", "void")]
+    expected = [color[name] for name in ("b", "b", "b", "a", "a", "void")]
     np.testing.assert_allclose(drawn[1][:, 0], expected, rtol=1e-6)
-    np.testing.assert_allclose(drawn[2][:, 0], [colour[name] for name in "bbaaaa"], rtol=1e-6)
+    np.testing.assert_allclose(drawn[2][:, 0], [color[name] for name in "bbaaaa"], rtol=1e-6)
     np.testing.assert_allclose(drawn[3][:, 0, 0], [1, 1, 0, 1, 1, 1])
     assert figure.axes[2].get_title() == "prediction, mIoU 66.7"  # 2/3 of either class
 

@@ -23,8 +23,8 @@ from tasks.data.store import Memory, Stream, available_memory, mean_std, open_st
 
 # files ---------------------------------------------------------------------------------------------------------
 
-GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
-COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], axis=2)
+GRAY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
+COLOUR = np.stack([GRAY, 255 - GRAY, GRAY // 2], axis=2)
 
 
 def over_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -34,11 +34,11 @@ def over_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def palette(**transparency: bytes) -> tuple[Image.Image, np.ndarray]:
     image = Image.new("P", (20, 12))
-    image.putdata((GREY // 60).flatten().tolist())
-    colours = np.array([[255, 0, 0], [0, 128, 0], [3, 4, 5], [250, 251, 252]], dtype=np.uint8)
-    image.putpalette(colours.flatten().tolist())
+    image.putdata((GRAY // 60).flatten().tolist())
+    colors = np.array([[255, 0, 0], [0, 128, 0], [3, 4, 5], [250, 251, 252]], dtype=np.uint8)
+    image.putpalette(colors.flatten().tolist())
     image.info.update(transparency)
-    return image, colours[GREY // 60]
+    return image, colors[GRAY // 60]
 
 
 def sixteen_bits() -> tuple[Image.Image, np.ndarray]:
@@ -47,31 +47,31 @@ def sixteen_bits() -> tuple[Image.Image, np.ndarray]:
 
 
 KINDS = {
-    "colour": lambda: (Image.fromarray(COLOUR), COLOUR),
-    "grey": lambda: (Image.fromarray(GREY), np.repeat(GREY[:, :, None], 3, axis=2)),
+    "color": lambda: (Image.fromarray(COLOUR), COLOUR),
+    "gray": lambda: (Image.fromarray(GRAY), np.repeat(GRAY[:, :, None], 3, axis=2)),
     "black and white": lambda: (
-        Image.fromarray(GREY > 99),
-        np.repeat(np.where(GREY > 99, 255, 0)[:, :, None], 3, axis=2),
+        Image.fromarray(GRAY > 99),
+        np.repeat(np.where(GRAY > 99, 255, 0)[:, :, None], 3, axis=2),
     ),
-    "grey, 16 bits": sixteen_bits,
-    "grey and transparency": lambda: (
-        Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(255 - GREY))),
-        over_white(np.repeat(GREY[:, :, None], 3, axis=2), 255 - GREY),
+    "gray, 16 bits": sixteen_bits,
+    "gray and transparency": lambda: (
+        Image.merge("LA", (Image.fromarray(GRAY), Image.fromarray(255 - GRAY))),
+        over_white(np.repeat(GRAY[:, :, None], 3, axis=2), 255 - GRAY),
     ),
-    "colour and transparency": lambda: (
-        Image.fromarray(np.concatenate([COLOUR, GREY[:, :, None]], axis=2)),
-        over_white(COLOUR, GREY),
+    "color and transparency": lambda: (
+        Image.fromarray(np.concatenate([COLOUR, GRAY[:, :, None]], axis=2)),
+        over_white(COLOUR, GRAY),
     ),
     "palette": palette,
     "palette and transparency": lambda: (
         palette(transparency=b"\x00\x80\xff\x40")[0],
-        over_white(palette()[1], np.array([0, 128, 255, 64])[GREY // 60]),
+        over_white(palette()[1], np.array([0, 128, 255, 64])[GRAY // 60]),
     ),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_becomes_8_bit_colour(kind: str, tmp_path: Path) -> None:
+def test_every_kind_of_file_becomes_8_bit_color(kind: str, tmp_path: Path) -> None:
     image, expected = KINDS[kind]()
     image.save(tmp_path / "image.png")
     found = read_image(tmp_path / "image.png")
@@ -81,7 +81,7 @@ def test_every_kind_of_file_becomes_8_bit_colour(kind: str, tmp_path: Path) -> N
     )  # rounded otherwise
 
 
-def test_a_print_becomes_colour(tmp_path: Path) -> None:
+def test_a_print_becomes_color(tmp_path: Path) -> None:
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=95)
     assert np.abs(np.asarray(read_image(tmp_path / "red.jpg")).astype(int) - [255, 0, 0]).max() <= 5
 

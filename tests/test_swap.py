@@ -121,7 +121,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def cheap(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Instead of torch's initialisations, which take longer than the tests."""
+    """Instead of torch's initializations, which take longer than the tests."""
     with torch.no_grad():
         pattern = torch.linspace(-0.05, 0.05, 9973)
         flat = tensor.view(-1)
@@ -873,7 +873,7 @@ def test_words_for_weights_without_values() -> None:
 
 
 def test_what_a_forward_writes_is_put_back() -> None:
-    class Initialised(nn.Module):
+    class Initialized(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.shift = nn.Parameter(torch.zeros(4))
@@ -885,7 +885,7 @@ def test_what_a_forward_writes_is_put_back() -> None:
                 self.shift.data.copy_(self.mean.expand(4) + 1)
             return x + self.shift.view(1, -1, 1, 1)
 
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), Initialised(), nn.ReLU())
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Initialized(), nn.ReLU())
     replace_activations(network, PReLU, example_input=IMAGES)
     assert network[1].mean is None
     assert network[1].shift.eq(0).all()

@@ -365,14 +365,14 @@ def test_same_seed_same_bits_other_seed_others(tmp_path) -> None:
     assert not all(torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
 
 
-def test_digits_are_learnt(tmp_path) -> None:
+def test_digits_are_learned(tmp_path) -> None:
     record = train(tmp_path, make_factory("relu"), "runner.epochs=6")
     assert record["primary"] > 95
     assert record["parameters"] == 24058
     assert record["activation_parameters"] == 0
 
 
-def test_sines2d_is_learnt(tmp_path) -> None:
+def test_sines2d_is_learned(tmp_path) -> None:
     record = train(tmp_path, make_factory("relu"), "runner.epochs=20", "runner.pictures=true", task="sines2d")
     variance = make_task("sines2d").points["test"][1].var(correction=0).item()
     assert record["primary"] < 0.9 * variance  # predicting the mean scores the variance
