@@ -61,7 +61,7 @@ def read_studies(studies: Sequence[Path]) -> pd.DataFrame:
             records[column] = None
     for column, value in ADDED.items():
         if column in records and value is not None:
-            records[column] = records[column].fillna(value)
+            records[column] = records[column].astype(object).where(records[column].notna(), value)
     return records.assign(network=_networks(records))
 
 

@@ -1,6 +1,7 @@
 """What all tests share: components composed from conf/ as run.py composes them, and the command line itself."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from activations.base import Activation
 from runners.cell import Cell, CellSpec
-from runners.compose import component_names, compose
+from runners.compose import CONF, component_names, compose
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers and the processes that they start share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,6 +25,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers and the processes that they s
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTIVATIONS, TASKS = component_names("activation"), component_names("task")
+# The first configuration of each class, for what depends on the class alone; test_activations.py has all of them.
+_TARGETS = {
+    name: re.search(r"^_target_: (\S+)", (CONF / "activation" / f"{name}.yaml").read_text(), re.M)
+    for name in ACTIVATIONS
+}
+CLASSES = sorted({found[1]: name for name, found in reversed(_TARGETS.items()) if found}.values())
 
 
 @cache

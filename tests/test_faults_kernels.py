@@ -14,7 +14,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import ACTIVATIONS, ROOT, make_factory
+from conftest import ACTIVATIONS, CLASSES, ROOT, make_factory
 from torch import Tensor, nn
 
 from activations.base import Activation
@@ -59,7 +59,7 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(params=ACTIVATIONS)
+@pytest.fixture(params=CLASSES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

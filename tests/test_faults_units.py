@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ACTIVATIONS, draw, make_factory, make_task
+from conftest import CLASSES, draw, make_factory, make_task
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, update_bn
@@ -29,7 +29,7 @@ IMAGES = (3, CHANNELS, 5, 4)
 NORMED = ["frelu", "frelu_light", "dwconv_relu"]
 
 
-@pytest.fixture(params=ACTIVATIONS)
+@pytest.fixture(params=CLASSES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -184,7 +184,9 @@ def _picture_file(file: str | None) -> Path:
         return known
     if not path.suffix and path.name == str(file) and not path.exists():  # a name, not a path
         more = "" if is_installed("skimage") else "; others come with scikit-image: pip install scikit-image"
-        raise ValueError(f"file={file}: no such file, and no picture among {', '.join(shipped)}{more}")
+        raise ValueError(
+            f"file={file}: no such file, and no picture among {', '.join(sorted(shipped))}{more}"
+        )
     return path
 
 
