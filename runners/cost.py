@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from activations.base import Activation
 from activations.surgery.state import undisturbed
 from runners.optim import activation_modules, activation_parameters, make_optimizer, sites
+from runners.step import forward, update
 from tasks.base import Batch, Task
 
 WARM_UP = 2  # calls of everything before it is timed
@@ -131,23 +132,11 @@ class Measured:
     def loss(self) -> Tensor:
         """The loss of a forward pass in train mode."""
         self.network.train()
-        with self.autocast():
-            output = self.network(self.batch[0])
-        loss = self.task.loss(output.float(), self.batch[1], training=True)
-        for unit in self.units:
-            loss = loss + unit.regularization()
-        return loss
+        return forward(self.network, self.task, self.units, *self.batch, self.autocast()).total
 
     def step(self) -> None:
         """A training step of the runner's, without data and metrics."""
-        loss = self.loss()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if self.task.recipe.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.task.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        update(self.loss(), self.network, self.optimizer, self.scaler, self.task.recipe.clip_norm)
 
     def infer(self) -> None:
         """A forward pass in eval mode."""

@@ -278,13 +278,8 @@ def composed(loader: ConfigLoader, master: DictConfig) -> Iterator[tuple[list[st
         yield overrides, cfg, own
 
 
-def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> list[Path]:
-    """Say which cells of a grid are finished, or are not to be run, and keep Hydra from composing them.
-
-    Returns:
-        the folders of those that are left.
-    """
-    left: list[Path] = []
+def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> None:
+    """Say which cells of a grid are finished, or are not to be run, and keep Hydra from composing them."""
     skipped: set[tuple[str, ...]] = set()
     for overrides, cfg, own in composed(loader, master):
         try:
@@ -296,7 +291,6 @@ def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> list[Path]:
         except Exception:  # is said when it is the cell's turn
             continue
         if record is None:
-            left.append(cell.folder)
             continue
         skipped.add(tuple(overrides))
         if record:
@@ -310,7 +304,6 @@ def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> list[Path]:
     # Hydra has executed the module again when it looked for plugins
     sweeper = Plugins.instance().class_name_to_class[f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"]
     sweeper.split_arguments = staticmethod(split)  # type: ignore[attr-defined]
-    return left
 
 
 def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[str]]]:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from activations.base import Activation
@@ -49,6 +48,7 @@ from runners.errors import format_error
 from runners.factory import validate_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import evolution_epochs, mean_curves, provenance, write_curves, write_examples
+from runners.step import forward, update
 from tasks.base import ActLayer, Batch, RunningMeans, Task
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -198,13 +198,18 @@ class Train:
                     lr = task.recipe.lr * lr_factor(run.epoch * steps + run.step, epochs * steps, task.recipe)
                     for group in optimizer.param_groups:
                         group["lr"] = lr
-                    step = self._step(task, model, units, optimizer, scaler, inputs, target)
-                    if run.step == 0 and not step.updated:
+                    step = forward(model, task, units, inputs, target, self._autocast(task.device))
+                    updated = update(step.total, model, optimizer, scaler, task.recipe.clip_norm)
+                    if run.step == 0 and not updated:
                         log.warning("epoch %d: nothing is trained, all parameters are frozen", run.epoch)
                     run.step += 1
 
                     # Metrics and progress bar.
-                    means.add(len(target), **step.losses, **task.metrics(step.output, target, training=True))
+                    means.add(
+                        len(target),
+                        **step.losses,
+                        **task.metrics(step.output.detach(), target, training=True),
+                    )
                     if run.step % CHECK_INTERVAL == 0 and not means.finite():
                         break
                     if bar.update():
@@ -232,36 +237,6 @@ class Train:
                     return self._interrupted(cell, run, stop.received)
 
         return self._test(cell, task, network, model, run)
-
-    def _step(
-        self,
-        task: Task,
-        model: nn.Module,
-        units: Iterable[Activation],
-        optimizer: Optimizer,
-        scaler: torch.amp.GradScaler,
-        inputs: Tensor,
-        target: Tensor,
-    ) -> "_Step":
-        """Update the parameters by the gradient of the loss of one batch, the activations' penalties included."""
-        with self._autocast(task.device):
-            output = model(inputs)
-        output = output.float()
-        loss = task.loss(output, target, training=True)
-        total, losses = loss, {"loss": loss}
-        if isinstance(penalty := sum(unit.regularization() for unit in units), Tensor):
-            total, losses["regularization"] = loss + penalty, penalty
-        # The parameters do not tell whether anything is trained: those of a phase may have no part in the output.
-        updated = total.requires_grad
-        if updated:
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(total).backward()
-            if task.recipe.clip_norm is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), task.recipe.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-        return _Step(output.detach(), losses, updated)
 
     def _test(
         self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress
@@ -419,20 +394,6 @@ class Train:
             seconds_per_epoch=statistics.median(seconds[1:] or seconds) if seconds else None,
             **facts,
         )
-
-
-class _Step(NamedTuple):
-    """The result of a training step.
-
-    Attributes:
-        output: of the network, without gradient.
-        losses: ``loss`` and, if the activations have one, ``regularization``.
-        updated: whether any parameter takes part in the loss, and so was updated.
-    """
-
-    output: Tensor
-    losses: dict[str, Tensor]
-    updated: bool
 
 
 def _known_cost(path: Path) -> dict[str, Any] | None:
