@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python run.py -m experiment=demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

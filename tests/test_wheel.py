@@ -1,6 +1,7 @@
 """The wheel: built, installed into an environment of its own, and used from another folder."""
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -10,9 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROCESS, ROOT
-
-# One worker builds the wheel for all of them.
-pytestmark = pytest.mark.xdist_group("wheel")
+from filelock import FileLock
 
 SWAP = """
 import actbench
@@ -28,7 +27,16 @@ print(sum(isinstance(module, PReLU) for module in network.modules()), library.av
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+    """The wheel, built by the first of the workers that needs it; the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (built := [*folder.glob("*.whl")]):
+            built = [build_wheel(folder)]
+    return built[0]
+
+
+def build_wheel(folder: Path) -> Path:
     # a copy, as building leaves files beside setup.py
     source = folder / "source"
     tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True)
