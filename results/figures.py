@@ -22,7 +22,7 @@ from results.escape import counted, figure_text
 from results.files import write_all
 from results.leaderboard import rank_range
 from results.over_tasks import OverTasks
-from results.palette import COLORS, GRAY, Look
+from results.palette import GRAY, Look, in_front
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -52,7 +52,7 @@ class Drawing:
 def draw_figures(
     table: pd.DataFrame, records: pd.DataFrame, metrics: pd.DataFrame, looks: Mapping[str, Look]
 ) -> list[Drawing]:
-    """Draw ``scores`` and ``learning_curves`` for every task."""
+    """Draw scores, learning curves and costs of every task."""
     drawings: list[Drawing] = []
     stems: set[str] = set()
     with rc_context(STYLE):
@@ -167,7 +167,7 @@ def learning_curves(
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = rows[rows["n"] > 0]
-    front = in_front(rows)
+    front = in_front(rows["activation"], rows["baseline"].iloc[0])
     metric = str(rows["metric"].iloc[0])
     if not {"split", "epoch", "loss", metric} <= set(metrics.columns):
         metrics = pd.DataFrame(columns=["folder", "epoch", "split", "loss", metric])  # the cells' were lost
@@ -237,7 +237,7 @@ def _score_against(rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -
         column
     )
     ax.step(front[column], front["mean"], where="post", lw=0.9, color=GRAY, zorder=1)
-    named = {*in_front(rows), *front["activation"]}
+    named = {*in_front(rows["activation"], rows["baseline"].iloc[0]), *front["activation"]}
     for row, cost in zip(rows.itertuples(), rows[column], strict=True):
         look = looks.get(row.activation, Look())
         if row.n > 1:
@@ -303,7 +303,7 @@ def score_at_equal_time(
     first = rows.iloc[0]
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     ax = figure.subplots()
-    front = in_front(rows)
+    front = in_front(rows["activation"], rows["baseline"].iloc[0])
     for label, ratio in zip(rows["activation"], rows["step_ratio"], strict=True):
         if label not in curves:
             continue
@@ -348,13 +348,6 @@ def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple
         *(label for label in front if label in groups),
     ]:
         yield label, groups[label].groupby("epoch")[column].agg(["mean", "min", "max"])
-
-
-def in_front(rows: pd.DataFrame) -> list[str]:
-    """The baseline and the best of the others of a task; in a figure of lines the rest is gray."""
-    labels, baseline = list(rows["activation"]), rows["baseline"].iloc[0]
-    best = [label for label in labels if label != baseline][: len(COLORS)]
-    return best + ([baseline] if baseline in labels else [])
 
 
 def _wide(values: pd.Series) -> bool:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from results.escape import counted, figure_text
 from results.leaderboard import rank_range
 from results.over_tasks import TASKS_NEEDED, OverTasks, win_counts
-from results.palette import COLORS, Look
+from results.palette import Look, in_front
 
 ON_PALE = "#1b1f24"  # not black, which the page draws white in the dark theme
 CAPTIONS = {
@@ -65,9 +65,8 @@ def performance_profile(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
     finite = gaps.to_numpy()[np.isfinite(gaps.to_numpy())]
     end = max(2.0, 1.1 * float(finite.max(initial=0.0)))
     ranked = [name for name in over.activations["activation"] if name in gaps.index]
-    best = [name for name in ranked if name != over.baseline]
-    front = {*best[: len(COLORS)], over.baseline}
-    others = len({*ranked} - front)
+    front = in_front(ranked, over.baseline)
+    others = len(ranked) - len(front)
     for name in ranked:
         look = looks.get(name, Look()) if name in front else Look()
         label = figure_text(name)

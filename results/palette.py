@@ -1,5 +1,6 @@
 """One look for each activation of a study, the same in every figure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -52,3 +53,10 @@ def looks(table: pd.DataFrame) -> dict[str, Look]:
         style = k // len(COLORS) % len(DASHES)
         found[label] = Look(COLORS[k % len(COLORS)], DASHES[style], MARKERS[style])
     return found
+
+
+def in_front(labels: Iterable[str], baseline: str | None) -> list[str]:
+    """Return the first of ``labels``, best first, without and then with the baseline; in a figure of lines the rest is gray."""
+    labels = list(labels)
+    best = [label for label in labels if label != baseline][: len(COLORS)]
+    return [*best, *(label for label in labels if label == baseline)]

@@ -39,7 +39,8 @@ def write_report(
     margin: float | None = None,
     name: str | None = None,
 ) -> tuple[Path, pd.DataFrame]:
-    """Write ``report/``: ``index.html``, ``leaderboard.md``, ``.csv`` and ``.tex``, ``figures/``; returns the .md and the table.
+    """Write ``report/``: ``index.html``, ``leaderboard.md``, ``.csv`` and ``.tex``, the tables over tasks and of
+    published numbers, ``figures/``; returns the .md and the leaderboard.
 
     Args:
         study: its folder; several are reported as one, in a folder ``name`` beside the first.

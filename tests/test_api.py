@@ -360,7 +360,7 @@ def test_the_page_runs_from_another_folder(tmp_path: Path) -> None:
     assert run.stdout.startswith("cubic digits seed=0 top1=")
 
 
-@pytest.mark.parametrize("name", ["elu", "gelu", "mish", "softplus"])
+@pytest.mark.parametrize("name", sorted(target.rpartition(".")[2].lower() for target in MOVED))
 def test_a_class_that_moved_keeps_the_id_of_its_cells_and_its_old_name(name: str) -> None:
     now = Parts(*compose(f"activation={name}", "task=digits"))
     new = now.config["activation"]["_target_"]
