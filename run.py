@@ -85,7 +85,7 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     except CellLockedError as error:
         print(error)
         return
-    print(cell.summary(record), flush=True)
+    print(cell.summary(record, note="" if cell.started else " (finished before)"), flush=True)
     if "signal" in record:
         if is_worker():
             os._exit(128 + record["signal"])  # else it would go on with the next cell

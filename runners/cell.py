@@ -154,6 +154,11 @@ class Cell:
         return str(self.spec)
 
     @property
+    def started(self) -> bool:
+        """Whether this object, and no earlier run or other process, has written the cell's record."""
+        return bool(self._record)
+
+    @property
     def activation_code(self) -> str | None:
         """Hash of the activation's code as it is now; None if it cannot be found."""
         if self.source is not None and not is_importable(self.source):
@@ -213,7 +218,7 @@ class Cell:
             with cell_log(self.folder / LOG, to_caller=self.caller is not None), self.heartbeat:
                 yield
         finally:
-            if new and not self._record:  # stopped before training began: leave no trace
+            if new and not self.started:  # stopped before training began: leave no trace
                 (self.folder / LOG).unlink(missing_ok=True)
                 with suppress(
                     OSError
@@ -294,7 +299,7 @@ class Cell:
                 return train()
             except Exception as error:
                 log.debug("traceback", exc_info=True)
-                if self._record or (self.grid and self.earlier().get("status") not in FINISHED):
+                if self.started or (self.grid and self.earlier().get("status") not in FINISHED):
                     self.write_record("failed", reason=format_error(error))
                 raise
 

@@ -240,6 +240,7 @@ def test_a_cell_finished_by_another_process_meanwhile_is_left_alone(tmp_path) ->
     other = train(tmp_path, Toy, "runner=smoke")
     record = cell.run(lambda: pytest.fail("trained again"))
     assert record["written"] == other["written"]
+    assert not cell.started
 
 
 def test_threads_are_one_cells_affair(tmp_path) -> None:
