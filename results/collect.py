@@ -8,7 +8,8 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from results.escape import counted, shown
-from results.files import ADDED, CONFIG, HEARTBEAT, METRICS, RECORD, cell_folders, facts_of
+from results.files import ADDED, CONFIG, HEARTBEAT, METRICS, RECORD, cell_folders, facts_of, place_of
+from results.packed import read_packed, unpack
 from results.schema import FINISHED, IF_THERE, RUNNING, is_missing, read_record
 from results.status import state_of
 
@@ -46,7 +47,8 @@ def read_studies(studies: Sequence[Path]) -> pd.DataFrame:
     cells: dict[Path, Path] = {}  # place: study
     rows = []
     for study in studies:
-        places = [folder.relative_to(study) for folder in cell_folders(study)]
+        packed = read_packed(study)
+        places = [folder.relative_to(study) for folder in cell_folders(study, packed)]
         if twice := [place for place in places if place in cells]:
             more = f", as are {len(twice) - 1} more" if len(twice) > 1 else ""
             one = twice[0]
@@ -54,7 +56,12 @@ def read_studies(studies: Sequence[Path]) -> pd.DataFrame:
                 f"{shown(one)}: the cell is in {shown(cells[one])} and in {shown(study)}{more}; which of them counts cannot be told: remove one"
             )
         cells |= dict.fromkeys(places, study)
-        rows += [_read_cell(study, place) for place in places]
+        rows += [
+            _read_cell(study, place)
+            if (study / place).is_dir()
+            else packed[place.as_posix()] | {"folder": shown(unpack(study) / place)}
+            for place in places
+        ]
     records = pd.DataFrame(rows)
     for column in IF_THERE:
         if column not in records:
@@ -102,7 +109,7 @@ def _misplaced(place: Path, record: Mapping[str, Any]) -> str | None:
     """Why a record cannot be this folder's, or None: a folder that was copied would count as another seed."""
     if record.get("cell") is None:
         return None
-    own = f"{record['task']}/{record['activation']}/{record['seed']}-{record['cell']}"
+    own = place_of(record)
     if own == place.as_posix():
         return None
     return f"its record is that of {own}, so this folder is a copy or was renamed"

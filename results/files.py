@@ -96,15 +96,27 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def cell_folders(study: Path) -> list[Path]:
+def place_of(record: Mapping[str, Any]) -> str:
+    """Return the folder of a record's cell in that of its study.
+
+    Raises:
+        KeyError: the record does not say it.
+    """
+    return f"{record['task']}/{record['activation']}/{record['seed']}-{record['cell']}"
+
+
+def cell_folders(study: Path, packed: Iterable[str] = ()) -> list[Path]:
     """The folders of all cells that began, below ``study`` and sorted; names of components may have slashes.
+
+    Args:
+        packed: places of cells that have no folder any more.
 
     Raises:
         ValueError: no such folder, or no cell in it.
     """
     if not study.is_dir():
         raise ValueError(f"{study}: no such folder; a study is a folder under outputs/")
-    folders = sorted(find_cells(study))
+    folders = sorted({*find_cells(study), *(study / place for place in packed)})
     if not folders:
         raise ValueError(f"{study}: no cells in this folder")
     return folders

@@ -87,8 +87,17 @@ def read_record(path: Path) -> dict[str, Any] | None:
         ValueError: the file is damaged, or a value in it is missing or not of its kind.
     """
     record = read_json(path)
-    if record is None:
-        return None
+    if record is not None:
+        check_record(record, path)
+    return record
+
+
+def check_record(record: Mapping[str, Any], path: Path) -> None:
+    """Check what a record in ``path`` holds.
+
+    Raises:
+        ValueError: a value in it is missing or not of its kind.
+    """
     needed = {**ALWAYS, **(IF_OK if record.get("status") == "ok" else {})}
     for name in {**needed, **record}:
         value = record.get(name)
@@ -99,7 +108,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
         if not fits(value):
             given = f"{name}={reprlib.repr(value)}" if name in record else f"no {name}"
             raise ValueError(f"{path}: damaged ({given}: {words} is needed)")
-    return record
 
 
 def is_missing(value: object) -> bool:

@@ -41,6 +41,7 @@ from results.files import (
     write_json,
     write_text,
 )
+from results.packed import read_packed
 from results.schema import FINISHED, read_record
 from runners.code import (
     ACTIVATIONS,
@@ -112,9 +113,14 @@ class CellSpec:
         return hashlib.sha256(facts.encode()).hexdigest()[:10]
 
     @property
+    def place(self) -> str:
+        """The folder of the cell in that of its study."""
+        return f"{self.task}/{self.activation}/{self.seed}-{self.id}"
+
+    @property
     def folder(self) -> Path:
         """The folder of the cell."""
-        return self.study_folder / self.task / self.activation / f"{self.seed}-{self.id}"
+        return self.study_folder / self.place
 
     def __str__(self) -> str:
         return f"{self.activation} {self.task} seed={self.seed}"
@@ -183,7 +189,9 @@ class Cell:
         if self.force:
             return None
         record = read_record(self.folder / RECORD)
-        if record is None or record["status"] not in FINISHED:
+        if record is None:  # what was packed is published, whatever has become of the code
+            return read_packed(self.spec.study_folder).get(self.spec.place)
+        if record["status"] not in FINISHED:
             return None
         self._require_same_config()
         before, now = record.get("activation_code"), self.activation_code

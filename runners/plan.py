@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from results.files import HEARTBEAT, RECORD
+from results.packed import read_packed
 from results.schema import FINISHED, RUNNING
 from results.status import STALE, duration, state_of
 from runners.cell import Cell
@@ -51,10 +52,12 @@ class Planned:
     @cached_property
     def kind(self) -> str:
         """``done``, ``running``, ``to do`` (new), ``interrupted`` (goes on) or ``failed`` (is tried again)."""
-        folder = self.cell.folder
+        folder, spec = self.cell.folder, self.cell.spec
+        if spec.place in read_packed(spec.study_folder) and not self.cell.force:
+            return DONE
         if not (folder / RECORD).exists() and not (folder / HEARTBEAT).exists():
             return TO_DO
-        status = state_of(self.cell.spec.study_folder, folder).status
+        status = state_of(spec.study_folder, folder).status
         if status in FINISHED:
             return TO_DO if self.cell.force else DONE
         return INTERRUPTED if status == STALE else status

@@ -186,7 +186,9 @@ def test_experiments_and_studies_have_a_report_each(tmp_path: Path) -> None:
     (folder / "one.yaml").write_text(
         (folder / "one.yaml").read_text().replace("relu,prelu_shared", "prelu_shared,prelu")
     )
-    arguments = ("--config-dir=own", "-m", "experiment=one,two", "activation.init=0.1", "runner=smoke")
+    both = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      experiment: one,two\n"
+    (folder / "both.yaml").write_text(both)
+    arguments = ("--config-dir=own", "-m", "experiment=both", "activation.init=0.1", "runner=smoke")
     ended = run(tmp_path, *arguments)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
