@@ -201,7 +201,9 @@ class Comparisons:
         by_score = [*self.names] if baseline in self.names else []
         seeds = self.diverged[baseline].keys()
         by_divergence = [
-            name for name in nothing if name not in (baseline, *by_score) and self.diverged[name].keys() & seeds
+            name
+            for name in nothing
+            if name not in (baseline, *by_score) and self.diverged[name].keys() & seeds
         ]
         family = len({*by_score, *by_divergence} - {baseline})
         compared = {name: self._by_divergence(name, baseline, family) for name in by_divergence}
