@@ -174,12 +174,15 @@ def _section(task: str, rows: pd.DataFrame) -> str:
 
 def table_caption(rows: pd.DataFrame) -> str:
     """Return what stands above the table of a task: its metric, and what its verdicts and ranks hold for together."""
-    first, count = rows.iloc[0], int(rows["n"].gt(0).sum())
+    first, scored, compared = rows.iloc[0], rows["n"] > 0, rows["delta_n"] > 0
     if not first["metric"]:
         return "No cell ended ok."
+    count, is_baseline = int(scored.sum()), rows["activation"] == first["baseline"]
     families = [f"ranks: {counted(count * (count - 1) // 2, 'pair')}"]
-    if first["baseline"] in set(rows["activation"][rows["n"] > 0]):
-        families.insert(0, f"verdicts: {counted(count - 1, 'comparison')} with {first['baseline']}")
+    has_score = (scored & is_baseline).any()
+    if has_score or compared.any():
+        comparisons = int(((compared | scored & has_score) & ~is_baseline).sum())
+        families.insert(0, f"verdicts: {counted(comparisons, 'comparison')} with {first['baseline']}")
     about = (
         f"Test {first['metric']}, {'higher' if first['higher_is_better'] else 'lower'} is better, at the last weights. "
         f"Families with an error of at most 5 % each: {', '.join(families)}."

@@ -17,7 +17,7 @@ STATISTICS = (
     "activation x seed layout, and Welch's degrees of freedom. Intervals of the differences to the baseline hold together with 95 % "
     "(Bonferroni over the comparisons of a table), and so do the sets of ranks (over all pairs). An activation is called equal to the "
     "baseline if its interval lies within the smallest difference that matters. A diverged seed counts as the worst score of "
-    "its table."
+    "its table; if all seeds diverged, their number is compared."
 )
 
 

@@ -23,7 +23,8 @@ differences excludes 0. **equal**: it lies within the smallest difference that m
 number of seeds that would decide is given where it is at most 1,000. All intervals of differences in a table hold together with
 95 %. The ranks an activation may have, as in 2-5, hold together for all activations with 95 %: the lowest is 1 plus the
 number of activations that are better, the highest leaves out those that are worse. In a difference, a diverged seed counts as
-the worst score of the table, and what diverged on more of the common seeds than another is never called better than it.
+the worst score of the table, and what diverged on more of the common seeds than another is never called better than it; what
+diverged on every seed is compared by their number.
 Verdicts are about seeds: they hold for this test set, this network and this recipe. Where a metric is a mean over test samples,
 the sentence below a table says what of its verdicts would hold for another test set of the same size.
 """

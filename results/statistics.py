@@ -117,7 +117,8 @@ class Comparisons:
     measures the error rates.
 
     A diverged seed counts as the worst score of the whole table, and an activation that diverged on more of the common
-    seeds than another is not called better than it. The variance of an activation is at least that of rounding to the
+    seeds than another is not called better than it. An activation that never finished has no score to compare; see
+    ``_by_divergence``. The variance of an activation is at least that of rounding to the
     step of the score (the smallest gap in the table).
 
     Args:
@@ -129,6 +130,10 @@ class Comparisons:
         self.sign = 1 if higher_is_better else -1
         self.names = [name for name, entry in scores.items() if any(map(math.isfinite, entry.values()))]
         self.unscored = [name for name in scores if name not in self.names]
+        self.diverged = {
+            name: {seed: math.isinf(score) for seed, score in entry.items() if not math.isnan(score)}
+            for name, entry in scores.items()
+        }
         seeds = sorted({seed for name in self.names for seed in scores[name]})
         table = np.array([[scores[name].get(seed, math.nan) for seed in seeds] for name in self.names])
         table = table.reshape(len(self.names), len(seeds))
@@ -191,14 +196,24 @@ class Comparisons:
                 ``equal``; 0 calls none equal.
         """
         nothing = {name: Comparison() for name in (*self.names, *self.unscored)}
-        if baseline not in self.names:
+        if baseline not in nothing:
             return nothing
-        j = self.names.index(baseline)
-        family = len(self.names) - 1
-        pairs = self._pairs(family)
-        compared = {
-            name: self._comparison(i, j, pairs, family, margin) for i, name in enumerate(self.names) if i != j
-        }
+        by_score = [*self.names] if baseline in self.names else []
+        seeds = self.diverged[baseline].keys()
+        by_divergence = [
+            name
+            for name in nothing
+            if name not in (baseline, *by_score) and self.diverged[name].keys() & seeds
+        ]
+        family = len({*by_score, *by_divergence} - {baseline})
+        compared = {name: self._by_divergence(name, baseline, family) for name in by_divergence}
+        if by_score:
+            j, pairs = self.names.index(baseline), self._pairs(family)
+            compared |= {
+                name: self._comparison(i, j, pairs, family, margin)
+                for i, name in enumerate(self.names)
+                if i != j
+            }
         return nothing | compared
 
     def all_pairs(self) -> dict[tuple[str, str], Comparison]:
@@ -294,6 +309,29 @@ class Comparisons:
             effect_size=delta / std if std > 1e-12 * np.abs(a).max() else math.nan,
             p_improvement=float(((self.sign * d > 0) + 0.5 * (d == 0)).mean()),
             correlation=float(np.corrcoef(a, b)[0, 1]) if varied else math.nan,
+            p_sign_flip=sign_flip(d),
+        )
+
+    def _by_divergence(self, name: str, other: str, family: int) -> Comparison:
+        """Compare two activations of which one diverged on every seed: by their outcomes, as there is no difference.
+
+        On a seed where the probability of divergence is q for both, and both diverge independently of each other or
+        rather together, one of them alone diverges with a probability of at most q (1 - q) <= 1/4. So the chance that
+        the same one does so on m of n common seeds, and the other one never, is at most 2 C(n, m) / 4^m.
+        """
+        mine, others = self.diverged[name], self.diverged[other]
+        d = np.array([int(others[seed]) - int(mine[seed]) for seed in mine.keys() & others.keys()])
+        n, alone = len(d), abs(int(d.sum()))
+        p = min(1.0, 2 * math.comb(n, alone) / 4**alone)
+        p_adjusted = min(1.0, p * family)
+        undecided = p_adjusted > ALPHA
+        return Comparison(
+            n=n,
+            p=p,
+            p_adjusted=p_adjusted,
+            verdict="undecided" if undecided else "better" if d.sum() > 0 else "worse",
+            seeds_needed=math.ceil(math.log(2 * family / ALPHA, 4)) if undecided and alone == n else math.nan,
+            p_improvement=float(((d > 0) + 0.5 * (d == 0)).mean()),
             p_sign_flip=sign_flip(d),
         )
 

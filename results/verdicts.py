@@ -41,7 +41,7 @@ def _sentences(rows: pd.DataFrame) -> Iterator[str]:
         yield f"{top}, and is better than every other activation with {n} seeds (all pairs, 95 %)."
     if len(rows) > 1:
         yield from _against(rows, digits, unit)
-    if len(unscored := rows[rows["n"] == 0]):
+    if len(unscored := rows[(rows["n"] == 0) & (rows["delta_n"] == 0)]):
         yield f"No seed has a score, so there is no verdict: {_named(list(unscored['activation']))}."
     lost = rows[rows["diverged"] > 0]
     if len(lost):
@@ -74,6 +74,11 @@ def _against(rows: pd.DataFrame, digits: int, unit: str) -> Iterator[str]:
 
 def _difference(row: Mapping[str, Any], digits: int) -> str:
     low, high = row["delta_low"], row["delta_high"]
+    if math.isnan(row["delta"]):  # one of the two never finished
+        needed = row["seeds_needed"]
+        more = "" if math.isnan(needed) else f"; {needed:.0f} seeds needed"
+        diverged = "every seed diverged" if row["n"] == 0 else f"every seed of {row['baseline']} diverged"
+        return f" ({diverged}, {row['delta_n']} in common{more})"
     if math.isnan(low):
         return " (one common seed)" if row["delta_n"] == 1 else " (no spread over seeds to judge by)"
     text = f"{row['delta']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -310,20 +310,22 @@ def _input(x: np.ndarray, meta: Meta, dtype: torch.dtype) -> Tensor:
 
 
 def check_file(path: Path) -> tuple[bool, str]:
-    """Whether all is within the limits, and a line that says how far off it is."""
-    parts, good = [], True
+    """Return whether all is within the limits, and a line that says how far off it is."""
     try:
         with np.load(path) as file:
-            arrays = dict(file)
-        for dtype, limit in LIMITS.items():
-            errors: dict[str, float] = {}
-            for name, ours, reference in compare(arrays, dtype):
-                errors[name] = relative_error(ours, reference)
-            good &= all(error <= limit for error in errors.values())  # a NaN is no pass
-            shown = " ".join(f"{name.removeprefix('grad__')} {error:.0e}" for name, error in errors.items())
-            parts.append(f"{str(dtype).removeprefix('torch.')}: {shown}")
+            return check(dict(file))
     except Exception as error:  # whatever a file holds, the others are checked
         return False, f"{type(error).__name__}: {error}"
+
+
+def check(arrays: Arrays) -> tuple[bool, str]:
+    """Return the same for what a file holds."""
+    parts, good = [], True
+    for dtype, limit in LIMITS.items():
+        errors = {name: relative_error(ours, theirs) for name, ours, theirs in compare(arrays, dtype)}
+        good &= all(error <= limit for error in errors.values())  # a NaN is no pass
+        shown = " ".join(f"{name.removeprefix('grad__')} {error:.0e}" for name, error in errors.items())
+        parts.append(f"{str(dtype).removeprefix('torch.')}: {shown}")
     return good, " | ".join(parts)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import forked
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,9 +40,23 @@ def config(*overrides: str) -> DictConfig:
     return compose(*overrides)[0]
 
 
+def activation_config(name: str, *overrides: str) -> DictConfig:
+    """What ``config`` has as activation, a tenth of a second faster: the file, those that it is derived from, the overrides."""
+    node = OmegaConf.load(CONF / "activation" / f"{name}.yaml")
+    assert isinstance(node, DictConfig)
+    for base in reversed(node.pop("defaults", ["_self_"])[:-1]):
+        node = OmegaConf.merge(activation_config(base), node)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group.removeprefix("activation.")
+        OmegaConf.update(node, key, override.value(), force_add=override.is_add())
+    OmegaConf.set_struct(node, True)
+    return node
+
+
+@cache
 def make_factory(name: str, *overrides: str) -> partial:
     """An activation's factory, as a task receives it."""
-    factory = instantiate(config(f"activation={name}", *overrides).activation)
+    factory = instantiate(activation_config(name, *overrides))
     return partial(factory.func, **factory.keywords)
 
 

@@ -127,7 +127,7 @@ SHAPES = [
     (1, 70, 9, 11),
     (2, 5, 20, 33),
     (1, 2, 3, 1100),
-    (3, 130, 40, 41),
+    (2, 33, 40, 41),
     (2, 3, 2, 3, 2),
 ]
 # for windows: one pixel, one row, one column; several planes in one vector, with a last group that is not full; several runs

@@ -1,14 +1,15 @@
 """The library of fused kernels: the rule by which they or the reference are used, threads and processes, tables, builds."""
 
 import math
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import forked
 import pytest
+import test_fused
 import torch
 from conftest import PROCESS, ROOT
 from fused import FULL, compare, draw, is_fused, make, run
@@ -245,19 +246,15 @@ def test_refuses_an_unknown_mode() -> None:
         pass
 
 
-@pytest.mark.parametrize(("value", "expected"), [("reference", "reference (asked for)"), ("auto", "fused")])
-def test_the_environment_switches(value: str, expected: str) -> None:
-    done = python(
-        "from activations.kernels import library; print(library.described())", ACTBENCH_KERNELS=value
-    )
-    assert done.stdout.startswith(expected), done.stderr
-
-
-def test_a_wrong_word_in_the_environment_is_one_line(tmp_path) -> None:
-    done = subprocess.run(
-        [sys.executable, "run.py", "runner=smoke", f"outputs={tmp_path}"],
-        **PROCESS | {"env": PROCESS["env"] | {"ACTBENCH_KERNELS": "fast"}},
-    )
+def test_the_environment_switches(tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from activations.kernels import library; print(library.described())")
+    environment = PROCESS["env"] | {"PYTHONPATH": str(ROOT)}
+    for value, expected in (("reference", "reference (asked for)"), ("auto", "fused")):
+        done = forked.run([script], cwd=ROOT, env=environment | {"ACTBENCH_KERNELS": value})
+        assert done.stdout.startswith(expected), done.stderr
+    command = ["run.py", "runner=smoke", f"outputs={tmp_path}"]
+    done = forked.run(command, cwd=ROOT, env=environment | {"ACTBENCH_KERNELS": "fast"})
     assert done.returncode == 1
     assert done.stderr == "actbench: ACTBENCH_KERNELS='fast': must be one of auto, reference\n"
 
@@ -276,15 +273,31 @@ def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(not (ROOT / "activations/kernels/fused_avx2.so").exists(), reason="no x86 machine")
 @pytest.mark.skipif(library.described() != "fused avx512", reason="this processor uses it anyway")
-@pytest.mark.parametrize(
-    "select",
-    [
-        "is_the_reference and dtype0 and (pwlu or pelu or sine or gct or frelu or golu or serf)",
-        pytest.param("is_the_reference or tables or at_kinks or near_zero", marks=pytest.mark.slow),
-    ],
-)
-def test_the_variant_for_older_processors_passes_as_well(select: str) -> None:
-    """torch's own switch: values in float32, tables and kinks with half as wide registers."""
+@pytest.mark.parametrize("name", ["pwlu", "pwlu per channel", "pelu", "sine", "gct", "frelu", "golu", "serf"])
+def test_the_variant_for_older_processors_is_the_reference(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, where its registers are half as wide."""
+    monkeypatch.setattr(library, "_variant", lambda: "avx2")
+    loaded, about = library._load()
+    assert about == "avx2"
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "_library", loaded)
+        patch.setattr(library, "_about", about)
+        forget_functions()
+        test_fused.test_is_the_reference(name, torch.float32)
+    forget_functions()
+
+
+def forget_functions() -> None:
+    for function in (library.kernel, library.kernels):
+        function.cache_clear()
+
+
+@pytest.mark.slow
+def test_the_variant_for_older_processors_passes_as_well() -> None:
+    """torch's own switch: values, tables and kinks."""
+    select = "is_the_reference or tables or at_kinks or near_zero"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     files = [f"tests/test_{name}.py" for name in ("fused", "kernels", "faults_kernels")]
     environment = PROCESS["env"] | {"ATEN_CPU_CAPABILITY": "avx2"}
@@ -307,10 +320,6 @@ def test_the_build_fails_loudly_without_its_compiler(tmp_path, monkeypatch: pyte
     with pytest.raises(subprocess.CalledProcessError):
         build.build(tmp_path)
     assert not list(tmp_path.glob("*.so"))
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], **PROCESS | {"env": os.environ | environment})
 
 
 def test_compiled_units_use_the_reference_without_graph_breaks() -> None:

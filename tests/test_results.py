@@ -13,10 +13,11 @@ from scipy import stats
 
 from results.collect import add_labels, read_records
 from results.files import read_json, write_csv, write_json
-from results.leaderboard import leaderboard
+from results.leaderboard import leaderboard, table_caption
 from results.metrics import METRICS, Metric
 from results.report import write_report
 from results.statistics import Comparison, Comparisons, estimate, sign_flip, worst_possible
+from results.verdicts import sentences
 
 
 def make_study(
@@ -320,6 +321,43 @@ def test_leaderboard_numbers(tmp_path: Path) -> None:
     # the diverged seed is compared as well, as the worst score of the table
     assert (table.loc["tanh", "n"], table.loc["tanh", "delta_n"]) == (2, 3)
     assert table.loc["tanh", "delta"] == pytest.approx(-(10 + 11 + 11.5) / 3)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "others", "verdict", "needed"),
+    [(5, 25, "worse", None), (5, 26, "undecided", 6), (3, 1, "worse", None), (2, 1, "undecided", 3)],
+)
+def test_an_activation_that_always_diverges_is_worse_if_seeds_suffice(
+    tmp_path: Path, seeds: int, others: int, verdict: str, needed: int | None
+) -> None:
+    """Two that diverge with the same probability on a seed have this outcome with 2 / 4^n at most."""
+    scores = {f"other{i}": [90.0 + i + s for s in range(seeds)] for i in range(others - 1)}
+    scores |= {"relu": [80.0 + s for s in range(seeds)], "lost": [None] * seeds}
+    table = leaderboard(add_labels(read_records(make_study(tmp_path / "s", scores))))
+    row = table.set_index("activation").loc["lost"]
+    assert (row["n"], row["diverged"], row["delta_n"], row["verdict"]) == (0, seeds, seeds, verdict)
+    assert row["p_adjusted"] == pytest.approx(min(1, others * 2 / 4**seeds))
+    assert row["p_sign_flip"] == 2.0 ** (1 - seeds)
+    assert (row["p_improvement"], row["rank_low"]) == (0, others + 1)
+    assert row["seeds_needed"] == needed or (needed is None and math.isnan(row["seeds_needed"]))
+    said = f"{verdict}: lost (every seed diverged, {seeds} in common"
+    assert said + (f"; {needed} seeds needed)" if needed else ")") in sentences(table)
+    assert f"verdicts: {others} comparison" in table_caption(table)
+    # with the lost one as the baseline: what finished is better by the same rule, and so is said
+    table = leaderboard(add_labels(read_records(tmp_path / "s")), baseline="lost").set_index("activation")
+    assert table.loc["relu", "verdict"] == ("better" if verdict == "worse" else "undecided")
+
+
+def test_what_diverged_on_other_seeds_or_as_often_is_not_told_apart() -> None:
+    def judged(**scores: list[float]) -> Comparison:
+        entries = {name: dict(enumerate(values)) for name, values in scores.items()}
+        return Comparisons(entries, True).against("relu")["lost"]
+
+    lost = worst_possible(True)
+    assert judged(relu=[lost] * 6, lost=[lost] * 6).verdict == "undecided"
+    some = judged(relu=[lost, lost, 1.0, 2.0, 3.0], lost=[lost] * 5)
+    assert (some.verdict, some.p) == ("undecided", 2 * 10 / 4**3)
+    assert Comparisons({"relu": {0: 1.0}, "lost": {1: lost}}, True).against("relu")["lost"].verdict == ""
 
 
 def test_lower_is_better(tmp_path: Path) -> None:
