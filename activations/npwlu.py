@@ -15,8 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, along, upcast
+from activations.base import Activation, along
 from activations.checks import check_bool, check_int, check_number
+from activations.kernels import library
 from activations.kernels.lookup import take
 from activations.kernels.pointwise import pointwise
 from activations.pieces import occupancy
@@ -87,9 +88,10 @@ class NPWLU(Activation):
         return self._function(x, self.channel_dim)
 
     def _function(self, x: Tensor, channel_dim: int) -> Tensor:
-        wide = upcast(x)
-        slopes, height = self.slopes.to(wide.dtype), self.height.to(wide.dtype)
-        knots, widths = self._knots(wide.dtype)
+        wide = library.widen(x)
+        dtype = self.slopes.dtype if wide.dtype in library.HALF else wide.dtype
+        slopes, height = self.slopes.to(dtype), self.height.to(dtype)
+        knots, widths = self._knots(dtype)
         heights = height[:, None] + (slopes[:, 1:-1] * widths).cumsum(1)
         heights = torch.cat([height[:, None], heights], 1)
         reference = partial(_pieces, channel_dim)
@@ -119,6 +121,8 @@ class NPWLU(Activation):
 
 def _pieces(channel_dim: int, x: Tensor, knots: Tensor, heights: Tensor, slopes: Tensor) -> Tensor:
     """The function with ``knots`` and ``heights`` there (N + 1, units), ``slopes`` before, between and after (N + 2, units)."""
+    if x.dtype in library.HALF:
+        return _pieces(channel_dim, x.float(), knots.float(), heights.float(), slopes.float()).to(x.dtype)
     anchors, values = (torch.cat([at[:1], at]).T for at in (knots, heights))  # one for each piece
     piece = torch.zeros_like(x)
     for knot in knots.detach().unbind():

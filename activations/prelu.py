@@ -48,7 +48,7 @@ class PReLU(Pointwise):
 
     def reference(self, x: Tensor, *coefficients: Tensor) -> Tensor:
         # torch's PReLU takes channels in dimension 1 only; the views cost nothing and keep the strides.
-        y = F.prelu(x.movedim(self.channel_dim, 1), *coefficients).movedim(1, self.channel_dim)
+        y = F.prelu(x.movedim(self.channel_dim, 1), coefficients[0].to(x.dtype)).movedim(1, self.channel_dim)
         return y.to(x.dtype)  # Under autocast, prelu lowers the precision.
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, Tensor]:

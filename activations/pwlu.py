@@ -168,9 +168,10 @@ class PWLU(Activation):
 
     def _learned(self, x: Tensor, curve: Tensor, channel_dim: int) -> Tensor:
         """The function of the second phase."""
-        wide = upcast(x)  # positions in a table need it
+        wide = library.widen(x)  # positions in a table need it
         # a cast to what it is would take as long as reading the phase
-        curve = curve if curve.dtype is wide.dtype else curve.to(wide.dtype)
+        if curve.dtype is not wide.dtype and wide.dtype not in library.HALF:
+            curve = curve.to(wide.dtype)
         y = piecewise_linear(wide, curve, channel_dim=channel_dim, min_width=MIN_WIDTH)
         return y if y.dtype is x.dtype else y.to(x.dtype)
 

@@ -1,6 +1,8 @@
 """Compare the activations with reference vectors, value and gradients, in float64 and float32.
 
 python scripts/check_parity.py tests/data
+python scripts/check_parity.py tests/data --kernels reference
+TRITON_INTERPRET=1 python scripts/check_parity.py tests/data --kernels triton     # or without the interpreter on a GPU
 
 Every .npz file holds `x`, `grad_out`, `y`, `grad_x`, `param__NAME`, `grad__NAME` (gradients of sum(y * grad_out)) and
 `meta`, a JSON text with activation, variant, hyper-parameters and `x_layout` (contiguous, channels_last, strided_last,
@@ -30,6 +32,7 @@ import activations
 from activations.base import Activation
 from activations.cpab import transform
 from activations.ditac import DiTAC, prior_precision
+from activations.kernels import library
 from activations.maxout import maxout
 from activations.pwlu import PWLU
 from activations.torch_private import BatchNorm
@@ -349,13 +352,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--kernels", choices=library.MODES, default="auto")
+    given = parser.parse_args()
+    folder = given.folder
     files = sorted(folder.glob("*.npz"))
     if not files:
         sys.exit(f"check_parity: no .npz files in {folder}")
     passed = 0
     for path in files:
-        good, line = check_file(path)
+        with library.using(given.kernels):
+            good, line = check_file(path)
         passed += good
         print(f"{'ok  ' if good else 'FAIL'} {path.name}: {line}", flush=True)
     print(f"{passed} passed, {len(files) - passed} failed")

@@ -10,6 +10,16 @@ The rule, for every primitive alike. A call goes to the fused kernel if
 - nobody wants to look inside: no torch.compile, export, tracing, torch.func transform, forward-mode derivative or
   dispatch mode (fake tensors, counters) is at work.
 
+On a GPU the same rule leads to the Triton kernels (gpu/) where torch brings Triton along, with three differences:
+
+- float32, bfloat16 and float16 are taken as they are, parameters in another of them too, and computed in float32;
+  float64 goes to the reference,
+- autocast may be on, as nothing is computed in fewer digits,
+- torch.compile gets the kernels of pure functions of input and parameters as operators of torch (gpu/ops.py).
+
+``using("triton")``, or that name in the two other places, runs the Triton kernels alone: those of the CPU are off, and if
+``TRITON_INTERPRET=1`` is set tensors on the CPU go through Triton's interpreter, which is how they are tested.
+
 Sizes count in two places: Swish with beta = 1 and the units of torch_fused.py are torch's own operations below 2^18 elements, and
 the linear layers of gated units (networks.py) are torch's where they are large.
 
@@ -24,6 +34,8 @@ processes are safe; the child of a fork, where torch's threads are gone, compute
 """
 
 import ctypes
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import warnings
@@ -43,11 +55,18 @@ from activations.torch_private import has_storage, is_traced, is_transformed, sa
 
 Module = TypeVar("Module", bound=nn.Module)
 
-MODES = ("auto", "reference")
+MODES = ("auto", "reference", "triton")
+# What ``backend`` returns: whose kernels compute a call.
+CPU, TRITON, REFERENCE = "cpu", "triton", ""
 FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 LETTERS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
+HALF = (torch.float16, torch.bfloat16)
+TRITON_DTYPES = (torch.float32, *HALF)
 PLAIN = (Tensor, torch.nn.Parameter)
+# Importing Triton takes seconds, so that it is left to the first tensor on a GPU.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _variant() -> str | None:
@@ -123,11 +142,19 @@ def variant() -> str:
     return _about if available() else ""
 
 
-def described() -> str:
-    """Return what computes on the CPU: ``fused avx512``, or ``reference`` and the reason."""
+def described(device: str = "cpu") -> str:
+    """Return what computes on a type of device: ``fused avx512``, ``triton 3.8.0``, or ``reference`` and the reason."""
     if _mode == "reference":
         return "reference (asked for)"
-    return f"fused {_about}" if available() else f"reference ({_about})"
+    if device == "cpu" and _mode == "auto":
+        return f"fused {_about}" if available() else f"reference ({_about})"
+    if torch_private.MISSING:
+        return f"reference (torch {torch.__version__} has no {', '.join(torch_private.MISSING)})"
+    if not HAS_TRITON:
+        return "reference (Triton is not installed)"
+    if not _for_triton(device):
+        return f"reference (no Triton kernels on {device})"
+    return f"triton {importlib.metadata.version('triton')}{' interpreted' * INTERPRETED}"
 
 
 @contextmanager
@@ -135,7 +162,8 @@ def using(mode: str) -> Iterator[None]:
     """Choose how units compute, for the whole process, while entered.
 
     Args:
-        mode: ``reference`` forces the plain torch operations, ``auto`` follows the rule.
+        mode: ``reference`` forces the plain torch operations, ``auto`` follows the rule, ``triton`` follows it with
+            the kernels for GPUs alone.
 
     Raises:
         ValueError: ``mode`` is neither.
@@ -149,8 +177,44 @@ def using(mode: str) -> Iterator[None]:
         _mode = before
 
 
+def backend(x: Tensor, *parameters: Tensor) -> str:
+    """Return whose kernels compute this call, ``CPU`` or ``TRITON``, or ``REFERENCE``, by the rule at the head of this file."""
+    if x.is_cpu and _mode == "auto":
+        return CPU if fusable(x, *parameters) else REFERENCE
+    return TRITON if _takes_triton(x, parameters) else REFERENCE
+
+
+def _for_triton(device: str) -> bool:
+    """Return whether the Triton kernels compute on a type of device, if at all."""
+    return device == "cuda" if not INTERPRETED else device == "cpu" and _mode == "triton"
+
+
+def _takes_triton(x: Tensor, parameters: Sequence[Tensor]) -> bool:
+    device = x.device
+    if not HAS_TRITON or _mode == "reference" or torch_private.MISSING or not _for_triton(device.type):
+        return False
+    if x.dtype not in TRITON_DTYPES or not all(
+        parameter.dtype in TRITON_DTYPES and parameter.device == device for parameter in parameters
+    ):
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return (
+        x.numel() > 0
+        and all(type(tensor) in PLAIN and tensor.layout is torch.strided for tensor in (x, *parameters))
+        and not (x.is_neg() or torch_private.in_forward_ad() or is_transformed() or is_traced())
+    )
+
+
+def widen(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Return ``x`` in float32 if it is in half precision and the Triton kernels, which compute in float32, do not take it."""
+    if x.dtype not in HALF or backend(x, *parameters) == TRITON:
+        return x
+    return x.float()
+
+
 def fusable(x: Tensor, *parameters: Tensor) -> bool:
-    """Return whether this call goes to the fused kernel, by the rule at the head of this file."""
+    """Return whether this call goes to the fused kernel for the CPU, by the rule at the head of this file."""
     if torch.compiler.is_compiling() or _mode != "auto" or _library is None:
         return False
     dtype = x.dtype
@@ -235,7 +299,7 @@ def save(ctx: Any, x: Tensor, *others: Tensor) -> None:
     ctx.save_for_backward(x, *others)
     # Without hooks the same tensors come back, and need no check.
     if saved_tensor_hooks(False) is not None:
-        ctx.sizes = [tensor.nbytes for tensor in (x, *others)]
+        ctx.sizes, ctx.device = [tensor.nbytes for tensor in (x, *others)], x.device
 
 
 def saved(ctx: Any) -> Sequence[Tensor]:
@@ -252,10 +316,10 @@ def saved(ctx: Any) -> Sequence[Tensor]:
     if sizes is None:
         return tensors
     for tensor, size in zip(tensors, sizes, strict=True):
-        if tensor.nbytes != size or not tensor.is_cpu or type(tensor) not in PLAIN:
+        if tensor.nbytes != size or tensor.device != ctx.device or type(tensor) not in PLAIN:
             raise ValueError(
                 f"a saved-tensor hook gave back {type(tensor).__name__} {tuple(tensor.shape)} {tensor.dtype} on "
-                f"{tensor.device} for one of {size} bytes on cpu"
+                f"{tensor.device} for one of {size} bytes on {ctx.device}"
             )
     x, *others = tensors
     return [dense(x), *[tensor.contiguous() for tensor in others]]
@@ -287,15 +351,16 @@ def row_addresses(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(rows))(*rows)
 
 
-def needs_reference(g: Tensor) -> bool:
+def needs_reference(g: Tensor, backend: str = CPU) -> bool:
     """Return whether a backward must use the reference.
 
-    It must if it is to be differentiated itself or autocast is on, and for gradients that are no plain tensors; those of
-    ``is_grads_batched=True`` have no memory of their own. The rest of the rule was checked in forward.
+    It must if it is to be differentiated itself or autocast is on (for the kernels of the CPU), and for gradients that are
+    no plain tensors; those of ``is_grads_batched=True`` have no memory of their own. The rest of the rule was checked in
+    forward.
     """
     return not (
         not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        and (backend == TRITON or not torch.is_autocast_enabled("cpu"))
         and type(g) in PLAIN
         and has_storage(g)
         and g.layout is torch.strided

@@ -12,6 +12,9 @@ from torch import Tensor
 from activations.base import along
 from activations.kernels import library
 
+# Numbers of a curve, whose gradients the kernel for a GPU sums up in registers; longer ones go to the reference there.
+MOST_ON_GPU = 40
+
 
 def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: float = 0.0) -> Tensor:
     """The function through heights at equally spaced knots, with straight tails; one for all channels or one each.
@@ -33,8 +36,16 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: f
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    if library.fusable(x, curve) and _fit(x, curve, channel_dim):
-        y: Tensor = _PiecewiseLinear.apply(channel_dim, min_width, library.dense(x), curve.contiguous())
+    kernels = library.backend(x, curve)
+    if kernels and _fit(x, curve, channel_dim) and (kernels == library.CPU or curve.shape[1] <= MOST_ON_GPU):
+        if torch.compiler.is_compiling():
+            from activations.kernels.gpu import ops
+
+            y: Tensor = ops.pointwise("pwlu", channel_dim, x, [curve], [min_width])
+            return y
+        y = _PiecewiseLinear.apply(
+            kernels, channel_dim, min_width, library.dense(x), curve.contiguous()
+        )
         return y
     return _piecewise_linear(channel_dim, min_width, x, curve)
 
@@ -48,7 +59,9 @@ def _fit(x: Tensor, curve: Tensor, channel_dim: int) -> bool:
 
 
 def _piecewise_linear(channel_dim: int, min_width: float, x: Tensor, curve: Tensor) -> Tensor:
-    """The reference."""
+    """The reference; in float32 at least, as positions in a table need it."""
+    if x.dtype in library.HALF:
+        return _piecewise_linear(channel_dim, min_width, x.float(), curve.float()).to(x.dtype)
     left, right, heights = curve[:, 0], curve[:, 1], curve[:, 2:-2]
     slope_left, slope_right = curve[:, -2], curve[:, -1]
     right = torch.maximum(right, left + min_width * left.detach().abs().clamp_min(1))
@@ -66,11 +79,17 @@ class _PiecewiseLinear(torch.autograd.Function):
     """The fused form; saves its inputs alone."""
 
     @staticmethod
-    def forward(ctx: Any, channel_dim: int, min_width: float, x: Tensor, curve: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, kernels: str, channel_dim: int, min_width: float, x: Tensor, curve: Tensor
+    ) -> Tensor:
         library.save(ctx, x, curve)
+        ctx.kernels, ctx.channel_dim, ctx.min_width = kernels, channel_dim, min_width
+        if kernels == library.TRITON:
+            from activations.kernels.gpu import pointwise as gpu
+
+            return gpu.forward("pwlu", channel_dim, x, [curve], [min_width])
         units, width = curve.shape
         y = torch.empty_like(x)
-        ctx.channel_dim, ctx.min_width = channel_dim, min_width
         library.kernels("pwlu", x.dtype)[0](
             *library.layout(x, units, channel_dim),
             torch.get_num_threads(),
@@ -85,10 +104,15 @@ class _PiecewiseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, curve = library.saved(ctx)
-        if library.needs_reference(g):
+        if library.needs_reference(g, ctx.kernels):
             reference = partial(_piecewise_linear, ctx.channel_dim, ctx.min_width)
             return library.reference_backward(ctx, reference, (x, curve), g)
-        g, dx, dcurve = library.match_layout(g, x), torch.empty_like(x), torch.empty_like(curve)
+        g = library.match_layout(g, x)
+        if ctx.kernels == library.TRITON:
+            from activations.kernels.gpu import pointwise as gpu
+
+            return None, None, None, *gpu.backward("pwlu", ctx.channel_dim, g, x, [curve], [ctx.min_width])
+        dx, dcurve = torch.empty_like(x), torch.empty_like(curve)
         library.kernels("pwlu", x.dtype)[1](
             *library.layout(x, len(curve), ctx.channel_dim),
             torch.get_num_threads(),
@@ -100,7 +124,7 @@ class _PiecewiseLinear(torch.autograd.Function):
             g.data_ptr(),
             dcurve.data_ptr(),
         )
-        return None, None, dx, dcurve
+        return None, None, None, dx, dcurve
 
 
 def take(index: Tensor, *tables: Tensor, channel_dim: int) -> tuple[Tensor, ...]:

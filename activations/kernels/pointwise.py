@@ -39,14 +39,17 @@ class Pointwise(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        wide = upcast(x) if self.upcasts else x
-        coefficients = self.coefficients(wide)
+        wide = library.widen(x) if self.upcasts else x
+        like = wide if wide.dtype not in library.HALF else wide.new_empty(0, dtype=torch.float32)
+        coefficients = self.coefficients(like)
         y = pointwise(self.kernel, self.reference, wide, *coefficients, channel_dim=self.channel_dim)
         return y if y.dtype is x.dtype else y.to(x.dtype)
 
     def reference(self, x: Tensor, *coefficients: Tensor) -> Tensor:
         """Compute y by ``formula``, from coefficients as ``coefficients`` returns them."""
-        return self.formula(x, *(self.along_channels(c, x) for c in coefficients))
+        wide = upcast(x) if self.upcasts else x
+        y = self.formula(wide, *(self.along_channels(c, wide) for c in coefficients))
+        return y if y.dtype is x.dtype else y.to(x.dtype)
 
     def curves(self, x: Tensor) -> Tensor:
         return self.formula(x[None], *(c.unsqueeze(-1) for c in self.coefficients(x)))
@@ -70,19 +73,34 @@ def pointwise(
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    dtype = x.dtype
-    same = [p if p.dtype is dtype else p.to(dtype) for p in parameters]
-    if library.fusable(x, *same):
-        units = _units(name, *[p.shape for p in same])
+    dtype, kernels = x.dtype, library.REFERENCE
+    if dtype in library.HALF:  # which the kernels of a GPU take beside parameters in float32
+        kernels = library.backend(x, *parameters)
+    if not kernels:
+        parameters = tuple([p if p.dtype is dtype else p.to(dtype) for p in parameters])
+        kernels = library.backend(x, *parameters)
+    compiling = torch.compiler.is_compiling()
+    if kernels and not (compiling and not parameters):  # a plain function is better compiled into its neighbors
+        count = _count_units if compiling else _units
+        units = count(name, *[p.shape for p in parameters])
         if units == 1 or units == x.shape[channel_dim]:
-            dense = [p.contiguous() for p in same]
-            y: Tensor = _Pointwise.apply(name, reference, channel_dim, library.dense(x), *dense)
+            if compiling:
+                return _compiled(name, channel_dim, x, parameters)
+            dense = [p.contiguous() for p in parameters]
+            y: Tensor = _Pointwise.apply(kernels, name, reference, channel_dim, library.dense(x), *dense)
             return y
-    return reference(x, *same)
+    return reference(x, *parameters)
 
 
-@cache
-def _units(name: str, *shapes: torch.Size) -> int:
+def _compiled(name: str, channel_dim: int, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return y by an operator that torch.compile does not look into."""
+    from activations.kernels.gpu import ops
+
+    y: Tensor = ops.pointwise(name, channel_dim, x, list(parameters), [])
+    return y
+
+
+def _count_units(name: str, *shapes: torch.Size) -> int:
     """How many units parameters of these shapes are for; 0 if they are not what the kernel reads."""
     if not all(0 < len(shape) < 3 for shape in shapes):
         return 0
@@ -93,16 +111,29 @@ def _units(name: str, *shapes: torch.Size) -> int:
     return units.pop() if rows == read and sum(rows) <= MAX_PARAMS and len(units) == 1 else 0
 
 
+_units = cache(_count_units)  # which torch.compile would warn of
+
+
 class _Pointwise(torch.autograd.Function):
     """Saves its inputs alone; the parameters' gradients are summed in double."""
 
     @staticmethod
     def forward(
-        ctx: Any, name: str, reference: Reference, channel_dim: int, x: Tensor, *parameters: Tensor
+        ctx: Any,
+        kernels: str,
+        name: str,
+        reference: Reference,
+        channel_dim: int,
+        x: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         library.save(ctx, x, *parameters)
         # not ctx.name, which every node of a graph has
-        ctx.kernel, ctx.reference, ctx.channel_dim = name, reference, channel_dim
+        ctx.kernels, ctx.kernel, ctx.reference, ctx.channel_dim = kernels, name, reference, channel_dim
+        if kernels == library.TRITON:
+            from activations.kernels.gpu import pointwise as gpu
+
+            return gpu.forward(name, channel_dim, x, parameters)
         layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, channel_dim)
         p = library.row_addresses(parameters)
         y = torch.empty_like(x)
@@ -113,9 +144,14 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = library.saved(ctx)
-        if library.needs_reference(g):
+        if library.needs_reference(g, ctx.kernels):
             return library.reference_backward(ctx, ctx.reference, (x, *parameters), g)
-        g, dx = library.match_layout(g, x), torch.empty_like(x)
+        g = library.match_layout(g, x)
+        if ctx.kernels == library.TRITON:
+            from activations.kernels.gpu import pointwise as gpu
+
+            return None, None, None, None, *gpu.backward(ctx.kernel, ctx.channel_dim, g, x, parameters)
+        dx = torch.empty_like(x)
         gradients = [torch.empty_like(p) for p in parameters]
         layout = library.layout(x, parameters[0].shape[-1] if parameters else 1, ctx.channel_dim)
         p, dp = library.row_addresses(parameters), library.row_addresses(gradients)
@@ -123,4 +159,4 @@ class _Pointwise(torch.autograd.Function):
         library.kernels(ctx.kernel, x.dtype)[1](
             *layout, threads, x.data_ptr(), dx.data_ptr(), p, len(p), g.data_ptr(), dp
         )
-        return None, None, None, dx, *gradients
+        return None, None, None, None, dx, *gradients

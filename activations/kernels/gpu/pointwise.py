@@ -1,0 +1,216 @@
+"""Units y = f(x; p) of one input and a few coefficients per channel or site: ``units`` over a whole tensor."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from activations.kernels import library
+from activations.kernels.gpu import launch, units
+
+# How many of a unit's numbers are learned, where that is not all of them: the first.
+LEARNED = {"finer": 0, "gaussian": 0, "leaky_relu_squared": 0, "smu": 1}
+
+
+@triton.jit
+def load_parameters(parameters, counts: tl.constexpr, units, unit, mask):
+    """Return the numbers of ``unit`` from (counts[k], units) each, as a tuple of float32."""
+    p = ()
+    for k in tl.static_range(len(counts)):
+        for row in tl.static_range(counts[k]):
+            p = p + (tl.load(parameters[k] + row * units + unit, mask, other=1.0).to(tl.float32),)
+    return p
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr,
+    y_ptr,
+    parameters,
+    units,
+    outer,
+    inner,
+    load: tl.constexpr,
+    formula: tl.constexpr,
+    counts: tl.constexpr,
+    by_rows: tl.constexpr,
+    height: tl.constexpr,
+    width: tl.constexpr,
+):
+    group = tl.program_id(0)
+    step = units.to(tl.int64) * inner
+    across = tl.cdiv(inner, width)
+    columns = tl.arange(0, width)[None, :]
+    if by_rows:
+        columns += group * width
+        inside = columns < units
+        p = load(parameters, counts, units, columns, inside)
+    else:
+        p = load(parameters, counts, units, group, True)
+        x_ptr += group.to(tl.int64) * inner
+        y_ptr += group.to(tl.int64) * inner
+    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * across, tl.num_programs(1)):
+        rows = (tile // across) * height + tl.arange(0, height)[:, None]
+        if by_rows:
+            at = columns
+            mask = (rows < outer) & inside
+        else:
+            at = (tile % across) * width + columns
+            mask = (rows < outer) & (at < inner)
+        offsets = rows.to(tl.int64) * step + at
+        x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
+        y = formula(x, p)
+        tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def backward_kernel(
+    x_ptr,
+    g_ptr,
+    dx_ptr,
+    sums_ptr,
+    parameters,
+    units,
+    outer,
+    inner,
+    load: tl.constexpr,
+    formula: tl.constexpr,
+    counts: tl.constexpr,
+    sums: tl.constexpr,
+    by_rows: tl.constexpr,
+    height: tl.constexpr,
+    width: tl.constexpr,
+):
+    group = tl.program_id(0)
+    step = units.to(tl.int64) * inner
+    across = tl.cdiv(inner, width)
+    columns = tl.arange(0, width)[None, :]
+    if by_rows:
+        columns += group * width
+        inside = columns < units
+        p = load(parameters, counts, units, columns, inside)
+    else:
+        p = load(parameters, counts, units, group, True)
+        x_ptr += group.to(tl.int64) * inner
+        g_ptr += group.to(tl.int64) * inner
+        dx_ptr += group.to(tl.int64) * inner
+    total = ()
+    for k in tl.static_range(sums):
+        total = total + (tl.zeros((height, width), tl.float32),)
+    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * across, tl.num_programs(1)):
+        rows = (tile // across) * height + tl.arange(0, height)[:, None]
+        if by_rows:
+            at = columns
+            mask = (rows < outer) & inside
+        else:
+            at = (tile % across) * width + columns
+            mask = (rows < outer) & (at < inner)
+        offsets = rows.to(tl.int64) * step + at
+        x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
+        g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
+        dx, terms = formula(x, g, p)
+        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
+        grown = ()
+        for k in tl.static_range(sums):
+            grown = grown + (total[k] + tl.where(mask, terms[k], 0.0),)
+        total = grown
+    for k in tl.static_range(sums):
+        # (programs, sums, units)
+        row = sums_ptr + (tl.program_id(1) * sums + k) * units
+        if by_rows:
+            tl.store(row + tl.ravel(columns), tl.sum(total[k], 0), tl.ravel(inside))
+        else:
+            tl.store(row + group, tl.sum(total[k]))
+
+
+class Kernel(NamedTuple):
+    """How a unit is computed: what its kernels take besides tensors and a tiling."""
+
+    load: Any  # what reads a unit's numbers
+    counts: tuple[float, ...]  # of which it knows this
+    units: int
+    sums: int  # numbers that are summed up for the parameters
+
+
+def kernel(name: str, parameters: Sequence[Tensor], numbers: Sequence[float]) -> Kernel:
+    """Return the kernel of the unit ``name``."""
+    if name == "pwlu":
+        rows, width = parameters[0].shape
+        return Kernel(units.load_curve, (width - 5, *numbers), rows, width)
+    counts = tuple(p.shape[0] if p.ndim > 1 else 1 for p in parameters)
+    total = sum(counts)
+    sums = 2 * (total + 2) // 3 if name == "npwlu" else LEARNED.get(name, total)
+    return Kernel(load_parameters, counts, parameters[0].shape[-1] if parameters else 1, sums)
+
+
+def forward(
+    name: str, channel_dim: int, x: Tensor, parameters: Sequence[Tensor], numbers: Sequence[float] = ()
+) -> Tensor:
+    """Return y of the unit ``name``.
+
+    Args:
+        x: dense.
+        parameters: contiguous, (units,) or (rows, units) each; of ``pwlu`` the curve.
+        numbers: of ``pwlu`` the least width of its interval.
+    """
+    y = torch.empty_like(x)
+    one = kernel(name, parameters, numbers)
+    tiles = launch.tiles(*library.layout(x, one.units, channel_dim), sums=0, processors=launch.processors(x))
+    forward_kernel[tiles.grid](
+        *(x, y, tuple(parameters), tiles.units, tiles.outer, tiles.inner),
+        load=one.load,
+        formula=getattr(units, name),
+        counts=one.counts,
+        by_rows=tiles.by_rows,
+        height=tiles.height,
+        width=tiles.width,
+    )
+    return y
+
+
+def backward(
+    name: str,
+    channel_dim: int,
+    g: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    numbers: Sequence[float] = (),
+) -> list[Tensor]:
+    """Return the gradients of ``x`` and the parameters, from ``g`` in the layout of ``x``."""
+    dx = torch.empty_like(x)
+    one = kernel(name, parameters, numbers)
+    at = library.layout(x, one.units, channel_dim)
+    tiles = launch.tiles(*at, sums=one.sums, processors=launch.processors(x))
+    sums = x.new_empty(tiles.programs, one.sums, tiles.units, dtype=torch.float32)
+    backward_kernel[tiles.grid](
+        *(x, g, dx, sums, tuple(parameters), tiles.units, tiles.outer, tiles.inner),
+        load=one.load,
+        formula=getattr(units, f"{name}_backward"),
+        counts=one.counts,
+        sums=one.sums,
+        by_rows=tiles.by_rows,
+        height=tiles.height,
+        width=tiles.width,
+    )
+    total = sums.sum(0)
+    if name == "pwlu":
+        return [dx, total.T.to(parameters[0].dtype, memory_format=torch.contiguous_format)]
+    if name == "npwlu":
+        total = _finish_npwlu(total, torch.cat([p.float().view(-1, tiles.units) for p in parameters]))
+    if missing := sum(one.counts) - len(total):
+        total = torch.cat([total, total.new_zeros(missing, tiles.units)])
+    parts = total.split(one.counts)
+    return [dx, *[part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]]
+
+
+def _finish_npwlu(sums: Tensor, p: Tensor) -> Tensor:
+    """Return the gradients of knots, heights and slopes, in this order, from the sums of g and g (x - knot) in every piece."""
+    count = (len(p) - 1) // 3
+    slopes, pieces = p[2 * count :], sums[: count + 1]  # the piece left of the first knot stands first
+    d_knots, d_heights = -slopes[1:] * pieces[1:], pieces[1:].clone()
+    d_knots[0] -= slopes[0] * pieces[0]
+    d_heights[0] += pieces[0]
+    return torch.cat([d_knots, d_heights, sums[count + 1 :]])
