@@ -12,6 +12,7 @@ from tasks.data.sets import SampleSet
 from tasks.data.splits import hold_out
 from tasks.data.store import one_threaded
 from tasks.data.survey import count_copies
+from tasks.data.transfer import deliver, send
 from tasks.settings import within
 
 
@@ -83,7 +84,7 @@ class ImageTask(Task):
         else:
             index = self.spread(index, size)
         chunks = index.split(size)
-        for chunk, samples in zip(chunks, self.store.batches(chunks), strict=True):
+        for chunk, samples in zip(chunks, deliver(self.store, chunks, self.device), strict=True):
             if split == "train" and self.augment is not None:
                 samples = self.augment(samples, generator)
             yield self._batch(samples, chunk, generator if split == "train" else None)
@@ -96,7 +97,7 @@ class ImageTask(Task):
         """Return inputs and targets, on the device, of the uint8 ``samples`` at ``index``.
 
         Args:
-            samples: (n, planes, H, W), augmented.
+            samples: (n, planes, H, W), augmented; on the device already, if that is a GPU.
             index: (n,) their positions.
             generator: of what is random in training; None outside of it.
         """
@@ -104,7 +105,8 @@ class ImageTask(Task):
 
     def _normalize(self, images: Tensor) -> Tensor:
         """Bring float images, (n, C, H, W) on the device, to the training split's mean 0 and variance 1, in place."""
-        return images.mul_(self.scale.to(self.device)).add_(self.shift.to(self.device))
+        self.scale, self.shift = send(self.scale, self.device), send(self.shift, self.device)
+        return images.mul_(self.scale).add_(self.shift)
 
     def _try_augment(self, samples: Tensor) -> Tensor:
         """Augment samples to see whether they suit the augmentation, and what it makes of them."""

@@ -1,6 +1,7 @@
 """Augmentation as batched tensor operations on uint8 images, drawn per image.
 
-Each is called with images and a generator, its only source of randomness. ``masks`` planes at the end of each sample are
+Each is called with images, on any device, and a generator of the CPU, its only source of randomness: the numbers are drawn
+on the CPU and sent to the images, so that a batch has the same bits on every device. ``masks`` planes at the end of each sample are
 label maps: they move with the image, and their values are never mixed or changed.
 """
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from activations.checks import check_bool, check_int, check_list, check_number
+from tasks.data.resize import resize_boxes
+from tasks.data.transfer import send
 from tasks.settings import within
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -79,11 +82,13 @@ class CropFlip:
         n, _, height, width = images.shape
         if self.padding >= min(height, width):
             raise ValueError(f"padding={self.padding}: must be below the images' size, {height} x {width}")
-        shift = torch.randint(-self.padding, self.padding + 1, (2, n, 1), generator=generator)
-        rows = _reflect(torch.arange(height) + shift[0], height)  # (N, H)
-        columns = _reflect(torch.arange(width) + shift[1], width)  # (N, W)
+        device = images.device
+        drawn = torch.randint(-self.padding, self.padding + 1, (2, n, 1), generator=generator)
+        shift = send(drawn, device)
+        rows = _reflect(torch.arange(height, device=device) + shift[0], height)  # (N, H)
+        columns = _reflect(torch.arange(width, device=device) + shift[1], width)  # (N, W)
         if self.flip:
-            flipped = torch.rand(n, 1, generator=generator) < 0.5
+            flipped = send(torch.rand(n, 1, generator=generator) < 0.5, device)
             columns = torch.where(flipped, columns.flip(1), columns)
         return _pick(images, rows, columns)
 
@@ -123,13 +128,15 @@ class Cutout:
             raise ValueError(
                 f"fill: has {len(self.fill)} numbers, must have 1 or {planes - self.masks}, one per plane"
             )
+        centers = [torch.randint(side, (n, 1), generator=generator) for side in (height, width)]
         inside = [
-            _between(torch.randint(side, (n, 1), generator=generator) - self.size // 2, self.size, side)
-            for side in (height, width)
+            _between(send(center, images.device) - self.size // 2, self.size, side)
+            for center, side in zip(centers, (height, width), strict=True)
         ]
+        self.fill = send(self.fill, images.device)
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (N, 1, H, W)
         pictures, masks = images.split([planes - self.masks, self.masks], dim=1)
-        pictures = torch.where(hole.to(images.device), self.fill.to(images.device), pictures)
+        pictures = torch.where(hole, self.fill, pictures)
         return torch.cat([pictures, masks], dim=1) if self.masks else pictures
 
 
@@ -178,22 +185,25 @@ class RandomResizedCrop:
         n, planes, height, width = images.shape
         _check_size(self.size, height, width)
         boxes = self.boxes(n, height, width, generator)
-        flips = (torch.rand(n, generator=generator) < 0.5) & self.flip
-        pixels = images.contiguous(memory_format=torch.channels_last)
-        out = images.new_empty(n, planes, *self.size)
-
-        # one image at a time, as each has its own box
-        for i, (flipped, (top, left, h, w)) in enumerate(zip(flips.tolist(), boxes.tolist(), strict=True)):
-            box = pixels[i : i + 1, :, top : top + h, left : left + w]
-            one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
-            out[i : i + 1] = one.flip(3) if flipped else one
+        flips = (torch.rand(n, 1, generator=generator) < 0.5) & self.flip
+        if images.is_cpu:  # one image at a time, as each has its own box
+            pixels = images.contiguous(memory_format=torch.channels_last)
+            out = images.new_empty(n, planes, *self.size)
+            chosen = zip(flips[:, 0].tolist(), boxes.tolist(), strict=True)
+            for i, (flipped, (top, left, h, w)) in enumerate(chosen):
+                box = pixels[i : i + 1, :, top : top + h, left : left + w]
+                one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
+                out[i : i + 1] = one.flip(3) if flipped else one
+        else:
+            boxes, flips = send(boxes, images.device), send(flips, images.device)
+            out = resize_boxes(images, boxes, self.size, flips)
         if self.masks:
             top, left, h, w = boxes.T[:, :, None]
             rows, columns = (
                 start + _nearest(sides, target)
                 for start, sides, target in zip((top, left), (h, w), self.size, strict=True)
             )
-            columns = torch.where(flips[:, None], columns.flip(1), columns)
+            columns = torch.where(flips, columns.flip(1), columns)
             out[:, -self.masks :] = _pick(images[:, -self.masks :], rows, columns)
         return out
 
@@ -254,11 +264,16 @@ class CenterCrop:
         box = images[:, :, top : top + h, left : left + w]
         if (h, w) == self.size:
             return box.contiguous()
-        pixels = box.contiguous(memory_format=torch.channels_last)
-        out = F.interpolate(pixels, self.size, mode="bilinear", antialias=True).contiguous()
+        if images.is_cpu:
+            pixels = box.contiguous(memory_format=torch.channels_last)
+            out = F.interpolate(pixels, self.size, mode="bilinear", antialias=True).contiguous()
+        else:
+            whole = send(torch.tensor([[0, 0, h, w]]), images.device)
+            out = resize_boxes(box, whole, self.size)
         if self.masks:
             rows, columns = (
-                _nearest(torch.tensor([[side]]), to) for side, to in zip((h, w), self.size, strict=True)
+                _nearest(torch.full((1, 1), side, device=images.device), to)
+                for side, to in zip((h, w), self.size, strict=True)
             )
             out[:, -self.masks :] = _pick(box[:, -self.masks :], rows, columns)
         return out
@@ -268,7 +283,7 @@ def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the pixels at ``rows`` (N or 1, H') and ``columns`` (N or 1, W') of each image, in all planes."""
     n, planes, _, width = images.shape
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(len(rows), 1, -1).expand(n, planes, -1)
-    picked = images.reshape(n, planes, -1).gather(2, pixels.to(images.device))
+    picked = images.reshape(n, planes, -1).gather(2, pixels)
     return picked.view(n, planes, rows.shape[1], columns.shape[1])
 
 
@@ -280,12 +295,12 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 def _nearest(sides: Tensor, size: int) -> Tensor:
     """Return (N, size): for each of ``sides`` (N, 1), the integers below it that are nearest to ``size`` even steps."""
-    return (2 * torch.arange(size) + 1) * sides // (2 * size)
+    return (2 * torch.arange(size, device=sides.device) + 1) * sides // (2 * size)
 
 
 def _between(start: Tensor, length: int, size: int) -> Tensor:
     """Return (N, size): which of 0 .. size - 1 lie in ``start`` (N, 1) .. ``start + length - 1``."""
-    position = torch.arange(size)
+    position = torch.arange(size, device=start.device)
     return (position >= start) & (position < start + length)
 
 
