@@ -6,6 +6,7 @@ add something to it, such as timm's and FReLU's, follow as well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -105,13 +106,9 @@ def _along(value: Tensor, x: Tensor) -> Tensor:
     return value.view(1, -1, *[1] * (x.ndim - 2))
 
 
-def _forward(norm: nn.Module, x: Tensor) -> Tensor:
-    if not norm.training:
-        result: Tensor = type(norm).forward(norm, x)
-        return result
-    with _OfAll():
-        result = type(norm).forward(norm, x)
-    return result
+def _forward(norm: nn.Module, x: Tensor) -> Any:
+    with _OfAll() if norm.training else nullcontext():
+        return type(norm).forward(norm, x)
 
 
 class _OfAll(TorchFunctionMode):

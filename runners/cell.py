@@ -369,7 +369,9 @@ class ProcessLostError(ConnectionError):
 
     def __init__(self, size: int, message: str | None = None) -> None:
         why = message or "it was killed, or its machine was lost"
-        super().__init__(f"another of the {size} processes has ended ({why}); the same command resumes the cell")
+        super().__init__(
+            f"another of the {size} processes has ended ({why}); the same command resumes the cell"
+        )
 
 
 class CellFailedError(Exception):

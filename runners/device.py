@@ -39,7 +39,9 @@ def own_device(name: str, world: World) -> torch.device:
     count = torch.cuda.device_count()
     if world.size > 1:
         if device.index is not None:
-            raise ValueError(f"device={name}: must be auto, cuda or cpu, as torchrun gives each process a GPU")
+            raise ValueError(
+                f"device={name}: must be auto, cuda or cpu, as torchrun gives each process a GPU"
+            )
         if world.local >= count:
             raise ValueError(f"torchrun: more processes on this machine than its {count} GPUs")
         device = torch.device("cuda", world.local)

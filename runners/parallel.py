@@ -216,7 +216,9 @@ def joined() -> Iterator[World]:
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_gloo_available()):
-        raise ValueError(f"torchrun: torch {torch.__version__} was built without gloo, by which processes talk")
+        raise ValueError(
+            f"torchrun: torch {torch.__version__} was built without gloo, by which processes talk"
+        )
     cuda = torch.cuda.is_available() and distributed.is_nccl_available()
     store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
     _world = World(rank, size, int(os.environ["LOCAL_RANK"]), distributed.PrefixStore("actbench", store))

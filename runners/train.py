@@ -173,7 +173,7 @@ class Train:
         with world.leader_first():
             resumed = state.resume(checkpoint, world.rank)
         run, trained = state.progress, world.wrapped(model, task.device)
-        run.begin_session({name: facts[name] for name in PROVENANCE if name in facts})
+        run.begin_session({name: facts[name] for name in PROVENANCE})
         cell.heartbeat.progress = _Pace(run, epochs, steps)
         log.info(
             "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
@@ -187,8 +187,7 @@ class Train:
             # no bar if stderr is not a terminal; the workers of a grid share one line
             disable=True if multiprocessing.parent_process() or not world.leads else None,
         )
-        # only a CPU that is alone may read the loss whenever the bar is drawn
-        waits = world.size > 1 or task.device.type != "cpu"
+        waits = waits_for(task.device) or world.size > 1
 
         keep_curves = evolution_epochs(epochs)
         with bar:
@@ -345,7 +344,7 @@ class Train:
                 "higher_is_better": task.higher_is_better,
                 "device": torch.cuda.get_device_name(task.device) if cuda else str(task.device),
                 "num_threads": torch.get_num_threads(),
-                **({"num_processes": parallel.current().size} if parallel.current().size > 1 else {}),
+                "num_processes": size if (size := parallel.current().size) > 1 else None,
                 "kernels": library.described(),
                 "data_fingerprint": task.fingerprint,
                 "epochs": epochs,
@@ -420,9 +419,7 @@ class Train:
         if world.leads:
             state.save(path, random)
 
-    def _interrupted(
-        self, cell: Cell, run: Progress, stop: "_Stop", by: signal.Signals
-    ) -> dict[str, Any]:
+    def _interrupted(self, cell: Cell, run: Progress, stop: "_Stop", by: signal.Signals) -> dict[str, Any]:
         stop.received = by  # another process may have received it
         how = "the same command without force=true" if cell.force else "the same command"
         reason = f"{by.name} in epoch {run.epoch}, step {run.step}; {how} resumes it"
@@ -441,6 +438,11 @@ class Train:
             seconds_per_epoch=statistics.median(seconds[1:] or seconds) if seconds else None,
             **facts,
         )
+
+
+def waits_for(device: torch.device) -> bool:
+    """Return whether reading a value makes the host wait for the work that it has given to ``device``."""
+    return device.type != "cpu"
 
 
 def _known_cost(path: Path) -> dict[str, Any] | None:

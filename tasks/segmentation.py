@@ -130,9 +130,7 @@ class Segmentation(ImageTask):
 
     def metrics(self, output: Tensor, target: Tensor, *, training: bool) -> dict[str, Tensor]:
         """Return the pixel accuracy of a batch, in percent."""
-        return {
-            "pixel_accuracy": 100 * (_classes(output) == target).sum() / self.terms(target)
-        }
+        return {"pixel_accuracy": 100 * (_classes(output) == target).sum() / self.terms(target)}
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
         """Return loss, miou, dice, boundary_iou and pixel_accuracy over the whole of ``split``.
