@@ -228,8 +228,7 @@ class Task(ABC):
         Raises:
             ValueError: a batch has fewer samples than there are processes.
         """
-        for inputs, target in self.batches("train", generator):
-            count = len(inputs)
+        for inputs, target, count in self.parts("train", generator):
             if self.processes.size == 1:
                 yield Share(inputs, target, count)
                 continue
@@ -237,12 +236,23 @@ class Task(ABC):
                 raise ValueError(
                     f"task.recipe.batch_size={count}: must be >= {self.processes.size}, the number of processes"
                 )
-            rows = self.processes.part(count)
-            weight = self.terms(target[rows]) / self.terms(target)
-            yield Share(inputs[rows], target[rows], count, weight)
+            own = self.terms(target)
+            whole = self.processes.total({"terms": own})["terms"] if isinstance(own, Tensor) else count
+            yield Share(inputs, target, count, own / whole)
+
+    def parts(
+        self, split: str, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield inputs and target of this process's rows of each batch, and the number of samples of the whole batch."""
+        for inputs, target in self.batches(split, generator):
+            if self.processes.size == 1:
+                yield inputs, target, len(inputs)
+            else:
+                rows = self.processes.part(len(inputs))
+                yield inputs[rows], target[rows], len(inputs)
 
     def terms(self, target: Tensor) -> Tensor | int:
-        """Return how many terms the loss of a batch is the mean of."""
+        """Return how many terms the loss of a batch is the mean of: the number of samples, or a tensor."""
         return len(target)
 
     @abstractmethod
@@ -269,13 +279,9 @@ class Task(ABC):
         Of several processes each computes its rows of a batch, and all of them get the whole output.
         """
         network.eval()
-        for inputs, target in islice(self.batches(split), self.limit_batches):
-            if self.processes.size == 1:
-                yield network(inputs).float(), target
-                continue
-            own = inputs[self.processes.part(len(inputs))]
-            output = network(own).float() if len(own) else inputs.new_empty(0, *self.output_shape)
-            yield self.processes.gather(output, len(inputs)), target
+        for inputs, target, count in islice(self.parts(split), self.limit_batches):
+            output = network(inputs).float() if len(inputs) else inputs.new_empty(0, *self.output_shape)
+            yield self.processes.gather(output, count), self.processes.gather(target, count)
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
         """Return loss and metrics over ``split``, in eval mode and without gradients.

@@ -35,6 +35,7 @@ from tasks.data.resize import resize_boxes
 from tasks.data.sets import ImageSet, MaskSet, SampleSet
 from tasks.data.store import Memory
 from tasks.images import ImageTask
+from tasks.processes import Processes
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 FAMILIES = ("digits", "sines2d", "shapes_small", "cifar10_vit_small")  # CNN, MLP, U-Net, transformer
@@ -398,28 +399,27 @@ def test_a_missing_gpu_is_said() -> None:
 # ---- parts of a batch
 
 
-def test_parts_of_a_loss_and_of_means_add_up() -> None:
-    """Without processes: the parts of two, one after the other, against the whole."""
-    from tasks.processes import Processes
-
-    task = task_of("shapes_small")
+def test_parts_of_a_loss_and_of_means_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without processes: the parts of three, one after the other, against the whole; with void pixels and augmentation."""
+    task = make_task("shapes_small")
+    samples = task.store.samples[task.index["train"]]
+    samples[::3, -1, :9] = VOID
+    task.store.samples[task.index["train"]] = samples
     whole = next(task.shares(torch.Generator().manual_seed(0)))
-    whole.target[:2, :7] = VOID
+    terms = task.terms(whole.target)
+    monkeypatch.setattr(Processes, "total", lambda self, values: {"terms": terms})
     network = build_network(make_factory("relu"), task, 0).eval()
     step = forward(network, task, (), whole, nullcontext())
     means = RunningMeans()
     means.add(whole.count, **step.values(task, whole))
     total, sums = torch.zeros(()), Counter()
-    try:
-        for rank in range(3):
-            task.processes = Processes(rank, 3)
-            task.batches = lambda split, generator: iter([(whole.inputs, whole.target)])
-            share = next(task.shares())
-            part = forward(network, task, (), share, nullcontext())
-            total += part.total / 3
-            sums.update({name: value.item() for name, value in part.values(task, share).items()})
-    finally:
-        del task.processes, task.batches
+    for rank in range(3):
+        task.processes = Processes(rank, 3)
+        share = next(task.shares(torch.Generator().manual_seed(0)))
+        assert torch.equal(share.inputs, whole.inputs[task.processes.part(whole.count)])
+        part = forward(network, task, (), share, nullcontext())
+        total += part.total / 3
+        sums.update({name: value.item() for name, value in part.values(task, share).items()})
     torch.testing.assert_close(total, step.total)
     assert dict(sums) == pytest.approx(means.result(), rel=1e-5)
 
