@@ -9,9 +9,8 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from functools import partial
 from types import FrameType
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from results.terminal import print_anything
+from runners import parallel
 from runners.cell import CellFailedError, CellLockedError
 from runners.compose import CONF, Parts
 from runners.errors import format_error
@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> None:
         if DEBUG:
             raise
         prefix = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
-        print(f"actbench: {prefix}{format_error(error)}", file=sys.stderr, flush=True)
+        parallel.current().complain(f"{prefix}{format_error(error)}")
         if not grid:
             raise SystemExit(1) from None
         stopped = OmegaConf.select(cfg, "grid.fail_fast")
@@ -68,8 +68,14 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     """Run a composed cell, unless it is finished; or inspect its data."""
     if not grid and (message := is_grid(hydra_cfg)):
         raise ValueError(message)
-    parts = Parts(cfg, hydra_cfg)
-    cell = parts.cell(grid=grid)
+    parts, world = Parts(cfg, hydra_cfg), parallel.current()
+    if grid and world.size > 1:
+        raise ValueError("torchrun: trains a single cell; a grid is started without it")
+    cell = world.follow(parts.cell(grid=grid))
+    if not world.leads:  # rank 0 decides, and says the rest
+        if world.tell(False):
+            parts.train(cell)
+        return
     if record := cell.completed_record():
         print(cell.summary(record, note=" (finished before)"))
         return
@@ -80,8 +86,13 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     if not trains(cfg.runner):
         parts.runner()(parts.task, cell)
         return
+
+    def train() -> dict[str, Any]:
+        world.tell(True)
+        return parts.train(cell)
+
     try:
-        record = cell.run(partial(parts.train, cell))
+        record = cell.run(train)
     except CellLockedError as error:
         print(error)
         return
@@ -98,13 +109,14 @@ def main() -> None:
         signal.signal(number, stop)
     good = False
     try:
-        with suppress(GridStoppedError):
+        with suppress(GridStoppedError), parallel.joined():
             good = all_ran()
         good &= ReportAfterGrid.report()
     except Exception as error:
         if DEBUG:
             raise
-        sys.exit(f"actbench: {format_error(error)}")
+        parallel.current().complain(format_error(error))
+        sys.exit(1)
     sys.exit(not good)
 
 

@@ -43,6 +43,8 @@ class PWLU(Activation):
     With torch.distributed initialized, statistics are those of the batches of all processes together, and every
     process must run the unit equally often in the first phase. The curve is then part of the graph in that phase
     as well, as DistributedDataParallel asks: its gradient is 0 instead of None, and an optimizer makes a state for it.
+    ``pooled = False`` keeps statistics to the own process, and ``attached = False`` leaves the curve out, for
+    ``find_unused_parameters=True``.
 
     Args:
         segments: N, at least 1; the paper's choice is 16, and 8 to 16 serve best.
@@ -69,6 +71,9 @@ class PWLU(Activation):
         "right": "interval_end",
         "occupancy": "occupancy",
     }
+
+    # With several processes: whether statistics are those of all of them, and whether a curve that rests is in the graph.
+    pooled = attached = True
 
     def __init__(
         self,
@@ -160,7 +165,7 @@ class PWLU(Activation):
         """The function of the phase. A curve that ``rests`` gets no gradient, or 0 where there are several processes."""
         if collecting is False:
             return self._learned(x, self.curve, channel_dim)
-        attached = rests and _several_processes()
+        attached = rests and self.attached and _several_processes()
         if collecting and not attached:
             return x.relu()
         curve = self.curve.detach() if rests and not attached else self.curve
@@ -224,7 +229,7 @@ class PWLU(Activation):
         dims = list(range(x.ndim))
         if self.per_channel:
             dims.remove(self.channel_dim % x.ndim)
-        if _several_processes():
+        if self.pooled and _several_processes():
             std, mean = _std_mean_of_all(upcast(x), dims, len(self.mean))
         elif x.numel() > len(self.mean):
             std, mean = torch.std_mean(upcast(x), dims)

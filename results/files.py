@@ -54,6 +54,7 @@ ADDED = {
     "network.omega": 30.0,
     "network.first_bias": None,
     "network.shared": "call",
+    "runner.sync_batch_norm": True,
 }
 
 # Classes that have moved: a configuration with the new place has the id that it had with the old one.

@@ -23,6 +23,7 @@ PROVENANCE = (
     "numpy",
     "device",
     "num_threads",
+    "num_processes",
     "kernels",
 )
 

@@ -305,6 +305,10 @@ class Cell:
                 return record  # another process has finished it since the caller looked
             try:
                 return train()
+            except ProcessLostError as error:
+                if self.started:
+                    self.write_record("interrupted", reason=str(error))
+                raise
             except Exception as error:
                 log.debug("traceback", exc_info=True)
                 if self.started or (self.grid and self.earlier().get("status") not in FINISHED):
@@ -361,6 +365,21 @@ class Cell:
 
 class CellLockedError(RuntimeError):
     """Another process is training the same cell."""
+
+
+class ProcessLostError(ConnectionError):
+    """Another of the processes that train a cell together has ended.
+
+    Args:
+        size: number of processes.
+        message: what it said, if it ended by an error; then it has printed that itself.
+    """
+
+    def __init__(self, size: int, message: str | None = None) -> None:
+        why = message or "it was killed, or its machine was lost"
+        super().__init__(
+            f"another of the {size} processes has ended ({why}); the same command resumes the cell"
+        )
 
 
 class CellFailedError(Exception):

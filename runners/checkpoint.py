@@ -4,7 +4,7 @@ import io
 import pickle
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,8 +91,13 @@ class RunState:
     fingerprint: str
     progress: Progress = field(default_factory=Progress)
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; a process that is killed leaves the old one or the new one."""
+    def save(self, path: Path, random: Sequence[dict[str, Any]] = ()) -> None:
+        """Write a checkpoint; a process that is killed leaves the old one or the new one.
+
+        Args:
+            random: states of the generators of all processes that train together; none for one that is alone.
+        """
+        own, *others = random or [seeding.random_states()]
         state = {
             "network": self.network.state_dict(),
             "frozen": [name for name, p in self.network.named_parameters() if not p.requires_grad],
@@ -100,12 +105,14 @@ class RunState:
             "scaler": self.scaler.state_dict(),
             "fingerprint": self.fingerprint,
             "progress": vars(self.progress),
-            "random": seeding.random_states(),
-        }
+            "random": own,
+        } | ({"random_of_others": others} if others else {})
         _write(path, state)
 
-    def resume(self, path: Path) -> bool:
+    def resume(self, path: Path, rank: int = 0) -> bool:
         """Restore the state in ``path`` and return True; return False if there is none.
+
+        ``rank`` is the number of this process among those that train together, whose random states differ.
 
         A checkpoint that cannot be read is renamed, and the error is repeated until the user has decided: to start
         over silently would hide that a run was lost.
@@ -140,19 +147,21 @@ class RunState:
                 "force=true trains this cell from the start"
             )
         try:
-            self._restore(state)
+            self._restore(state, rank)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise _set_aside(path, error) from None
         return True
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any], rank: int) -> None:
         self.network.load_state_dict(state["network"])
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name not in state["frozen"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        seeding.set_random_states(state["random"])
+        random = [state["random"], *state.get("random_of_others", ())]
+        if rank < len(random):
+            seeding.set_random_states(random[rank])
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from activations.base import Activation
 from activations.surgery.state import undisturbed
 from runners.optim import activation_modules, activation_parameters, make_optimizer, sites
 from runners.step import forward, update
-from tasks.base import Batch, Task
+from tasks.base import Batch, Share, Task
 
 WARM_UP = 2  # calls of everything before it is timed
 LEAST, MOST = 3, 60  # rounds
@@ -123,6 +123,7 @@ class Measured:
             group["lr"] = 0.0
         self.scaler = torch.amp.GradScaler(self.task.device.type, enabled=self.scaled)
         self.units = [*activation_modules(self.network).values()]
+        self.share = Share(*self.batch, len(self.batch[0]))
         for epoch in range(self.epochs):
             for unit in self.units:
                 unit.start_epoch(epoch, self.epochs)
@@ -132,7 +133,7 @@ class Measured:
     def loss(self) -> Tensor:
         """The loss of a forward pass in train mode."""
         self.network.train()
-        return forward(self.network, self.task, self.units, *self.batch, self.autocast()).total
+        return forward(self.network, self.task, self.units, self.share, self.autocast()).total
 
     def step(self) -> None:
         """A training step of the runner's, without data and metrics."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from activations.base import Activation
-from tasks.base import Task
+from tasks.base import Share, Task
 
 
 class Forward(NamedTuple):
@@ -28,20 +28,32 @@ class Forward(NamedTuple):
     losses: dict[str, Tensor]
     total: Tensor
 
+    def values(self, task: Task, share: Share) -> dict[str, Tensor]:
+        """Return losses and metrics of the batch; of several processes the parts of them whose sum they are."""
+        metrics = task.metrics(self.output.detach(), share.target, training=True)
+        if share.weight is None:
+            return self.losses | metrics
+        parts = {name: value / task.processes.size for name, value in self.losses.items()}
+        return parts | {name: value * share.weight for name, value in metrics.items()}
+
 
 def forward(
     model: nn.Module,
     task: Task,
     units: Iterable[Activation],
-    inputs: Tensor,
-    target: Tensor,
+    share: Share,
     autocast: AbstractContextManager[object],
 ) -> Forward:
-    """Compute the loss of one batch, the penalties of ``units`` included; only the network itself runs in ``autocast``."""
+    """Compute the loss of one batch, the penalties of ``units`` included; only the network itself runs in ``autocast``.
+
+    Where the batch is spread over several processes, the mean of their losses is the loss of the batch.
+    """
     with autocast:
-        output = model(inputs)
+        output = model(share.inputs)
     output = output.float()
-    loss = task.loss(output, target, training=True)
+    loss = task.loss(output, share.target, training=True)
+    if share.weight is not None:
+        loss = loss * (share.weight * task.processes.size)
     penalty = sum(unit.regularization() for unit in units)
     if isinstance(penalty, Tensor):
         return Forward(output, {"loss": loss, "regularization": penalty}, loss + penalty)

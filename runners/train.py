@@ -40,19 +40,23 @@ from results.files import (
     write_table,
 )
 from results.schema import PROVENANCE
-from runners import cost, seeding
+from runners import cost, parallel, seeding
+from runners.batch_norm import share_statistics
 from runners.cell import Cell
 from runners.checkpoint import Progress, RunState, fingerprint, write_weights
 from runners.cost import Measured
+from runners.device import find_device, own_device
 from runners.errors import format_error
 from runners.factory import validate_network
 from runners.optim import activation_modules, activation_parameters, lr_factor, make_optimizer, sites
 from runners.record import evolution_epochs, mean_curves, provenance, write_curves, write_examples
 from runners.step import forward, update
 from tasks.base import ActLayer, Batch, RunningMeans, Task
+from tasks.confusion import Confusion
+from tasks.processes import ALONE
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-CHECK_INTERVAL = 50  # steps between checks that the loss is finite, each of which waits for an accelerator
+CHECK_INTERVAL = 50  # steps between readings of the loss, each of which waits for an accelerator
 CURVE_SAMPLES = 128  # validation samples that show the inputs of the activations
 
 log = logging.getLogger("actbench")
@@ -74,6 +78,7 @@ class Train:
         channels_last: whether image batches and networks are in the memory format channels_last.
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
         compile: off or on (torch.compile).
+        sync_batch_norm: of several processes, whether norms use the statistics of the whole batch or those of their part.
         pictures: whether to write the task's pictures at the end.
         cost: seconds for measuring the time of a step against ReLU's, once for all seeds of a study, or 5 % of the
             training if that is more; 0 for not measuring it.
@@ -98,6 +103,7 @@ class Train:
     channels_last: bool = False
     amp: str = "off"
     compile: str = "off"
+    sync_batch_norm: bool = True
     pictures: bool = True
     cost: float = 2.0
     keep: str = "nothing"
@@ -113,7 +119,7 @@ class Train:
         check_choice("kernels", self.kernels, library.MODES)
         check_choice("amp", self.amp, tuple(AMP))
         check_choice("compile", self.compile, ("off", "on"))
-        for name in ("channels_last", "pictures"):
+        for name in ("channels_last", "sync_batch_norm", "pictures"):
             check_bool(name, getattr(self, name))
         find_device(self.device)
 
@@ -133,7 +139,8 @@ class Train:
         threads = torch.get_num_threads()
         try:
             # auto: respect ACTBENCH_KERNELS
-            with library.using(self.kernels) if self.kernels != "auto" else nullcontext(), _Stop() as stop:
+            using = library.using(self.kernels) if self.kernels != "auto" else nullcontext()
+            with using, _Stop() as stop, parallel.current().guarded():
                 record = self._train(act_layer, task, cell, stop)
             return record | ({"signal": int(stop.received)} if stop.received else {})
         finally:
@@ -141,26 +148,31 @@ class Train:
 
     def _train(self, act_layer: ActLayer, task: Task, cell: Cell, stop: "_Stop") -> dict[str, Any]:
         # Set up. All random numbers come from streams of the seed (see seeding), none of which the activation shares.
-        seed = cell.spec.seed
+        seed, world = cell.spec.seed, parallel.current()
         epochs, steps = self.set_up(task, seed)
         network = self._network(act_layer, task, seed)
+        if world.size > 1:
+            share_statistics(network, synchronized=self.sync_batch_norm)
         model = cast(nn.Module, torch.compile(network)) if self.compile == "on" else network
         validate_network(network, task.input_shape, task.output_shape)
         units, act_params = activation_modules(network).values(), activation_parameters(network)
         other_params = [p for p in network.parameters() if p.requires_grad and p not in act_params]
         facts = self._facts(network, task, epochs, steps) | {"activation_code": cell.activation_code}
-        facts |= self._cost(act_layer, task, cell, facts)
+        if world.leads:
+            facts |= self._cost(act_layer, task, cell, facts)
         optimizer = make_optimizer(network, task.recipe)
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
 
         # Resume, if there is a checkpoint: it holds everything that determines the rest of the run.
         checkpoint, metrics = cell.folder / CHECKPOINT, cell.folder / METRICS
-        seeding.seed_everything(seed, "training")
+        # what is drawn in training differs by process, as the samples do
+        seeding.seed_everything(seed, "training", *([world.rank] if world.rank else []))
         origin = fingerprint(task.fingerprint, cell.activation_code, cell.harness_code)
         state = RunState(network, optimizer, scaler, origin)
         cell.mark_started(facts)
-        resumed = state.resume(checkpoint)
-        run = state.progress
+        with world.leader_first():
+            resumed = state.resume(checkpoint, world.rank)
+        run, trained = state.progress, world.wrapped(model, task.device)
         run.begin_session({name: facts[name] for name in PROVENANCE})
         cell.heartbeat.progress = _Pace(run, epochs, steps)
         log.info(
@@ -173,8 +185,9 @@ class Train:
             unit="step",
             leave=False,
             # no bar if stderr is not a terminal; the workers of a grid share one line
-            disable=True if multiprocessing.parent_process() else None,
+            disable=True if multiprocessing.parent_process() or not world.leads else None,
         )
+        waits = waits_for(task.device) or world.size > 1
 
         keep_curves = evolution_epochs(epochs)
         with bar:
@@ -188,53 +201,57 @@ class Train:
                     for unit in units:
                         unit.start_epoch(run.epoch, epochs)
                 phase = self._phase(units, run)
-                data = task.batches("train", seeding.generator(seed, "data", run.epoch))
-                means = RunningMeans(run.means)
+                data = task.shares(seeding.generator(seed, "data", run.epoch))
+                means = RunningMeans(run.means, task.processes)
                 since = time.perf_counter() - run.seconds
-                model.train()
+                trained.train()
+                due = False
 
-                for inputs, target in islice(data, run.step, steps):
+                for share in islice(data, run.step, steps):
                     # Update the parameters.
                     lr = task.recipe.lr * lr_factor(run.epoch * steps + run.step, epochs * steps, task.recipe)
                     for group in optimizer.param_groups:
                         group["lr"] = lr
-                    step = forward(model, task, units, inputs, target, self._autocast(task.device))
+                    step = forward(trained, task, units, share, self._autocast(task.device))
                     updated = update(step.total, model, optimizer, scaler, task.recipe.clip_norm)
                     if run.step == 0 and not updated:
                         log.warning("epoch %d: nothing is trained, all parameters are frozen", run.epoch)
                     run.step += 1
 
                     # Metrics and progress bar.
-                    means.add(
-                        len(target),
-                        **step.losses,
-                        **task.metrics(step.output.detach(), target, training=True),
-                    )
-                    if run.step % CHECK_INTERVAL == 0 and not means.finite():
+                    means.add(share.count, **step.values(task, share))
+                    reads = run.step % CHECK_INTERVAL == 0
+                    if reads and not means.finite():
                         break
-                    if bar.update():
+                    due |= bool(bar.update())
+                    if (reads or not waits) and (due or world.size > 1):
                         shown = {name: f"{value:.4g}" for name, value in means.result().items()}
                         bar.set_postfix({"epoch": f"{run.epoch + 1}/{epochs}"} | shown, refresh=False)
-                    if stop.received and run.step < steps:
+                        due = False
+                    if (asked := world.agreed(stop.received)) and run.step < steps:
                         run.means, run.seconds = means.state(), time.perf_counter() - since
-                        state.save(checkpoint)
-                        return self._interrupted(cell, run, stop.received)
+                        self._save(state, checkpoint)
+                        return self._interrupted(cell, run, stop, asked)
 
                 # End the epoch: validate, keep the best weights, save. ``means.result`` waits for the device, so that
                 # the seconds include all of its work.
                 seconds = run.add_row("train", means.result(), epoch=run.epoch, since=since)
+                if not self.sync_batch_norm:
+                    world.adopt_buffers(network)
                 run.rows[-1] |= {"lr": lr, "samples_per_s": means.count / seconds} | phase
                 if means.finite():
                     self._evaluate(task, model, run, "val", epoch=run.epoch)
                 if not math.isfinite(run.rows[-1]["loss"]):
-                    write_csv(metrics, run.rows)
+                    if world.leads:
+                        write_csv(metrics, run.rows)
                     return self._finish(cell, run, "diverged", reason=f"loss not finite in epoch {run.epoch}")
                 run.keep_best(network, task.primary_metric, task.higher_is_better)
                 run.epoch, run.step, run.means, run.seconds = run.epoch + 1, 0, None, 0.0
-                state.save(checkpoint)
-                write_csv(metrics, run.rows)
-                if stop.received and run.epoch < epochs:
-                    return self._interrupted(cell, run, stop.received)
+                self._save(state, checkpoint)
+                if world.leads:
+                    write_csv(metrics, run.rows)
+                if (asked := world.agreed(stop.received)) and run.epoch < epochs:
+                    return self._interrupted(cell, run, stop, asked)
 
         return self._test(cell, task, network, model, run)
 
@@ -242,31 +259,24 @@ class Train:
         self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress
     ) -> dict[str, Any]:
         """Evaluate the test split, for the only time: with the last weights, and with the best ones in validation."""
+        leads = parallel.current().leads
         val = run.rows[-1][task.primary_metric]
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
         confusion = task.confusion
-        write_examples(cell.folder / EXAMPLES, task.examples)
-        samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
-        with self._autocast(task.device):
-            write_curves(cell.folder / CURVES, network, samples, run.evolution)
-        if self.pictures:
-            figures = task.pictures(network) | ({"confusion": confusion.figure()} if confusion else {})
-            for name, figure in figures.items():
-                with atomic_write(cell.folder / PICTURES / f"{name}.png") as temporary:
-                    figure.savefig(temporary, format="png", dpi=150)
         assert run.best is not None
-        if self.keep == "weights":
-            write_weights(cell.folder / WEIGHTS, network.state_dict())
-            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
+        if leads:
+            self._show(cell, task, network, run, confusion)
         if run.best["epoch"] != run.epoch - 1:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
-        write_csv(cell.folder / METRICS, run.rows)
         evaluations = {run.epoch - 1: last, run.best["epoch"]: best}
-        if classes := [row for epoch, scores in evaluations.items() for row in _class_rows(scores, epoch)]:
-            write_csv(cell.folder / CLASSES, classes)
-        if confusion is not None:
-            write_table(cell.folder / CONFUSION, confusion.table())
+        classes = [row for epoch, scores in evaluations.items() for row in _class_rows(scores, epoch)]
+        if leads:
+            write_csv(cell.folder / METRICS, run.rows)
+            if classes:
+                write_csv(cell.folder / CLASSES, classes)
+            if confusion is not None:
+                write_table(cell.folder / CONFUSION, confusion.table())
         if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
             return self._finish(cell, run, "diverged", reason="loss not finite in the test")
         scores = {
@@ -277,6 +287,28 @@ class Train:
         test_scores = {f"test_{name}": value for name, value in _aggregate_scores(last).items()}
         test_scores |= {f"test_best_{name}": value for name, value in _aggregate_scores(best).items()}
         return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **test_scores)
+
+    def _show(
+        self, cell: Cell, task: Task, network: nn.Module, run: Progress, confusion: Confusion | None
+    ) -> None:
+        """Write what the last weights have learned, and scores of single samples, after the test of these weights."""
+        processes, task.processes = task.processes, ALONE  # only one is here
+        try:
+            write_examples(cell.folder / EXAMPLES, task.examples)
+            samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
+            with self._autocast(task.device):
+                write_curves(cell.folder / CURVES, network, samples, run.evolution)
+            if self.pictures:
+                figures = task.pictures(network) | ({"confusion": confusion.figure()} if confusion else {})
+                for name, figure in figures.items():
+                    with atomic_write(cell.folder / PICTURES / f"{name}.png") as temporary:
+                        figure.savefig(temporary, format="png", dpi=150)
+        finally:
+            task.processes = processes
+        if self.keep == "weights":
+            assert run.best is not None
+            write_weights(cell.folder / WEIGHTS, network.state_dict())
+            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
 
     def _evaluate(
         self, task: Task, model: nn.Module, run: Progress, split: str, epoch: int
@@ -312,6 +344,7 @@ class Train:
                 "higher_is_better": task.higher_is_better,
                 "device": torch.cuda.get_device_name(task.device) if cuda else str(task.device),
                 "num_threads": torch.get_num_threads(),
+                "num_processes": size if (size := parallel.current().size) > 1 else None,
                 "kernels": library.described(),
                 "data_fingerprint": task.fingerprint,
                 "epochs": epochs,
@@ -332,6 +365,7 @@ class Train:
     def measured(self, act_layer: ActLayer, task: Task, batch: Batch, seed: int, epochs: int) -> Measured:
         """A fresh network of ``task`` whose steps can be measured as this runner makes them; draws random numbers."""
         network = self._network(act_layer, task, seed)
+        share_statistics(network, synchronized=False)  # one process measures
         return Measured(
             network, task, batch, epochs, lambda: self._autocast(task.device), scaled=self.amp == "fp16"
         )
@@ -341,7 +375,9 @@ class Train:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         task.split_for(seed)
-        task.device, task.limit_batches = find_device(self.device), self.limit_batches
+        world = parallel.current()
+        task.device, task.limit_batches = own_device(self.device, world), self.limit_batches
+        task.processes = world.processes
         epochs = self.epochs or max(1, round(task.recipe.epochs * self.epochs_scale))
         return epochs, min(task.steps_per_epoch, self.limit_batches or task.steps_per_epoch)
 
@@ -376,7 +412,15 @@ class Train:
         write_json(path, found)
         return found
 
-    def _interrupted(self, cell: Cell, run: Progress, by: signal.Signals) -> dict[str, Any]:
+    def _save(self, state: RunState, path: Path) -> None:
+        """Write a checkpoint, with what all processes know."""
+        world = parallel.current()
+        random = world.gather_objects(seeding.random_states())
+        if world.leads:
+            state.save(path, random)
+
+    def _interrupted(self, cell: Cell, run: Progress, stop: "_Stop", by: signal.Signals) -> dict[str, Any]:
+        stop.received = by  # another process may have received it
         how = "the same command without force=true" if cell.force else "the same command"
         reason = f"{by.name} in epoch {run.epoch}, step {run.step}; {how} resumes it"
         return self._finish(cell, run, "interrupted", reason=reason)
@@ -394,6 +438,11 @@ class Train:
             seconds_per_epoch=statistics.median(seconds[1:] or seconds) if seconds else None,
             **facts,
         )
+
+
+def waits_for(device: torch.device) -> bool:
+    """Return whether reading a value makes the host wait for the work that it has given to ``device``."""
+    return device.type != "cpu"
 
 
 def _known_cost(path: Path) -> dict[str, Any] | None:
@@ -464,22 +513,6 @@ def _class_rows(scores: dict[str, float], epoch: int) -> list[dict[str, Any]]:
 
 def _to_channels_last(network: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in args)
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device called ``name``; auto is cuda if there is one, else cpu.
-
-    There is no mps, which lacks the float64 of ``RunningMeans``.
-
-    Raises:
-        ValueError: no such device on this machine.
-    """
-    legal = ["cpu"]
-    if torch.cuda.is_available():
-        legal = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *legal]
-    if name != "auto" and name not in legal:
-        raise ValueError(f"device={name}: must be one of auto, {', '.join(legal)} on this machine")
-    return torch.device(legal[0] if name == "auto" else name)
 
 
 def build_network(act_layer: ActLayer, task: Task, seed: int) -> nn.Module:

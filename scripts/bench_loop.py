@@ -1,19 +1,22 @@
 """The overhead of the harness: training step, start-up, report. (bench_data.py: data pipelines.)
 
 python scripts/bench_loop.py [step] [start] [report]     # all of them: about four minutes on 2 CPU cores
+python scripts/bench_loop.py --device cuda               # ResNet-20 on a GPU: images/s, and how long the GPU waits
 
 Times of one machine mean nothing elsewhere, so every row is a ratio whose two sides were measured alternately within
-one run: the median over the rounds, in brackets the quartiles.
+one run: the median over the rounds, in brackets the quartiles. Images per second on a GPU come with its name.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +25,15 @@ import numpy as np
 import torch
 from _here import ROOT
 from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from activations.torch_nn import ReLU
 from results.files import write_csv, write_json
 from runners.cell import Cell, CellSpec
+from runners.device import find_device
 from runners.optim import parameter_groups
-from runners.train import Train, build_network
+from runners.train import AMP, Train, build_network
 from tasks.base import Recipe
 from tasks.classification import Classification
 from tasks.data.augment import CropFlip
@@ -36,6 +42,10 @@ from tasks.data.sets import ImageSet
 from tasks.data.store import Memory
 from tasks.networks.resnet import ResNet
 from tasks.networks.small_cnn import SmallCNN
+
+GPU: dict[str, Any] = {"amp": "bf16", "channels_last": True}  # as runner=gpu
+GPU_IMAGES = 50_000
+PROFILED = 3  # number of the epoch
 
 
 def main() -> None:
@@ -47,7 +57,17 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("parts", nargs="*", help=f"{', '.join(parts)}; all of them if none is named")
-    chosen = parser.parse_args().parts or list(parts)
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, or a GPU (cuda, cuda:1), which has a part of its own"
+    )
+    arguments = parser.parse_args()
+    try:
+        device = find_device(arguments.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if device.type == "cuda":
+        parts = {"step": lambda: gpu_step(device)}
+    chosen = arguments.parts or list(parts)
     if unknown := set(chosen) - parts.keys():
         parser.error(f"{', '.join(sorted(unknown))}: must be one of {', '.join(parts)}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -75,21 +95,92 @@ def training_step() -> Iterator[str]:
             return metrics
 
         task.evaluate = alternating  # type: ignore[method-assign]
-        with tempfile.TemporaryDirectory() as folder:
-            cell = Cell(CellSpec("relu", "bench", "bench", seed=0, study_folder=Path(folder)))
-            cell.run(partial(runner, ReLU, task, cell))
-            rows = (cell.folder / "metrics.csv").read_text().splitlines()
-        column = rows[0].split(",").index("seconds")
-        ours = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[1] == "train"]
+        ours = epoch_seconds(runner, task)
         yield ratio(f"training step, {name}: runner / bare loop", ours[1:], bare.seconds[1:])
 
 
-class BareLoop:
-    """A plain training loop, without records, checkpoints or metrics."""
+def gpu_step(device: torch.device) -> Iterator[str]:
+    """Yield images per second of the runner and of a plain loop on a GPU, and the share of the time in which it waits.
 
-    def __init__(self, task: Classification, steps: int) -> None:
-        self.task, self.steps = task, steps
-        self.network = build_network(ReLU, task, 0)
+    The plain loop takes its batches from the same task. Of the rounds, one epoch of the runner is profiled, which costs
+    some time itself: the GPU waits at most as long as is said.
+    """
+    task, runner = cifar_task(GPU_IMAGES), Train(epochs=12, device=str(device), pictures=False, cost=0, **GPU)
+    bare: BareLoop | None = None
+    profiler = profile(activities=[ProfilerActivity.CUDA])
+    epochs = 0
+
+    evaluate = task.evaluate
+
+    def alternating(network: nn.Module, split: str) -> dict[str, float]:
+        nonlocal bare, epochs
+        if split == "val" and epochs == PROFILED:
+            profiler.stop()
+        metrics = evaluate(network, split)
+        if split == "val":
+            epochs += 1
+            bare = bare or BareLoop(task, task.steps_per_epoch, **GPU)
+            bare.epoch()
+            if epochs == PROFILED:
+                profiler.start()
+        return metrics
+
+    task.evaluate = alternating  # type: ignore[method-assign]
+    ours = epoch_seconds(runner, task)
+    assert bare is not None
+    counted = [i for i in range(1, len(ours)) if i != PROFILED]
+    ours, theirs = [ours[i] for i in counted], [bare.seconds[i] for i in counted]
+    images = task.steps_per_epoch * task.batch_size
+    rates = [images / statistics.median(seconds) for seconds in (ours, theirs)]
+    spans = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type == DeviceType.CUDA
+    ]
+    name = f"ResNet-20, batch {task.batch_size}, bf16, channels_last, {torch.cuda.get_device_name(device)}"
+    yield f"{name}: runner {rates[0]:,.0f} images/s, bare loop {rates[1]:,.0f} images/s"
+    yield ratio(f"{name}: runner / bare loop", ours, theirs)
+    yield f"{name}: the GPU waits {100 * idle_share(spans):.1f} % of the time"
+
+
+def idle_share(spans: Sequence[tuple[float, float]]) -> float:
+    """Return the share of the time from the first begin to the last end that lies in none of ``spans``.
+
+    Args:
+        spans: begin and end of each kernel or copy; those of different streams may overlap.
+    """
+    busy, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        busy += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return 1 - busy / (until - min(begin for begin, _ in spans))
+
+
+def epoch_seconds(runner: Train, task: Classification) -> list[float]:
+    """Train with ReLU and return the seconds of each epoch's training."""
+    with tempfile.TemporaryDirectory() as folder:
+        cell = Cell(CellSpec("relu", "bench", "bench", seed=0, study_folder=Path(folder)))
+        cell.run(partial(runner, ReLU, task, cell))
+        rows = (cell.folder / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("seconds")
+    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[1] == "train"]
+
+
+class BareLoop:
+    """A plain training loop, without records, checkpoints or metrics, on the task's device.
+
+    Args:
+        task: network and batches.
+        steps: of an epoch.
+        amp, channels_last: as of the runner.
+    """
+
+    def __init__(
+        self, task: Classification, steps: int, *, amp: str = "off", channels_last: bool = False
+    ) -> None:
+        self.task, self.steps, self.dtype = task, steps, AMP[amp]
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = build_network(ReLU, task, 0).to(task.device).to(memory_format=self.format)
         groups = parameter_groups(self.network, task.recipe.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, foreach=True)
         self.seconds: list[float] = []
@@ -104,10 +195,15 @@ class BareLoop:
             requested = time.perf_counter()
             x, y = next(data)
             waited += time.perf_counter() - requested
-            loss = nn.functional.cross_entropy(self.network(x), y)
+            x = x.contiguous(memory_format=self.format)
+            with torch.autocast(x.device.type, self.dtype) if self.dtype else nullcontext():
+                output = self.network(x)
+            loss = nn.functional.cross_entropy(output.float(), y)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+        if self.task.device.type == "cuda":
+            torch.cuda.synchronize(self.task.device)
         self.seconds.append(time.perf_counter() - start)
         self.waited.append(waited)
 

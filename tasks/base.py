@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from activations.checks import check_bool, check_choice, check_int, check_list, check_number
+from tasks.processes import ALONE, Processes
 from tasks.settings import within
 
 if TYPE_CHECKING:
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from tasks.look import Look
 
 Batch = tuple[Tensor, Tensor]  # inputs, target
+
+
+class Share(NamedTuple):
+    """What one process trains on of a batch.
+
+    Attributes:
+        inputs, target: its rows.
+        count: number of samples of the whole batch.
+        weight: part of the batch's mean that comes from these rows; None of a process that is alone.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    count: int
+    weight: Tensor | float | None = None
 
 
 class ActLayer(Protocol):
@@ -130,6 +146,7 @@ class Task(ABC):
         fingerprint: of the data: two runs with the same one have used the same samples.
         device: of the batches; set by the runner.
         limit_batches: maximum number of batches per pass (see ``spread``), or None; set by the runner.
+        processes: that train together; set by the runner.
         confusion: counts of the latest evaluation, where there are classes; set by ``evaluate``.
         examples: by metric the score of each sample in the latest evaluation, or whether it is right; set by ``evaluate``.
 
@@ -152,6 +169,7 @@ class Task(ABC):
 
     device: torch.device = torch.device("cpu")
     limit_batches: int | None = None
+    processes: Processes = ALONE
     confusion: "Confusion | None" = None
     examples: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -204,6 +222,39 @@ class Task(ABC):
             pairs of inputs (N, *input_shape) in float32, and targets with N as their first dimension, on ``device``.
         """
 
+    def shares(self, generator: torch.Generator | None = None) -> Iterator[Share]:
+        """Yield what this process trains on of each batch of an epoch.
+
+        Raises:
+            ValueError: a batch has fewer samples than there are processes.
+        """
+        for inputs, target, count in self.parts("train", generator):
+            if self.processes.size == 1:
+                yield Share(inputs, target, count)
+                continue
+            if count < self.processes.size:
+                raise ValueError(
+                    f"task.recipe.batch_size={count}: must be >= {self.processes.size}, the number of processes"
+                )
+            own = self.terms(target)
+            whole = self.processes.total({"terms": own})["terms"] if isinstance(own, Tensor) else count
+            yield Share(inputs, target, count, own / whole)
+
+    def parts(
+        self, split: str, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield inputs and target of this process's rows of each batch, and the number of samples of the whole batch."""
+        for inputs, target in self.batches(split, generator):
+            if self.processes.size == 1:
+                yield inputs, target, len(inputs)
+            else:
+                rows = self.processes.part(len(inputs))
+                yield inputs[rows], target[rows], len(inputs)
+
+    def terms(self, target: Tensor) -> Tensor | int:
+        """Return how many terms the loss of a batch is the mean of: the number of samples, or a tensor."""
+        return len(target)
+
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor, *, training: bool) -> Tensor:
         """Return the scalar loss, a mean over the batch.
@@ -223,10 +274,14 @@ class Task(ABC):
 
     @torch.inference_mode()
     def predictions(self, network: nn.Module, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield output (float32) and target of each batch of ``split``, in eval mode and without gradients."""
+        """Yield output (float32) and target of each batch of ``split``, in eval mode and without gradients.
+
+        Of several processes each computes its rows of a batch, and all of them get the whole output.
+        """
         network.eval()
-        for inputs, target in islice(self.batches(split), self.limit_batches):
-            yield network(inputs).float(), target
+        for inputs, target, count in islice(self.parts(split), self.limit_batches):
+            output = network(inputs).float() if len(inputs) else inputs.new_empty(0, *self.output_shape)
+            yield self.processes.gather(output, count), self.processes.gather(target, count)
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
         """Return loss and metrics over ``split``, in eval mode and without gradients.
@@ -259,6 +314,7 @@ class RunningMeans:
 
     Args:
         state: what ``state`` returned, to continue from; None to begin.
+        processes: that add to the same means, each its part, and read them together.
 
     Examples:
         >>> means = RunningMeans()
@@ -268,28 +324,34 @@ class RunningMeans:
         {'loss': 2.0}
     """
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, state: Mapping[str, Any] | None = None, processes: Processes = ALONE) -> None:
+        self.processes = processes
         self.count: int = state["count"] if state else 0
         self.sums: dict[str, Tensor] = dict(state["sums"]) if state else {}
+        if processes.rank > 0:  # the sums of a checkpoint are those of all
+            self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
 
     def add(self, weight: int, **values: Tensor) -> None:
-        """Count every value ``weight`` times."""
+        """Count every value ``weight`` times; of several processes each passes its part of a value."""
         self.count += weight
         for name, value in values.items():
             if name not in self.sums:
-                self.sums[name] = torch.zeros((), dtype=torch.double)
-            if self.sums[name].device != value.device:
+                self.sums[name] = torch.zeros((), dtype=torch.double, device=value.device)
+            elif self.sums[name].device != value.device:  # those of a checkpoint
                 self.sums[name] = self.sums[name].to(value.device)
             self.sums[name].add_(value.detach(), alpha=weight)
 
     def result(self) -> dict[str, float]:
         """Return the means as plain numbers; waits for the device."""
-        return {name: value.item() / self.count for name, value in self.sums.items()}
+        return {name: value.item() / self.count for name, value in self._totals().items()}
 
     def finite(self) -> bool:
         """Return whether the loss so far is finite; waits for the device."""
-        return math.isfinite(self.sums["loss"].item())
+        return math.isfinite(self._totals()["loss"].item())
 
     def state(self) -> dict[str, Any]:
         """Return count and sums, to continue from in another process."""
-        return {"count": self.count, "sums": {name: value.cpu() for name, value in self.sums.items()}}
+        return {"count": self.count, "sums": {name: value.cpu() for name, value in self._totals().items()}}
+
+    def _totals(self) -> dict[str, Tensor]:
+        return self.processes.total(self.sums)

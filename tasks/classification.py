@@ -15,6 +15,7 @@ from tasks.confusion import Confusion
 from tasks.data.augment import Augment, check_augment
 from tasks.data.sets import ImageSet
 from tasks.data.splits import stratified
+from tasks.data.transfer import send
 from tasks.images import ImageTask
 from tasks.settings import within
 
@@ -97,9 +98,9 @@ class Classification(ImageTask):
         """Return float images and labels: (n,), or (n, K) with mixup."""
         if self.eval_crop is not None and (generator is None or self.augment is None):
             samples = self.eval_crop(samples)
-        images = samples.to(self.device, non_blocking=True)
+        images = send(samples, self.device)
         images = self._normalize(images.to(torch.float32, memory_format=torch.contiguous_format))
-        labels = self.labels[index].to(self.device, non_blocking=True)
+        labels = send(self.labels[index], self.device)
         if generator is not None and self.recipe.mixup > 0:
             return mixup(images, F.one_hot(labels, len(self.classes)), self.recipe.mixup, generator)
         return images, labels
@@ -182,11 +183,11 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, generator: torch.Generat
     Returns:
         images and labels of the same shapes, as float.
     """
-    other = torch.randperm(len(images), generator=generator).to(images.device)
+    other = send(torch.randperm(len(images), generator=generator), images.device)
     # numpy's, as torch's Beta distribution draws from the global generator only
     seed = int(torch.randint(1 << 62, (1,), generator=generator))
     share = np.random.default_rng(seed).beta(alpha, alpha, len(images)).astype(np.float32)
-    s = torch.from_numpy(share).to(images.device).view(-1, 1, 1, 1)
+    s = send(torch.from_numpy(share), images.device).view(-1, 1, 1, 1)
     labels = labels.to(images.dtype)
     return torch.lerp(images[other], images, s), torch.lerp(labels[other], labels, s.flatten(1))
 

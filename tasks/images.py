@@ -1,17 +1,18 @@
 """What tasks on images have in common: splits of a set, and batches of augmented and normalized samples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from activations.checks import check_number
 from tasks.base import Batch, Recipe, Task
-from tasks.data.augment import check_augment
+from tasks.data.augment import check_augment, draws_first
 from tasks.data.sets import SampleSet
 from tasks.data.splits import hold_out
 from tasks.data.store import one_threaded
 from tasks.data.survey import count_copies
+from tasks.data.transfer import deliver, send
 from tasks.settings import within
 
 
@@ -75,18 +76,43 @@ class ImageTask(Task):
         """Yield normalized images and targets; training batches are shuffled, augmented and all of one size."""
         return one_threaded(self._batches(split, generator or torch.default_generator))
 
+    def parts(
+        self, split: str, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield this process's rows of each batch; of the others no sample is read, unless they are mixed with them."""
+        mixed = split == "train" and (self.recipe.mixup > 0 or not draws_first(self.augment))
+        if self.processes.size == 1 or mixed:
+            return super().parts(split, generator)
+        return one_threaded(self._parts(split, generator or torch.default_generator))
+
     def _batches(self, split: str, generator: torch.Generator) -> Iterator[Batch]:
+        chunks = self._chunks(split, generator)
+        for chunk, samples in zip(chunks, deliver(self.store, chunks, self.device), strict=True):
+            if split == "train" and self.augment is not None:
+                samples = self.augment(samples, generator)
+            yield self._batch(samples, chunk, generator if split == "train" else None)
+
+    def _parts(self, split: str, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, int]]:
+        chunks = self._chunks(split, generator)
+        own = [chunk[self.processes.part(len(chunk))] for chunk in chunks]
+        read = deliver(self.store, [part for part in own if len(part)], self.device)
+        for chunk, part in zip(chunks, own, strict=True):
+            count = len(chunk)
+            samples = next(read) if len(part) else torch.empty(0, *self.store.shape, dtype=torch.uint8)
+            if split == "train" and self.augment is not None:
+                rows = self.processes.part(count)
+                samples = self.augment.of_batch(samples, generator, count, rows)
+            yield *self._batch(samples, part, generator if split == "train" else None), count
+
+    def _chunks(self, split: str, generator: torch.Generator) -> Sequence[Tensor]:
+        """Return the positions of the samples of each batch."""
         index, size = self.index[split], self._eval_batch()
         if split == "train":
             order = torch.randperm(len(index), generator=generator)
             index, size = index[order[: self.steps_per_epoch * self.batch_size]], self.batch_size
         else:
             index = self.spread(index, size)
-        chunks = index.split(size)
-        for chunk, samples in zip(chunks, self.store.batches(chunks), strict=True):
-            if split == "train" and self.augment is not None:
-                samples = self.augment(samples, generator)
-            yield self._batch(samples, chunk, generator if split == "train" else None)
+        return index.split(size)
 
     def _eval_batch(self) -> int:
         """Return the number of samples in a batch that is evaluated."""
@@ -96,7 +122,7 @@ class ImageTask(Task):
         """Return inputs and targets, on the device, of the uint8 ``samples`` at ``index``.
 
         Args:
-            samples: (n, planes, H, W), augmented.
+            samples: (n, planes, H, W), augmented; on the device already, if that is a GPU.
             index: (n,) their positions.
             generator: of what is random in training; None outside of it.
         """
@@ -104,7 +130,8 @@ class ImageTask(Task):
 
     def _normalize(self, images: Tensor) -> Tensor:
         """Bring float images, (n, C, H, W) on the device, to the training split's mean 0 and variance 1, in place."""
-        return images.mul_(self.scale.to(self.device)).add_(self.shift.to(self.device))
+        self.scale, self.shift = send(self.scale, self.device), send(self.shift, self.device)
+        return images.mul_(self.scale).add_(self.shift)
 
     def _try_augment(self, samples: Tensor) -> Tensor:
         """Augment samples to see whether they suit the augmentation, and what it makes of them."""

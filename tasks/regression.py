@@ -11,6 +11,7 @@ from activations.checks import check_choice
 from tasks import plots
 from tasks.base import Batch, Recipe, Task
 from tasks.data.points import Points, SamplePoints
+from tasks.data.transfer import send
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ class Regression(Task):
             )
         )
         for x, y in batches:
-            yield x.to(self.device), y.to(self.device)
+            yield send(x, self.device), send(y, self.device)
 
     def loss(self, output: Tensor, target: Tensor, *, training: bool) -> Tensor:
         """Return the mean squared error."""

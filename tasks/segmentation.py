@@ -13,6 +13,7 @@ from tasks.base import Batch, Recipe
 from tasks.confusion import Confusion
 from tasks.data.pairs import VOID
 from tasks.data.sets import MaskSet
+from tasks.data.transfer import send
 from tasks.images import ImageTask
 
 if TYPE_CHECKING:
@@ -114,20 +115,22 @@ class Segmentation(ImageTask):
 
     def _batch(self, samples: Tensor, index: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return normalized images and int64 masks."""
-        samples = samples.to(self.device, non_blocking=True)
+        samples = send(samples, self.device)
         return self._normalize(samples[:, :-1].float()), samples[:, -1].long()
 
     def loss(self, output: Tensor, target: Tensor, *, training: bool) -> Tensor:
         """Return the cross entropy, a mean over the pixels with a class (0 if there are none); smoothed in training only."""
         smoothing = self.recipe.label_smoothing if training else 0.0
         total = F.cross_entropy(output, target, ignore_index=VOID, reduction="sum", label_smoothing=smoothing)
-        return total / (target != VOID).sum().clamp_min(1)
+        return total / self.terms(target)
+
+    def terms(self, target: Tensor) -> Tensor:
+        """Return the number of pixels with a class, at least 1."""
+        return (target != VOID).sum().clamp_min(1)
 
     def metrics(self, output: Tensor, target: Tensor, *, training: bool) -> dict[str, Tensor]:
         """Return the pixel accuracy of a batch, in percent."""
-        return {
-            "pixel_accuracy": 100 * (_classes(output) == target).sum() / (target != VOID).sum().clamp_min(1)
-        }
+        return {"pixel_accuracy": 100 * (_classes(output) == target).sum() / self.terms(target)}
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
         """Return loss, miou, dice, boundary_iou and pixel_accuracy over the whole of ``split``.
@@ -169,7 +172,13 @@ class Segmentation(ImageTask):
         void = target == VOID
         edges = boundary(torch.stack((target, predicted.where(~void, VOID)), dim=1).byte())  # (N, 2, H, W)
         places = ((2 * edges[:, 0] + edges[:, 1]) * classes + target) * classes + predicted
-        return places[~void].bincount(minlength=4 * classes**2).view(2, 2, classes, classes)
+        bins = 4 * classes**2
+        if places.is_cpu:
+            counts = places[~void].bincount(minlength=bins)
+        else:  # where either of these would make the host wait
+            flat = places.where(~void, bins).flatten()
+            counts = flat.new_zeros(bins + 1).index_add_(0, flat, torch.ones_like(flat))[:bins]
+        return counts.view(2, 2, classes, classes)
 
     def scores(self, counts: Tensor) -> dict[str, float]:
         """Return the metrics that follow from ``counts`` of at least one pixel."""

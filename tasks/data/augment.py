@@ -1,10 +1,12 @@
 """Augmentation as batched tensor operations on uint8 images, drawn per image.
 
-Each is called with images and a generator, its only source of randomness. ``masks`` planes at the end of each sample are
+Each is called with images, on any device, and a generator of the CPU, its only source of randomness: the numbers are drawn
+on the CPU and sent to the images, so that a batch has the same bits on every device. ``masks`` planes at the end of each sample are
 label maps: they move with the image, and their values are never mixed or changed.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,11 +14,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from activations.checks import check_bool, check_int, check_list, check_number
+from tasks.data.resize import resize_boxes
+from tasks.data.transfer import send
 from tasks.settings import within
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 ATTEMPTS = 10  # number of boxes that are tried, as in torchvision
+
+
+class Drawn(ABC):
+    """An augmentation that draws its numbers, a row for each image, before it looks at any pixel.
+
+    So a process that has a part of a batch needs no pixel of the rest.
+    """
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return self.of_batch(images, generator, len(images), slice(None))
+
+    def of_batch(self, images: Tensor, generator: torch.Generator, count: int, rows: slice) -> Tensor:
+        """Augment ``images``, which are ``rows`` of a batch of ``count``, as they would be with the others."""
+        draws = self.draw(count, *images.shape[2:], generator)
+        return self.apply(images, *(send(drawn[rows], images.device) for drawn in draws))
+
+    @abstractmethod
+    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return tensors of ``count`` rows on the CPU, for images of a size."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, *draws: Tensor) -> Tensor:
+        """Augment ``images``, on any device, by their rows of what ``draw`` returns."""
 
 
 class Compose:
@@ -37,6 +64,26 @@ class Compose:
                 images = step(images, generator)
         return images
 
+    def of_batch(self, images: Tensor, generator: torch.Generator, count: int, rows: slice) -> Tensor:
+        """Augment a part of a batch; as of ``Drawn``.
+
+        Raises:
+            TypeError: a step cannot, as it needs the whole batch.
+        """
+        for name, step in self.steps.items():
+            if not isinstance(step, Compose | Drawn):
+                raise TypeError(f"{name}: augments whole batches alone")
+            with within(name):
+                images = step.of_batch(images, generator, count, rows)
+        return images
+
+
+def draws_first(augment: object) -> bool:
+    """Return whether ``augment`` can augment a part of a batch (``of_batch``)."""
+    if isinstance(augment, Compose):
+        return all(map(draws_first, augment.steps.values()))
+    return augment is None or isinstance(augment, Drawn)
+
 
 def check_augment(name: str, augment: object, masks: int) -> None:
     """Raise ValueError unless ``augment`` is None or can be called, and treats ``masks`` planes as label maps."""
@@ -52,7 +99,7 @@ def check_augment(name: str, augment: object, masks: int) -> None:
             )
 
 
-class CropFlip:
+class CropFlip(Drawn):
     """Random shift with reflected borders, and random horizontal flip: the usual CIFAR augmentation.
 
     Equivalent to padding by ``padding`` (reflected), cropping at a random place and flipping with
@@ -75,20 +122,25 @@ class CropFlip:
         self.padding = padding
         self.flip = flip
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, height, width = images.shape
+    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the shifts of rows and columns and, if images are flipped, whether each is; (N, 1) all."""
         if self.padding >= min(height, width):
             raise ValueError(f"padding={self.padding}: must be below the images' size, {height} x {width}")
-        shift = torch.randint(-self.padding, self.padding + 1, (2, n, 1), generator=generator)
-        rows = _reflect(torch.arange(height) + shift[0], height)  # (N, H)
-        columns = _reflect(torch.arange(width) + shift[1], width)  # (N, W)
+        shift = torch.randint(-self.padding, self.padding + 1, (2, count, 1), generator=generator)
+        if not self.flip:
+            return shift[0], shift[1]
+        return shift[0], shift[1], torch.rand(count, 1, generator=generator) < 0.5
+
+    def apply(self, images: Tensor, *draws: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        rows = _reflect(torch.arange(height, device=images.device) + draws[0], height)  # (N, H)
+        columns = _reflect(torch.arange(width, device=images.device) + draws[1], width)  # (N, W)
         if self.flip:
-            flipped = torch.rand(n, 1, generator=generator) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
+            columns = torch.where(draws[2], columns.flip(1), columns)
         return _pick(images, rows, columns)
 
 
-class Cutout:
+class Cutout(Drawn):
     """A square of ``fill`` at a random place, cut off at the borders (DeVries, Taylor 2017, arXiv 1708.04552).
 
     The center is any pixel, so that on average less than a whole square is covered. The paper fills with zeros
@@ -115,25 +167,31 @@ class Cutout:
         self.fill = torch.tensor(list(fill), dtype=torch.uint8).view(-1, 1, 1)
         self.masks = masks
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the row and the column of each center, (N, 1) both; nothing if it is off."""
+        if self.size == 0:
+            return ()
+        rows, columns = (torch.randint(side, (count, 1), generator=generator) for side in (height, width))
+        return rows, columns
+
+    def apply(self, images: Tensor, *draws: Tensor) -> Tensor:
         if self.size == 0:
             return images
-        n, planes, height, width = images.shape
-        if len(self.fill) not in (1, planes - self.masks):
-            raise ValueError(
-                f"fill: has {len(self.fill)} numbers, must have 1 or {planes - self.masks}, one per plane"
-            )
+        planes = images.shape[1] - self.masks
+        if len(self.fill) not in (1, planes):
+            raise ValueError(f"fill: has {len(self.fill)} numbers, must have 1 or {planes}, one per plane")
         inside = [
-            _between(torch.randint(side, (n, 1), generator=generator) - self.size // 2, self.size, side)
-            for side in (height, width)
+            _between(center - self.size // 2, self.size, side)
+            for center, side in zip(draws, images.shape[2:], strict=True)
         ]
+        self.fill = send(self.fill, images.device)
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (N, 1, H, W)
-        pictures, masks = images.split([planes - self.masks, self.masks], dim=1)
-        pictures = torch.where(hole.to(images.device), self.fill.to(images.device), pictures)
+        pictures, masks = images.split([planes, self.masks], dim=1)
+        pictures = torch.where(hole, self.fill, pictures)
         return torch.cat([pictures, masks], dim=1) if self.masks else pictures
 
 
-class RandomResizedCrop:
+class RandomResizedCrop(Drawn):
     """A box of random area, aspect ratio and place, resized to ``size`` and flipped with probability 1/2.
 
     The augmentation of Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6), with boxes drawn as torchvision
@@ -174,26 +232,31 @@ class RandomResizedCrop:
         self.flip = flip
         self.masks = masks
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, planes, height, width = images.shape
+    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the boxes, (N, 4), and which images are flipped, (N, 1)."""
         _check_size(self.size, height, width)
-        boxes = self.boxes(n, height, width, generator)
-        flips = (torch.rand(n, generator=generator) < 0.5) & self.flip
-        pixels = images.contiguous(memory_format=torch.channels_last)
-        out = images.new_empty(n, planes, *self.size)
+        boxes = self.boxes(count, height, width, generator)
+        return boxes, (torch.rand(count, 1, generator=generator) < 0.5) & self.flip
 
-        # one image at a time, as each has its own box
-        for i, (flipped, (top, left, h, w)) in enumerate(zip(flips.tolist(), boxes.tolist(), strict=True)):
-            box = pixels[i : i + 1, :, top : top + h, left : left + w]
-            one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
-            out[i : i + 1] = one.flip(3) if flipped else one
+    def apply(self, images: Tensor, *draws: Tensor) -> Tensor:
+        boxes, flips = draws
+        if images.is_cpu:  # one image at a time, as each has its own box
+            pixels = images.contiguous(memory_format=torch.channels_last)
+            out = images.new_empty(len(images), images.shape[1], *self.size)
+            chosen = zip(flips[:, 0].tolist(), boxes.tolist(), strict=True)
+            for i, (flipped, (top, left, h, w)) in enumerate(chosen):
+                box = pixels[i : i + 1, :, top : top + h, left : left + w]
+                one = F.interpolate(box, self.size, mode="bilinear", antialias=True)
+                out[i : i + 1] = one.flip(3) if flipped else one
+        else:
+            out = resize_boxes(images, boxes, self.size, flips)
         if self.masks:
             top, left, h, w = boxes.T[:, :, None]
             rows, columns = (
                 start + _nearest(sides, target)
                 for start, sides, target in zip((top, left), (h, w), self.size, strict=True)
             )
-            columns = torch.where(flips[:, None], columns.flip(1), columns)
+            columns = torch.where(flips, columns.flip(1), columns)
             out[:, -self.masks :] = _pick(images[:, -self.masks :], rows, columns)
         return out
 
@@ -254,11 +317,16 @@ class CenterCrop:
         box = images[:, :, top : top + h, left : left + w]
         if (h, w) == self.size:
             return box.contiguous()
-        pixels = box.contiguous(memory_format=torch.channels_last)
-        out = F.interpolate(pixels, self.size, mode="bilinear", antialias=True).contiguous()
+        if images.is_cpu:
+            pixels = box.contiguous(memory_format=torch.channels_last)
+            out = F.interpolate(pixels, self.size, mode="bilinear", antialias=True).contiguous()
+        else:
+            whole = send(torch.tensor([[0, 0, h, w]]), images.device)
+            out = resize_boxes(box, whole, self.size)
         if self.masks:
             rows, columns = (
-                _nearest(torch.tensor([[side]]), to) for side, to in zip((h, w), self.size, strict=True)
+                _nearest(torch.full((1, 1), side, device=images.device), to)
+                for side, to in zip((h, w), self.size, strict=True)
             )
             out[:, -self.masks :] = _pick(box[:, -self.masks :], rows, columns)
         return out
@@ -268,7 +336,7 @@ def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the pixels at ``rows`` (N or 1, H') and ``columns`` (N or 1, W') of each image, in all planes."""
     n, planes, _, width = images.shape
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(len(rows), 1, -1).expand(n, planes, -1)
-    picked = images.reshape(n, planes, -1).gather(2, pixels.to(images.device))
+    picked = images.reshape(n, planes, -1).gather(2, pixels)
     return picked.view(n, planes, rows.shape[1], columns.shape[1])
 
 
@@ -280,12 +348,12 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 def _nearest(sides: Tensor, size: int) -> Tensor:
     """Return (N, size): for each of ``sides`` (N, 1), the integers below it that are nearest to ``size`` even steps."""
-    return (2 * torch.arange(size) + 1) * sides // (2 * size)
+    return (2 * torch.arange(size, device=sides.device) + 1) * sides // (2 * size)
 
 
 def _between(start: Tensor, length: int, size: int) -> Tensor:
     """Return (N, size): which of 0 .. size - 1 lie in ``start`` (N, 1) .. ``start + length - 1``."""
-    position = torch.arange(size)
+    position = torch.arange(size, device=start.device)
     return (position >= start) & (position < start + length)
 
 

@@ -5,6 +5,7 @@ Both give the same bytes, as both come from the same reader.
 
 import errno
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -12,7 +13,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -57,9 +57,23 @@ class Memory:
     def __init__(self, samples: Tensor) -> None:
         self.samples = samples
         self.shape = tuple(samples.shape[1:])
+        self._on: dict[torch.device, Memory | None] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def on(self, device: torch.device) -> "Memory | None":
+        """Return the same samples on a GPU, copied there once; None if they take more than half of its free memory."""
+        if device not in self._on:
+            size, free = self.samples.nbytes, _free_memory(device)
+            fits = 2 * size <= free
+            log.info(
+                "data: %.2f GB of samples, %.2f GB free on %s: %s",
+                *(size / 1e9, free / 1e9, device),
+                "kept there" if fits else "copied batch by batch",
+            )
+            self._on[device] = Memory(self.samples.to(device)) if fits else None
+        return self._on[device]
 
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield copies of the samples at each of ``chunks``."""
@@ -218,7 +232,7 @@ def open_store(
     """
     choice = str(in_memory).lower()
     check_choice("in_memory", choice, ("auto", "true", "false"))
-    size, available = count * prod(shape), available_memory()
+    size, available = count * math.prod(shape), available_memory()
     in_memory = 2 * size <= available if choice == "auto" else choice == "true"
     log.info(
         "data: %d samples of %s, %.2f GB decoded, %.2f GB available: %s",
@@ -338,6 +352,11 @@ def available_memory() -> int:
     return available if limit == "max" else min(available, int(limit) - used)
 
 
+def _free_memory(device: torch.device) -> float:
+    """Return the bytes that can be allocated on a GPU; there is no limit where one is only pretended."""
+    return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else math.inf
+
+
 def mean_std(
     store: Store, index: Tensor, planes: int, cache: CacheEntry | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -358,7 +377,7 @@ def mean_std(
             "statistics", lambda folder: save(folder, moments=_moments(store, index, planes))
         )
         total = torch.from_numpy(arrays["moments"])
-    mean, square = total.double() / (len(index) * prod(store.shape[1:]))
+    mean, square = total.double() / (len(index) * math.prod(store.shape[1:]))
     std = (square - mean.square()).clamp_min(0).sqrt()
     return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
 
