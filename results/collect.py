@@ -1,6 +1,7 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,11 @@ def read_metrics(folders: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
     for folder in folders:
         path = Path(folder) / METRICS
         try:
-            frame = pd.read_csv(path)
+            content = path.read_bytes()
+            frame = pd.read_csv(BytesIO(content))
             _check_metrics(frame)
+            if not content.endswith(b"\n"):  # else half a number would be taken for one
+                raise ValueError("its last line is cut off")
         except FileNotFoundError:
             damaged.append(f"{path}: no such file")
         except (ValueError, OSError) as error:  # pandas' own errors among them

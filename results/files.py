@@ -168,7 +168,18 @@ def is_abandoned(temporary: Path) -> bool:
         pid = int(writer[1])
         if pid != os.getpid() and not _is_running(pid):
             return True
-    return time.time() - temporary.stat().st_mtime > ABANDONED
+    return age(temporary) > ABANDONED
+
+
+def age(path: Path) -> float:
+    """Seconds between the last change of a file and now.
+
+    A change in the future is as old as it is far away: the clock was set back, and the file may be of any age.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    return abs(time.time() - path.stat().st_mtime)
 
 
 def _is_running(pid: int) -> bool:

@@ -182,7 +182,10 @@ class Cell:
         """
         if self.force:
             return None
-        record = read_record(self.folder / RECORD)
+        try:
+            record = read_record(self.folder / RECORD)
+        except ValueError as error:
+            raise ValueError(f"{error}; force=true trains this cell again") from None
         if record is None or record["status"] not in FINISHED:
             return None
         self._require_same_config()
@@ -196,8 +199,17 @@ class Cell:
         return record
 
     def earlier(self) -> dict[str, Any]:
-        """Return the record of an earlier run, whatever its status; empty if there is none."""
-        return read_json(self.folder / RECORD) or {}
+        """Return the record of an earlier run, whatever its status; empty if there is none.
+
+        Raises:
+            ValueError: it is damaged, which does not matter to ``force``.
+        """
+        try:
+            return read_json(self.folder / RECORD) or {}
+        except ValueError:
+            if self.force:
+                return {}
+            raise
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -214,7 +226,11 @@ class Cell:
             self._require_same_config()
             for leftover in self.folder.glob(".*.tmp"):  # no other process writes here
                 leftover.unlink()
-            remove_leftovers(self.folder / PICTURES)  # another process may be drawing a figure in there
+            for shared in (
+                self.folder / PICTURES,
+                self.spec.study_folder / COSTS,
+            ):  # others may be writing there
+                remove_leftovers(shared)
             with cell_log(self.folder / LOG, to_caller=self.caller is not None), self.heartbeat:
                 yield
         finally:
@@ -279,6 +295,8 @@ class Cell:
                 "command": self.caller or shlex.join(["python", *sys.argv]),
             }
         self._record |= {"status": status, "reason": None, "written": _now()} | facts
+        if status in FINISHED:  # from now on nobody takes the lock again and cleans up
+            self.heartbeat.end()
         write_json(self.folder / RECORD, self._record | self.spec.facts)
         return self._record
 
