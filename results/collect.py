@@ -9,18 +9,17 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from results.escape import counted, shown
-from results.files import ADDED, CONFIG, HEARTBEAT, METRICS, RECORD, cell_folders, facts_of
+from results.files import ADDED, CONFIG, HEARTBEAT, METRICS, RECORD, ROOT, WHERE, cell_folders, facts_of
 from results.schema import FINISHED, IF_THERE, RUNNING, is_missing, read_record
 from results.status import state_of
 
 ABSENT = "null"
 UNKNOWN = "unknown"
 # where and how a cell was computed: said in the report, but seeds may differ in it
-INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
+INCIDENTAL = (ROOT, *WHERE)
 # Where in a network an activation stands, and from which weights the network starts with it, is told with the
 # activation: that is what is compared.
 WITH_ACTIVATION = ("network.sites", "network.init", "network.omega", "network.first_bias", "network.gain")
-ROOT = "task.data.root"
 # seeds that vary the split as well are never shown as if they did not
 FOLDS = "task.data.folds"
 

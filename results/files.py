@@ -63,6 +63,10 @@ MOVED = {
 }
 _MOVED_FROM = {new: old for old, new in MOVED.items()}
 
+# Where a cell is computed is in its record and no part of its id, in which these values, the defaults, stand for any.
+WHERE = {"runner.device": "auto", "runner.threads": None}
+ROOT = "task.data.root"
+
 TEMPORARY = ".{name}.{pid}@{host}.tmp"
 ABANDONED = 3600  # seconds after which a temporary file of another machine is nobody's
 
@@ -94,6 +98,19 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if name not in NOT_DETERMINING and (name not in ADDED or value != ADDED[name])
     }
+
+
+def identity_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a cell among the facts of it: the same wherever it is computed.
+
+    Examples:
+        >>> identity_of({"activation.init": 0.1, "runner.threads": 4, "task.data.root": "./photos/"})
+        {'activation.init': 0.1, 'runner.threads': None, 'task.data.root': 'photos'}
+    """
+    values = {name: WHERE.get(name, value) for name, value in facts.items()}
+    if isinstance(root := values.get(ROOT), str):
+        values[ROOT] = os.path.normpath(root)
+    return values
 
 
 def cell_folders(study: Path) -> list[Path]:

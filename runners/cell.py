@@ -36,6 +36,7 @@ from results.files import (
     RECORD,
     WEIGHTS,
     facts_of,
+    identity_of,
     read_json,
     remove_leftovers,
     write_json,
@@ -67,13 +68,15 @@ class CellSpec:
     """What identifies a cell: activation x task x seed x overrides.
 
     The id is a hash of the names and of what determines the result in the configuration, without study and output
-    folder. So the folder of a cell is known before it runs, and the same command always comes back to it.
+    folder, device and threads. So the folder of a cell is known before it runs, and the same command always comes back to
+    it.
 
     Args:
         activation, task, network: names for folders and tables.
         seed: of data order, augmentation and initial weights.
         study_folder: where the cells of the study are.
         config: the resolved configuration as plain dicts; empty for a cell that was put together by hand.
+        spellings: values to hash instead of those in ``config``, by dotted names: of ``lr=1`` and ``lr=1.0`` the same.
 
     Examples:
         >>> spec = CellSpec("relu", "digits", "small_cnn", seed=3, study_folder=Path("outputs/main"))
@@ -89,16 +92,25 @@ class CellSpec:
     seed: int
     study_folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
+    spellings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, activation: str, task: str, network: str) -> Self:
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        activation: str,
+        task: str,
+        network: str,
+        spellings: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Make the spec of a resolved configuration.
 
         Raises:
             ValueError: an illegal seed, study or folder.
         """
         check_int("seed", config["seed"], minimum=0)
-        return cls(activation, task, network, config["seed"], study_folder(config), config)
+        return cls(activation, task, network, config["seed"], study_folder(config), config, spellings or {})
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -107,14 +119,23 @@ class CellSpec:
 
     @cached_property
     def id(self) -> str:
-        """Hash of names and ``facts``."""
-        facts = json.dumps([self.activation, self.task, self.facts], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()[:10]
+        """Hash of names and identity; that of all ``facts``, as it was once, if the study has a cell of that id."""
+        spelled = {name: self.spellings.get(name, value) for name, value in self.facts.items()}
+        now = self._hash(identity_of(spelled))
+        before = self._hash(self.facts)
+        return before if before != now and self._folder(before).exists() else now
+
+    def _hash(self, facts: Mapping[str, Any]) -> str:
+        text = json.dumps([self.activation, self.task, facts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def _folder(self, id_: str) -> Path:
+        return self.study_folder / self.task / self.activation / f"{self.seed}-{id_}"
 
     @property
     def folder(self) -> Path:
         """The folder of the cell."""
-        return self.study_folder / self.task / self.activation / f"{self.seed}-{self.id}"
+        return self._folder(self.id)
 
     def __str__(self) -> str:
         return f"{self.activation} {self.task} seed={self.seed}"
@@ -339,10 +360,10 @@ class Cell:
 
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            before = facts_of(yaml.load(path.read_text(encoding="utf-8"), loader))
+            before = identity_of(facts_of(yaml.load(path.read_text(encoding="utf-8"), loader)))
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
             raise ValueError(f"{path}: damaged; remove the folder, or choose another study=NAME") from None
-        now = self.spec.facts
+        now = identity_of(self.spec.facts)
         for name in dict.fromkeys([*now, *before]):
             if now.get(name) != before.get(name):
                 raise ValueError(

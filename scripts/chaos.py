@@ -7,6 +7,7 @@ A line for each scenario, with figures; the exit status is not 0 if anything is 
 
 import argparse
 import csv
+import importlib
 import io
 import json
 import os
@@ -24,19 +25,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib.backends.backend_agg
-import matplotlib.backends.backend_svg
 import numpy as np
-import scipy.stats  # noqa: F401  # imported once, for all processes
-import sklearn.datasets  # noqa: F401
 import torch
-import torch.utils.data
 from _faults import FULL, KILLED, POINTS, REMOVING, Fault, Process
 from _here import ROOT
 
-import results.report
-import runners.train
-import tasks.classification  # noqa: F401
 from results.files import (
     CHECKPOINT,
     CLASSES,
@@ -54,6 +47,18 @@ from results.files import (
     find_cells,
 )
 
+# imported once, for all processes
+SHARED = (
+    *(
+        "hydra.main",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.backends.backend_svg",
+        "pandas",
+        "scipy.stats",
+    ),
+    *("sklearn.datasets", "torch.utils.data", "runners.train", "tasks.classification", "results.report"),
+)
+
 EPOCHS = 3
 SETTINGS = (
     "task=digits",
@@ -62,9 +67,7 @@ SETTINGS = (
     "runner.cost=0.01",
     "runner.threads=1",
 )
-GRID = ("-m", "activation=relu,pwlu", "seed=range(4)", *SETTINGS)
-CELLS = 8
-ONE = ("activation=pwlu", "seed=1", *SETTINGS)  # the one cell of the scenarios that need no more
+ONE = ("activation=pwlu", "seed=0", *SETTINGS)  # the one cell of the scenarios that need no more
 RACERS = 16
 
 # every kind of file that is written, the most important first; of a report three stand for all
@@ -89,14 +92,16 @@ class Lab:
 
     Args:
         folder: where the studies lie; an empty one.
+        seeds: of each of the two activations.
         seed: of what happens at random.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seeds: int, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
+        self.grid, self.cells = ("-m", "activation=relu,pwlu", f"seed=range({seeds})", *SETTINGS), 2 * seeds
         self.problems: list[str] = []
         self._numbers = 0
-        self.reference, self.seconds = self.undisturbed("undisturbed", *GRID)
+        self.reference, self.seconds = self.undisturbed("undisturbed", *self.grid)
 
     def expect(self, condition: bool, problem: str) -> None:
         """Note a problem unless ``condition`` holds."""
@@ -177,10 +182,11 @@ class Lab:
             else:
                 self.expect(equal, f"{cell / name}: differs from the undisturbed one")
 
-    def check_training(self, journal: Path, cells: int = CELLS) -> int:
+    def check_training(self, journal: Path, cells: int | None = None) -> int:
         """Note cells of which an epoch was saved twice, or never; returns the number of saved epochs."""
         marks = Counter((line[0], Path(line[1:]).name) for line in journal.read_text().splitlines())
         names = {name for _, name in marks}
+        cells = cells or self.cells
         self.expect(len(names) == cells, f"{journal.stem}: {len(names)} cells trained instead of {cells}")
         for name in sorted(names):
             # a kill may come between a renaming and its line, on either side of it
@@ -208,30 +214,31 @@ def kills(lab: Lab, count: int) -> str:
         while workers or (queue and not done):
             while len(workers) < 2 and queue and not done:
                 fault = queue.popleft()
-                how = {"fault": fault} if isinstance(fault, Fault) else {}
-                workers.append((lab.start(study, *GRID, journal=journal, **how), fault, time.monotonic()))
-            for worker in workers.copy():
-                process, fault, since = worker
+                at = fault if isinstance(fault, Fault) else None
+                worker = lab.start(study, *lab.grid, journal=journal, fault=at)
+                workers.append((worker, fault, time.monotonic()))
+            for entry in workers.copy():
+                process, fault, since = entry
                 if not isinstance(fault, Fault) and time.monotonic() - since > fault:
                     process.kill()
                 if (status := process.poll()) is None:
                     continue
-                workers.remove(worker)
+                workers.remove(entry)
                 if status in KILLED:
                     fired[str(fault) if isinstance(fault, Fault) else "random"] += 1
                     continue
                 queue.append(fault)
                 lab.expect(status == 0, f"{study}: exit status {status}: {process.err[-300:]}")
-                done = is_complete(lab.folder / study) or bool(lab.problems)
+                done = is_complete(lab.folder / study, lab.cells) or bool(lab.problems)
             time.sleep(0.01)
-        lab.finish(study, *GRID, journal=journal)
+        lab.finish(study, *lab.grid, journal=journal)
         lab.check(lab.folder / study)
         lab.check_training(journal)
     at_random = fired.pop("random", 0)
     kinds = len({name.rpartition(" ")[0] for name in fired})
     return (
         f"{fired.total() + at_random} kills of two workers ({at_random} at random, {fired.total()} inside {kinds} "
-        f"kinds of write) in {studies} studies of {CELLS} cells"
+        f"kinds of write) in {studies} studies of {lab.cells} cells"
     )
 
 
@@ -254,18 +261,20 @@ def planned(lab: Lab, count: int) -> Iterator[Fault | float]:
 def races(lab: Lab) -> str:
     """Start many grids over the same cells at once: each cell is trained by one of them."""
     journal = lab.folder / "races.journal"
-    racers = [lab.start("races", *GRID, journal=journal) for _ in range(RACERS)]
+    racers = [lab.start("races", *lab.grid, journal=journal) for _ in range(RACERS)]
     for racer in racers:
         status = racer.wait(600)
         lab.expect(status == 0, f"races: exit status {status}: {racer.err[-300:]}")
     trained = [
         line for racer in racers for line in racer.out.splitlines() if " top1=" in line and line[-1] != ")"
     ]
-    lab.expect(len(trained) == len(set(trained)) == CELLS, f"races: {len(trained)} cells trained: {trained}")
-    lab.finish("races", *GRID)
+    lab.expect(
+        len(trained) == len(set(trained)) == lab.cells, f"races: {len(trained)} cells trained: {trained}"
+    )
+    lab.finish("races", *lab.grid)
     lab.check(lab.folder / "races")
     lab.check_training(journal)
-    return f"{RACERS} racers on {CELLS} cells: {len(trained)} trained"
+    return f"{RACERS} racers on {lab.cells} cells: {len(trained)} trained"
 
 
 def parent(lab: Lab) -> str:
@@ -307,13 +316,12 @@ def disk(lab: Lab) -> str:
         outputs = lab.folder / "disk"
         outputs.mkdir(exist_ok=True)
         filler = outputs / "filler" if mounted else None
+        said = "No space left" if mounted else "File too large"
         cases = ((METRICS, 2), (CHECKPOINT, 2), (RECORD, 1), (RECORD, 2), (CURVES, 1))
         for number, (kind, nth) in enumerate(cases):
             study = f"full{number}"
             fault = Fault(kind, FULL, nth=nth, size=20, filler=filler)
-            lab.refused(
-                "o space left" if mounted else "File too large", study, *ONE, outputs=outputs, fault=fault
-            )
+            lab.refused(said, study, *ONE, outputs=outputs, fault=fault)
             lab.expect(not [*(outputs / study).rglob("*.tmp")], f"{study}: left over: a temporary file")
             (outputs / "filler").unlink(missing_ok=True)
             journal = lab.folder / f"{study}.journal"
@@ -321,16 +329,15 @@ def disk(lab: Lab) -> str:
             (cell,) = find_cells(outputs / study)
             lab.check_cell(cell)
             shutil.rmtree(outputs / study)
-        study = lab.copy("fullreport", outputs)
-        before = contents(study)
-        fault = Fault(PAGE, FULL, size=20, filler=filler)
+        whole = lab.copy("fullreport", outputs)
+        before = contents(whole)
         lab.refused(
-            "o space left" if mounted else "File too large", study.name, *GRID, outputs=outputs, fault=fault
+            said, whole.name, *lab.grid, outputs=outputs, fault=Fault(PAGE, FULL, size=20, filler=filler)
         )
         (outputs / "filler").unlink(missing_ok=True)
-        lab.expect(contents(study) == before, "fullreport: the report before, or a cell, has changed")
-        lab.finish(study.name, *GRID, outputs=outputs)
-        lab.check(study)
+        lab.expect(contents(whole) == before, "fullreport: the report before, or a cell, has changed")
+        lab.finish(whole.name, *lab.grid, outputs=outputs)
+        lab.check(whole)
     means = "a tmpfs" if mounted else "RLIMIT_FSIZE, as no tmpfs can be mounted"
     return f"full at {len(cases)} writes of a cell and in a report, by {means}"
 
@@ -393,21 +400,13 @@ def torn(lab: Lab) -> str:
 def clock(lab: Lab) -> str:
     """Set the clock back, change the time zone and move the folder between the epochs of a cell."""
     journal, first, second = lab.folder / "clock.journal", lab.folder / "here", lab.folder / "there"
-    fault = Fault(CHECKPOINT, "renamed")
-    how: dict[str, Any] = {"journal": journal, "fault": fault, "outputs": first}
-    killed(lab, "clock", fault, journal=journal, outputs=first)
+    killed(lab, "clock", Fault(CHECKPOINT, "renamed"), journal=journal, outputs=first)
     for path in [
         *first.rglob("*")
     ]:  # seen from a clock that was set back, what there is comes from the future
         os.utime(path, (time.time() + 365 * DAY,) * 2)
-    killed(
-        lab,
-        "clock",
-        fault,
-        env={"TZ": "Pacific/Kiritimati"},
-        prepare=set_back,
-        **{k: how[k] for k in ("journal", "outputs")},
-    )
+    how: dict[str, Any] = {"env": {"TZ": "Pacific/Kiritimati"}, "prepare": set_back}
+    killed(lab, "clock", Fault(CHECKPOINT, "renamed"), journal=journal, outputs=first, **how)
     first.rename(second)
     lab.finish("clock", *ONE, outputs=second, journal=journal, env={"TZ": "America/Adak"}, cwd=ROOT.parent)
     cell = one_of(second / "clock")
@@ -447,15 +446,15 @@ def killed(lab: Lab, study: str, fault: Fault, **how: Any) -> None:
 
 def one_of(study: Path) -> Path:
     """Return the folder of the cell that ``ONE`` trains."""
-    (cell,) = (study / "digits" / "pwlu").glob("1-*")
+    (cell,) = (study / "digits" / "pwlu").glob("0-*")
     return cell
 
 
-def is_complete(study: Path) -> bool:
+def is_complete(study: Path, cells: int) -> bool:
     """Return whether all cells of a grid are finished and reported."""
     texts = [path.read_text() for path in study.glob(f"*/*/*/{RECORD}")]
     return (
-        sum(json.loads(text)["status"] == "ok" for text in texts) == CELLS
+        sum(json.loads(text)["status"] == "ok" for text in texts) == cells
         and (study / REPORT / PAGE).exists()
     )
 
@@ -583,6 +582,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="number of SIGKILLs (50)")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(SCENARIOS)}")
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="of each of two activations (4)")
     parser.add_argument("--seed", type=int, default=0, help="of what happens at random (0)")
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="an empty folder for the studies, which stay there"
@@ -593,21 +593,25 @@ def main() -> None:
         parser.error(f"--only {unknown[0]}: must be some of {', '.join(SCENARIOS)}")
     if arguments.kills < 1:
         parser.error(f"--kills {arguments.kills}: must be an integer >= 1")
+    if arguments.seeds < 1:
+        parser.error(f"--seeds {arguments.seeds}: must be an integer >= 1")
     if arguments.keep is None:
         with tempfile.TemporaryDirectory(prefix="actbench-chaos-") as folder:
-            good = run(Path(folder).resolve(), names, arguments.kills, arguments.seed)
+            good = run(Path(folder).resolve(), names, arguments)
     else:
         arguments.keep.mkdir(parents=True, exist_ok=True)
         if any(arguments.keep.iterdir()):
             parser.error(f"--keep {arguments.keep}: must be an empty folder")
-        good = run(arguments.keep.resolve(), names, arguments.kills, arguments.seed)
+        good = run(arguments.keep.resolve(), names, arguments)
     sys.exit(not good)
 
 
-def run(folder: Path, names: list[str], kills_: int, seed: int) -> bool:
+def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> bool:
     """Run the scenarios, print a line for each, and return whether all is well."""
     torch.set_num_threads(1)  # what forks must not have threads
-    lab, good = Lab(folder, seed), True
+    for module in SHARED:
+        importlib.import_module(module)
+    lab, good = Lab(folder, arguments.seeds, arguments.seed), True
     if lab.problems:
         names = []
         print("\n".join(["undisturbed  FAILED", *lab.problems]))
@@ -615,7 +619,7 @@ def run(folder: Path, names: list[str], kills_: int, seed: int) -> bool:
         since = time.monotonic()
         lab.problems.clear()
         try:
-            said = SCENARIOS[name](lab, *([kills_] if name == "kills" else []))
+            said = SCENARIOS[name](lab, *([arguments.kills] if name == "kills" else []))
         except (OSError, ValueError, TimeoutError) as error:
             said = "stopped"
             lab.problems.append(f"{type(error).__name__}: {error}")
