@@ -1,6 +1,7 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,18 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from results.escape import counted, shown
-from results.files import ADDED, CONFIG, HEARTBEAT, METRICS, RECORD, cell_folders, facts_of, place_of
+from results.files import (
+    ADDED,
+    CONFIG,
+    HEARTBEAT,
+    METRICS,
+    RECORD,
+    ROOT,
+    WHERE,
+    cell_folders,
+    facts_of,
+    place_of,
+)
 from results.packed import read_packed, unpack
 from results.schema import FINISHED, IF_THERE, RUNNING, is_missing, read_record
 from results.status import state_of
@@ -16,11 +28,10 @@ from results.status import state_of
 ABSENT = "null"
 UNKNOWN = "unknown"
 # where and how a cell was computed: said in the report, but seeds may differ in it
-INCIDENTAL = ("task.data.root", "runner.device", "runner.threads")
+INCIDENTAL = (ROOT, *WHERE)
 # Where in a network an activation stands, and from which weights the network starts with it, is told with the
 # activation: that is what is compared.
 WITH_ACTIVATION = ("network.sites", "network.init", "network.omega", "network.first_bias", "network.gain")
-ROOT = "task.data.root"
 # seeds that vary the split as well are never shown as if they did not
 FOLDS = "task.data.folds"
 
@@ -163,8 +174,11 @@ def read_metrics(folders: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
     for folder in folders:
         path = Path(folder) / METRICS
         try:
-            frame = pd.read_csv(path)
+            content = path.read_bytes()
+            frame = pd.read_csv(BytesIO(content))
             _check_metrics(frame)
+            if not content.endswith(b"\n"):  # else half a number would be taken for one
+                raise ValueError("its last line is cut off")
         except FileNotFoundError:
             damaged.append(f"{path}: no such file")
         except (ValueError, OSError) as error:  # pandas' own errors among them

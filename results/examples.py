@@ -1,14 +1,13 @@
 """How much a difference depends on which samples are in the test set, from the scores of single samples."""
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from results.arrays import read_arrays
 from results.collect import FOLDS
 from results.files import EXAMPLES
 from results.statistics import ALPHA, Comparison
@@ -22,9 +21,9 @@ def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.nda
     None if that is not recorded, cannot be read, or does not have the mean ``score``.
     """
     try:
-        with (Path(folder) / EXAMPLES).open("rb") as file, np.load(file) as arrays:
-            values, number = arrays[metric], arrays["count"]
-    except (OSError, KeyError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
+        arrays = read_arrays(Path(folder) / EXAMPLES)
+        values, number = arrays[metric], arrays["count"]
+    except (OSError, KeyError, ValueError):
         return None
     if values.ndim != 1 or values.dtype.kind not in "uf" or number.ndim or number.dtype.kind not in "iu":
         return None

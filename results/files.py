@@ -64,6 +64,10 @@ MOVED = {
 }
 _MOVED_FROM = {new: old for old, new in MOVED.items()}
 
+# Where a cell is computed is in its record and no part of its id, in which these values, the defaults, stand for any.
+WHERE = {"runner.device": "auto", "runner.threads": None}
+ROOT = "task.data.root"
+
 TEMPORARY = ".{name}.{pid}@{host}.tmp"
 ABANDONED = 3600  # seconds after which a temporary file of another machine is nobody's
 
@@ -104,6 +108,19 @@ def place_of(record: Mapping[str, Any]) -> str:
         KeyError: the record does not say it.
     """
     return f"{record['task']}/{record['activation']}/{record['seed']}-{record['cell']}"
+
+
+def identity_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a cell among the facts of it: the same wherever it is computed.
+
+    Examples:
+        >>> identity_of({"activation.init": 0.1, "runner.threads": 4, "task.data.root": "./photos/"})
+        {'activation.init': 0.1, 'runner.threads': None, 'task.data.root': 'photos'}
+    """
+    values = {name: WHERE.get(name, value) for name, value in facts.items()}
+    if isinstance(root := values.get(ROOT), str):
+        values[ROOT] = os.path.normpath(root)
+    return values
 
 
 def cell_folders(study: Path, packed: Iterable[str] = ()) -> list[Path]:
@@ -181,7 +198,18 @@ def is_abandoned(temporary: Path) -> bool:
         pid = int(writer[1])
         if pid != os.getpid() and not _is_running(pid):
             return True
-    return time.time() - temporary.stat().st_mtime > ABANDONED
+    return age(temporary) > ABANDONED
+
+
+def age(path: Path) -> float:
+    """Seconds between the last change of a file and now.
+
+    A change in the future is as old as it is far away: the clock was set back, and the file may be of any age.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    return abs(time.time() - path.stat().st_mtime)
 
 
 def _is_running(pid: int) -> bool:

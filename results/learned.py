@@ -1,13 +1,9 @@
 """Figures of what a finished cell's activations learned, from its ``curves.npz`` alone."""
 
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from matplotlib import rc_context
@@ -16,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from results.arrays import read_arrays
 from results.escape import figure_text, shortened
 from results.figures import STYLE, save
 from results.files import CURVES, PICTURES
@@ -24,9 +21,6 @@ from results.palette import COLORS, GRAY
 WIDTH = 9.6  # inches
 TAIL = 0.001  # share of the inputs at either end that a panel may leave out
 NEARBY = 1.0  # a panel reaches at least this far to both sides of 0, where activations bend
-MAX_HEADER = 10_000  # bytes
-MAX_DEFLATED = 1032  # bytes that zlib can pack into one
-READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DOTS = 100  # per strip: quantiles stand for more values than that
 FIGURES = ("curves", "gates", "coefficients", "parameters")  # the names of a cell's figures
 ROLES = ("gate", "coefficients", "occupancy", "knots", "interval_end")  # what is none of these is a parameter
@@ -86,54 +80,13 @@ def read_learned(folder: Path) -> Learned:
     """
     path = folder / CURVES
     try:
-        return _sorted("/".join(folder.resolve().parts[-3:]), _arrays(path))
+        return _sorted("/".join(folder.resolve().parts[-3:]), read_arrays(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: no {CURVES} there, so this is no finished cell; run its command again to finish it"
         ) from None
-    except (ValueError, TypeError, EOFError, BadZipFile, zlib.error, RuntimeError, MemoryError) as error:
-        said = str(error) or type(error).__name__
-        raise ValueError(f"{path}: damaged ({said}); train the cell again with force=true") from None
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` file, each read at once.
-
-    Raises:
-        ValueError: one claims to be larger than what the file holds of it; that is seen before memory is asked for.
-    """
-    arrays = {}
-    with ZipFile(path) as archive:
-        for entry in archive.infolist():
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in READ_HEADER:
-                    raise ValueError(f"{entry.filename} is in format {version}")
-                digits = 2 if version == (1, 0) else 4  # bytes of the header's length
-                length = file.read(digits)
-                text = file.read(min(int.from_bytes(length, "little"), MAX_HEADER))
-                shape, fortran, dtype = _header(version, length + text)
-                size = math.prod(shape) * dtype.itemsize
-                before = 8 + digits + len(text)
-                if before + size != entry.file_size or before + size > MAX_DEFLATED * max(
-                    1, entry.compress_size
-                ):
-                    raise ValueError(
-                        f"{entry.filename} is declared as {dtype}{list(shape)}, which the file does not hold"
-                    )
-                if dtype.hasobject:
-                    raise ValueError(f"{entry.filename} holds objects")
-                values = np.frombuffer(file.read(), dtype)
-                arrays[entry.filename.removesuffix(".npy")] = values.reshape(
-                    shape, order="F" if fortran else "C"
-                )
-    return arrays
-
-
-@lru_cache(maxsize=1024)
-def _header(version: tuple[int, int], content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type; the arrays of cells have few different headers, and parsing one takes longer than its data."""
-    return READ_HEADER[version](BytesIO(content))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); train the cell again with force=true") from None
 
 
 def _sorted(name: str, arrays: Mapping[str, np.ndarray]) -> Learned:

@@ -2,7 +2,6 @@
 
 import csv
 import platform
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from results.escape import shown
-from results.files import HEARTBEAT, LOCKS, METRICS, RECORD, cell_folders, read_json
-from results.schema import RUNNING, STATUSES, read_record
+from results.files import HEARTBEAT, LOCKS, METRICS, RECORD, age, cell_folders, read_json
+from results.schema import FINISHED, RUNNING, STATUSES, read_record
 
 # seconds without a heartbeat after which a cell on another machine counts as dead; they come every five
 SILENT = 60.0
@@ -59,7 +58,8 @@ def state_of(study: Path, folder: Path) -> State:
     if beat is not None:
         here = beat.get("host") == platform.node()
         alive = is_held(study, folder) if here else beat["age"] < SILENT
-        status = RUNNING if alive else STALE
+        if alive or status not in FINISHED:
+            status = RUNNING if alive else STALE
     return State(folder, status, record, beat or {})
 
 
@@ -67,13 +67,13 @@ def heartbeat(folder: Path) -> dict[str, Any] | None:
     """The heartbeat of a cell, with its ``age`` in seconds; None if there is none."""
     path = folder / HEARTBEAT
     try:
-        age = max(0.0, time.time() - path.stat().st_mtime)
+        silent = age(path)
         beat = read_json(path)
     except FileNotFoundError:
         return None
     except (ValueError, OSError):
-        beat, age = {}, SILENT
-    return None if beat is None else beat | {"age": age}
+        beat, silent = {}, SILENT
+    return None if beat is None else beat | {"age": silent}
 
 
 def is_held(study: Path, folder: Path) -> bool:

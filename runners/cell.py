@@ -36,6 +36,7 @@ from results.files import (
     RECORD,
     WEIGHTS,
     facts_of,
+    identity_of,
     read_json,
     remove_leftovers,
     write_json,
@@ -68,13 +69,15 @@ class CellSpec:
     """What identifies a cell: activation x task x seed x overrides.
 
     The id is a hash of the names and of what determines the result in the configuration, without study and output
-    folder. So the folder of a cell is known before it runs, and the same command always comes back to it.
+    folder, device and threads. So the folder of a cell is known before it runs, and the same command always comes back to
+    it.
 
     Args:
         activation, task, network: names for folders and tables.
         seed: of data order, augmentation and initial weights.
         study_folder: where the cells of the study are.
         config: the resolved configuration as plain dicts; empty for a cell that was put together by hand.
+        spellings: values to hash instead of those in ``config``, by dotted names: of ``lr=1`` and ``lr=1.0`` the same.
 
     Examples:
         >>> spec = CellSpec("relu", "digits", "small_cnn", seed=3, study_folder=Path("outputs/main"))
@@ -90,16 +93,25 @@ class CellSpec:
     seed: int
     study_folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
+    spellings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, activation: str, task: str, network: str) -> Self:
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        activation: str,
+        task: str,
+        network: str,
+        spellings: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Make the spec of a resolved configuration.
 
         Raises:
             ValueError: an illegal seed, study or folder.
         """
         check_int("seed", config["seed"], minimum=0)
-        return cls(activation, task, network, config["seed"], study_folder(config), config)
+        return cls(activation, task, network, config["seed"], study_folder(config), config, spellings or {})
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -108,14 +120,27 @@ class CellSpec:
 
     @cached_property
     def id(self) -> str:
-        """Hash of names and ``facts``."""
-        facts = json.dumps([self.activation, self.task, self.facts], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()[:10]
+        """Hash of names and identity; that of all ``facts``, as it was once, if the study has a cell of that id."""
+        spelled = {name: self.spellings.get(name, value) for name, value in self.facts.items()}
+        now = self._hash(identity_of(spelled))
+        before = self._hash(self.facts)
+        return before if before != now and self._has(self._place(before)) else now
+
+    def _hash(self, facts: Mapping[str, Any]) -> str:
+        text = json.dumps([self.activation, self.task, facts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def _place(self, id_: str) -> str:
+        return f"{self.task}/{self.activation}/{self.seed}-{id_}"
+
+    def _has(self, place: str) -> bool:
+        """Whether the study has a cell in this place."""
+        return (self.study_folder / place).exists() or place in read_packed(self.study_folder)
 
     @property
     def place(self) -> str:
         """The folder of the cell in that of its study."""
-        return f"{self.task}/{self.activation}/{self.seed}-{self.id}"
+        return self._place(self.id)
 
     @property
     def folder(self) -> Path:
@@ -188,7 +213,10 @@ class Cell:
         """
         if self.force:
             return None
-        record = read_record(self.folder / RECORD)
+        try:
+            record = read_record(self.folder / RECORD)
+        except ValueError as error:
+            raise ValueError(f"{error}; force=true trains this cell again") from None
         if record is None:  # what was packed is published, whatever has become of the code
             return read_packed(self.spec.study_folder).get(self.spec.place)
         if record["status"] not in FINISHED:
@@ -204,8 +232,17 @@ class Cell:
         return record
 
     def earlier(self) -> dict[str, Any]:
-        """Return the record of an earlier run, whatever its status; empty if there is none."""
-        return read_json(self.folder / RECORD) or {}
+        """Return the record of an earlier run, whatever its status; empty if there is none.
+
+        Raises:
+            ValueError: it is damaged, which does not matter to ``force``.
+        """
+        try:
+            return read_json(self.folder / RECORD) or {}
+        except ValueError:
+            if self.force:
+                return {}
+            raise
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -222,7 +259,11 @@ class Cell:
             self._require_same_config()
             for leftover in self.folder.glob(".*.tmp"):  # no other process writes here
                 leftover.unlink()
-            remove_leftovers(self.folder / PICTURES)  # another process may be drawing a figure in there
+            for shared in (
+                self.folder / PICTURES,
+                self.spec.study_folder / COSTS,
+            ):  # others may be writing there
+                remove_leftovers(shared)
             with cell_log(self.folder / LOG, to_caller=self.caller is not None), self.heartbeat:
                 yield
         finally:
@@ -287,6 +328,8 @@ class Cell:
                 "command": self.caller or shlex.join(["python", *sys.argv]),
             }
         self._record |= {"status": status, "reason": None, "written": _now()} | facts
+        if status in FINISHED:  # from now on nobody takes the lock again and cleans up
+            self.heartbeat.end()
         write_json(self.folder / RECORD, self._record | self.spec.facts)
         return self._record
 
@@ -333,10 +376,10 @@ class Cell:
 
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            before = facts_of(yaml.load(path.read_text(encoding="utf-8"), loader))
+            before = identity_of(facts_of(yaml.load(path.read_text(encoding="utf-8"), loader)))
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
             raise ValueError(f"{path}: damaged; remove the folder, or choose another study=NAME") from None
-        now = self.spec.facts
+        now = identity_of(self.spec.facts)
         for name in dict.fromkeys([*now, *before]):
             if now.get(name) != before.get(name):
                 raise ValueError(

@@ -21,7 +21,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.cell import Cell, CellSpec
-from runners.composed import FACTORIES, HYDRA_KEYS, check_component, check_composed, overridden_class_name
+from runners.composed import (
+    FACTORIES,
+    HYDRA_KEYS,
+    check_component,
+    check_composed,
+    overridden_class_name,
+    spellings_of,
+)
 from runners.errors import format_error, no_such_name
 from tasks.settings import within
 
@@ -83,6 +90,7 @@ class Parts:
         self.cfg, self.objects = cfg, objects or {}
         self.names = check_composed(cfg, hydra_cfg)
         self.config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+        self.spellings = spellings_of(self.config, self.names, hydra_cfg)
         activation = overridden_class_name(cfg.activation._target_, self.names["activation"], hydra_cfg)
         self.names["activation"] = activation or self.names["activation"]
         # a network of another library is a choice and a name
@@ -92,7 +100,7 @@ class Parts:
     def cell(self, *, grid: bool = False, caller: str | None = None) -> Cell:
         """Return the cell of this configuration; see ``CellSpec`` and ``Cell`` for arguments and errors."""
         names = {name: self.names[name] for name in ("activation", "task", "network")}
-        spec = CellSpec.from_config(self.config, **names)
+        spec = CellSpec.from_config(self.config, **names, spellings=self.spellings)
         source = self.objects.get("activation")
         return Cell(spec, force=self.config["force"], grid=grid, caller=caller, source=source)
 

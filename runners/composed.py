@@ -3,14 +3,17 @@
 import inspect
 import posixpath
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from results.files import flat
 from runners.errors import choices, no_such_name
 
 COMPONENTS = {
@@ -22,6 +25,7 @@ COMPONENTS = {
 FACTORIES = ("activation", "network")  # components that are called later, with more arguments
 SETTINGS = ("seed", "study", "outputs", "force", "grid", "report")
 GRID: dict[str, tuple[Any, ...]] = {"failed": ("retry", "skip", "only"), "fail_fast": (True, False)}
+MAX_EXACT = 2**53  # whole numbers below it are the same as floats
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # arguments of a component that do not come from its configuration
 RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -97,29 +101,73 @@ def overridden_class_name(target: str, choice: str, hydra: DictConfig) -> str | 
         choice: name of an activation; its configuration may lie anywhere on Hydra's search path.
         hydra: Hydra's part of the configuration.
     """
-    usual = _target(f"activation/{choice}", hydra)
+    usual = _defaults(f"activation/{choice}", _folders(hydra)).get("_target_")
     return None if usual in (None, target) else target.rpartition(".")[2]
 
 
-def _target(name: str, hydra: DictConfig) -> str | None:
-    """Return the ``_target_`` in a configuration file, or else in one of its defaults list."""
-    for source in hydra.runtime.config_sources:
-        if source.schema not in ("file", "pkg"):
-            continue
-        folder = Path(source.path) if source.schema == "file" else files(source.path)
-        if (file := folder / f"{name}.yaml").is_file():
-            config: Mapping[Any, Any] = cast(DictConfig, OmegaConf.create(file.read_text(encoding="utf-8")))
-            break
-    else:
-        return None
-    if (target := config.get("_target_")) is not None:
-        return str(target)
-    for default in reversed(config.get("defaults", ())):
+def spellings_of(config: Mapping[str, Any], names: Mapping[str, str], hydra: DictConfig) -> dict[str, float]:
+    """Return the whole numbers of a configuration that have another spelling, in that one, by dotted names.
+
+    Where a component's own file has a float it is a float, so that ``lr=1`` is ``lr=1.0``; else it is an integer.
+
+    Args:
+        config: the resolved configuration.
+        names: component -> name of its file.
+        hydra: Hydra's part of the configuration.
+    """
+    spellings: dict[str, float] = {}
+    folders = _folders(hydra)
+    for component, choice in names.items():
+        defaults = flat(_defaults(f"{component}/{choice}", folders))
+        for name, value in flat(config[component]).items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and name in defaults and abs(value) < MAX_EXACT and value == int(value):
+                one = float(value) if isinstance(defaults[name], float) else int(value)
+                if type(one) is not type(value):
+                    spellings[f"{component}.{name}"] = one
+    return spellings
+
+
+def _folders(hydra: DictConfig) -> list[Traversable]:
+    """Return the folders of configurations, first the one that Hydra looks into first."""
+    sources = [(source.schema, source.path) for source in hydra.runtime.config_sources]
+    return [
+        Path(path) if schema == "file" else files(path)
+        for schema, path in sources
+        if schema in ("file", "pkg")
+    ]
+
+
+def _defaults(name: str, folders: Sequence[Traversable]) -> dict[str, Any]:
+    """Return the content of a configuration file, over that of the files in its defaults list of the same group."""
+    places = (folder / f"{name}.yaml" for folder in folders)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        return {}
+    config = _parsed(file.read_text(encoding="utf-8"))
+    merged: dict[str, Any] = {}
+    for default in config.get("defaults") or ():
         if isinstance(default, str) and default != "_self_":
             parent = posixpath.join("/", posixpath.dirname(name), default.partition("@")[0])
-            if (target := _target(posixpath.normpath(parent)[1:], hydra)) is not None:
-                return target
-    return None
+            merged = _merged(merged, _defaults(posixpath.normpath(parent)[1:], folders))
+    return _merged(merged, config)
+
+
+@cache
+def _parsed(text: str) -> dict[str, Any]:
+    """The content of a configuration file; the cells of a grid share a few of them, and parsing one takes milliseconds."""
+    content = OmegaConf.to_container(OmegaConf.create(text))
+    return cast(dict[str, Any], content) if isinstance(content, dict) else {}
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**one}
+    for name, value in other.items():
+        below = merged.get(name)
+        merged[name] = (
+            _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged
 
 
 def check_component(component: str, config: Any) -> None:

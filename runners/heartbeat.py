@@ -27,6 +27,7 @@ class Heartbeat:
         self.path = folder / HEARTBEAT
         self.progress: Callable[[], dict[str, Any]] = dict
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self.facts = {"host": platform.node(), "pid": os.getpid(), "started": time.time()}
@@ -37,10 +38,16 @@ class Heartbeat:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Remove the file, if it is there, and do not write it again."""
         self._ended.set()
-        self._thread.join()
-        with suppress(OSError):
-            self.path.unlink()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            with suppress(OSError):
+                self.path.unlink()
 
     def _beat(self) -> None:
         while not self._ended.wait(EVERY):

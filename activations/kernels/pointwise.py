@@ -80,7 +80,9 @@ def pointwise(
         parameters = tuple([p if p.dtype is dtype else p.to(dtype) for p in parameters])
         kernels = library.backend(x, *parameters)
     compiling = torch.compiler.is_compiling()
-    if kernels and not (compiling and not parameters):  # a plain function is better compiled into its neighbors
+    if kernels and not (
+        compiling and not parameters
+    ):  # a plain function is better compiled into its neighbors
         count = _count_units if compiling else _units
         units = count(name, *[p.shape for p in parameters])
         if units == 1 or units == x.shape[channel_dim]:
