@@ -23,7 +23,6 @@ from runners.cell import CellFailedError, CellLockedError
 from runners.compose import CONF, Parts
 from runners.errors import format_error
 from runners.grid import (
-    GridStoppedError,
     ReportAfterGrid,
     SeveralGridsError,
     composable,
@@ -34,6 +33,7 @@ from runners.grid import (
     is_worker,
     trains,
 )
+from runners.launch import GridStoppedError, runs_elsewhere
 
 DEBUG = "HYDRA_FULL_ERROR" in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
@@ -41,31 +41,40 @@ logging.getLogger("hydra").addHandler(logging.NullHandler())  # nor does Hydra l
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run(cfg: DictConfig) -> None:
-    """Run one cell; an error is printed as one line, and does not stop the other cells of a grid."""
+def run(cfg: DictConfig) -> str | None:
+    """Run one cell, and return a line about it for the process that launched it.
+
+    An error is printed as one line, and does not stop the other cells of a grid.
+    """
     hydra_cfg = cast(DictConfig, HydraConfig.get())
     grid = hydra_cfg.mode == RunMode.MULTIRUN
     if grid:
         end_with_parent()
     print_anything()  # in joblib's processes as well, which start here
+    told = is_worker() and trains(cfg.runner)  # by the process that launched this one
     try:
         os.chdir(
             hydra_cfg.runtime.cwd
         )  # paths are relative to the command line's folder, whatever hydra.job.chdir is
-        run_cell(cfg, hydra_cfg, grid)
+        line = run_cell(cfg, hydra_cfg, grid)
     except Exception as error:
         if DEBUG:
             raise
         prefix = " ".join(hydra_cfg.overrides.task) + " failed: " if grid else ""
-        parallel.current().complain(f"{prefix}{format_error(error)}")
+        line = f"{prefix}{format_error(error)}"
+        if not told:
+            parallel.current().complain(line)
         if not grid:
             raise SystemExit(1) from None
-        stopped = OmegaConf.select(cfg, "grid.fail_fast")
-        raise (GridStoppedError() if stopped else CellFailedError()) from None
+        stops = OmegaConf.select(cfg, "grid.fail_fast") and not runs_elsewhere(hydra_cfg)
+        raise (GridStoppedError(line) if stops else CellFailedError(line)) from None
+    if line and not told:
+        print(line, flush=True)
+    return line
 
 
-def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
-    """Run a composed cell, unless it is finished; or inspect its data."""
+def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> str | None:
+    """Run a composed cell, unless it is finished; or inspect its data. Returns the line that says what became of it."""
     if not grid and (message := is_grid(hydra_cfg)):
         raise ValueError(message)
     parts, world = Parts(cfg, hydra_cfg), parallel.current()
@@ -75,17 +84,14 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     if not world.leads:  # rank 0 decides, and says the rest
         if world.tell(False):
             parts.train(cell)
-        return
+        return None
     if record := cell.completed_record():
-        print(cell.summary(record, note=" (finished before)"))
-        return
+        return cell.summary(record, note=" (finished before)")
     if grid and not is_chosen(parts.config, (record := cell.earlier()).get("status")):
-        if record:
-            print(cell.summary(record, note=" (left as it is)"))
-        return
+        return cell.summary(record, note=" (left as it is)") if record else None
     if not trains(cfg.runner):
         parts.runner()(parts.task, cell)
-        return
+        return None
 
     def train() -> dict[str, Any]:
         world.tell(True)
@@ -94,13 +100,14 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     try:
         record = cell.run(train)
     except CellLockedError as error:
-        print(error)
-        return
-    print(cell.summary(record, note="" if cell.started else " (finished before)"), flush=True)
+        return str(error)
+    line = cell.summary(record, note="" if cell.started else " (finished before)")
     if "signal" in record:
         if is_worker():
             os._exit(128 + record["signal"])  # else it would go on with the next cell
+        print(line, flush=True)
         sys.exit(128 + record["signal"])
+    return line
 
 
 def main() -> None:

@@ -29,10 +29,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from results.terminal import print_anything
-from runners.cell import study_folder
+from runners.cell import Cell, study_folder
 from runners.compose import Parts
 from runners.composed import COMPONENTS, check_composed
 from runners.errors import format_error
+from runners.launch import check_installed, watch
 
 CHECK_INTERVAL, GRACE = 1.0, 8.0  # seconds between checks for the parent, and to end a step and save
 
@@ -61,6 +62,7 @@ class ReportAfterGrid(Callback):
         sys.argv = self.typed or sys.argv
         loader = GlobalHydra.instance().config_loader()
         try:
+            check_installed(config.hydra)
             add_search_path(loader, config)
             if commands := one_experiment_each(loader, config):
                 for experiment, _ in commands:
@@ -70,7 +72,9 @@ class ReportAfterGrid(Callback):
             studies = _studies(loader, config)
             if studies:
                 print_anything()
-                leave_out_finished(loader, config)
+                finished, cells = leave_out_finished(loader, config)
+                fail_fast = bool(OmegaConf.select(config, "grid.fail_fast"))
+                watch(config.hydra, cells, finished=finished, fail_fast=fail_fast)
         except Exception as error:
             raise SystemExit(f"actbench: {format_error(error)}") from error
         ReportAfterGrid.studies |= studies
@@ -137,10 +141,6 @@ class SeveralGridsError(BaseException):
 
     def __init__(self, commands: list[list[str]]) -> None:
         self.commands = commands
-
-
-class GridStoppedError(BaseException):
-    """A cell failed and ``grid.fail_fast`` is true; a launcher that goes on after any Exception ends with this."""
 
 
 def is_chosen(config: Mapping[str, Any], status: str | None) -> bool:
@@ -278,13 +278,20 @@ def composed(loader: ConfigLoader, master: DictConfig) -> Iterator[tuple[list[st
         yield overrides, cfg, own
 
 
-def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> None:
-    """Say which cells of a grid are finished, or are not to be run, and keep Hydra from composing them."""
+def leave_out_finished(
+    loader: ConfigLoader, master: DictConfig
+) -> tuple[int, dict[tuple[str, ...], Cell | None]]:
+    """Say which cells of a grid are finished, or are not to be run, and keep Hydra from composing them.
+
+    Return how many those are, and the other cells by their overrides; None for one that cannot be made.
+    """
     skipped: set[tuple[str, ...]] = set()
+    others: dict[tuple[str, ...], Cell | None] = {}
     for overrides, cfg, own in composed(loader, master):
+        others[tuple(overrides)] = None
         try:
             parts = Parts(cfg, own)
-            cell = parts.cell(grid=True)
+            others[tuple(overrides)] = cell = parts.cell(grid=True)
             record, note = cell.completed_record(), " (finished before)"
             if record is None and not is_chosen(parts.config, (earlier := cell.earlier()).get("status")):
                 record, note = earlier, " (left as it is)"
@@ -293,6 +300,7 @@ def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> None:
         if record is None:
             continue
         skipped.add(tuple(overrides))
+        del others[tuple(overrides)]
         if record:
             print(cell.summary(record, note=note))
 
@@ -306,6 +314,7 @@ def leave_out_finished(loader: ConfigLoader, master: DictConfig) -> None:
     sweeper.split_arguments = staticmethod(split)  # type: ignore[attr-defined]
     # It would compose every cell once more, a tenth of a second each: _studies has composed all choices of components.
     sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[attr-defined]
+    return len(skipped), others
 
 
 def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[str]]]:

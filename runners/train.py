@@ -126,7 +126,7 @@ class Train:
     def __call__(self, act_layer: ActLayer, task: Task, cell: Cell) -> dict[str, Any]:
         """Train ``cell``, or resume it where it was stopped, and return its record.
 
-        After SIGINT or SIGTERM the run is saved, and the returned record has the signal's number as ``signal``.
+        After SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 the run is saved, and the returned record has the signal's number as ``signal``.
 
         Args:
             act_layer: called once for every site of the network.
@@ -473,15 +473,18 @@ class _Pace:
         }
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two of batch systems
+
+
 class _Stop:
-    """While entered, the first SIGINT or SIGTERM sets ``received``; the second of a kind has its default effect."""
+    """While entered, the first signal that stops a run sets ``received``; the second of a kind has its former effect."""
 
     received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
         # Signals reach the main thread only, and only there can handlers be set.
         self.old = (
-            {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            {number: signal.signal(number, self._note) for number in STOPPING}
             if threading.current_thread() is threading.main_thread()
             else {}
         )

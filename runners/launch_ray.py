@@ -1,0 +1,64 @@
+"""``hydra/launcher=ray``: the cells of a grid as tasks of Ray, on this machine or on a cluster."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
+from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher
+from omegaconf import open_dict
+
+from runners.cell import CellFailedError
+from runners.launch import GridStoppedError, Watched, export_path
+
+GRACE = 8.0  # seconds to end a step and save
+
+
+class Launcher(Watched, RayLauncher):
+    """Send all cells to Ray, which runs as many at a time as it has CPUs, and wait for them."""
+
+    def run_all(
+        self, job_overrides: Sequence[Sequence[str]], first_index: int
+    ) -> Sequence[JobReturn | None]:
+        export_path()
+        setup_globals()
+        start_ray(self.ray_cfg.init)
+        tasks = [self._send(overrides, index) for index, overrides in enumerate(job_overrides, first_index)]
+        try:
+            self._wait(tasks)
+        except BaseException:
+            for task in tasks:
+                ray.cancel(task, force=False)
+            ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)
+            raise
+        return [_end(task, overrides) for task, overrides in zip(tasks, job_overrides, strict=True)]
+
+    def _send(self, overrides: Sequence[str], index: int) -> Any:
+        assert self.hydra_context is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = f"job_id_for_{index}", index
+        return launch_job_on_ray(
+            self.hydra_context, self.ray_cfg.remote, config, self.task_function, Singleton.get_state()
+        )
+
+    def _wait(self, tasks: Sequence[Any]) -> None:
+        waiting = list(tasks)
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1)
+            if self.progress.must_stop:
+                raise GridStoppedError
+
+
+def _end(task: Any, overrides: Sequence[str]) -> JobReturn | None:
+    try:
+        end: JobReturn = ray.get(task)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError):
+        return None
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        line = f"{' '.join(overrides)} failed: {reason}"
+        return JobReturn(status=JobStatus.FAILED, _return_value=CellFailedError(line))
+    return end
