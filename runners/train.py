@@ -78,6 +78,8 @@ class Train:
         cost: seconds for measuring the time of a step against ReLU's, once for all seeds of a study, or 5 % of the
             training if that is more; 0 for not measuring it.
         keep: nothing, or weights: the last weights and those best in validation as state_dicts, in files of their own.
+        test: whether to evaluate the test split at the end. The trials of a tuning do not, so that their test scores
+            cannot influence the choice; they write no curves and pictures either.
 
     Raises:
         ValueError: a value outside its range, or a device that this machine does not have.
@@ -101,6 +103,7 @@ class Train:
     pictures: bool = True
     cost: float = 2.0
     keep: str = "nothing"
+    test: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "limit_batches", "threads"):
@@ -113,7 +116,7 @@ class Train:
         check_choice("kernels", self.kernels, library.MODES)
         check_choice("amp", self.amp, tuple(AMP))
         check_choice("compile", self.compile, ("off", "on"))
-        for name in ("channels_last", "pictures"):
+        for name in ("channels_last", "pictures", "test"):
             check_bool(name, getattr(self, name))
         find_device(self.device)
 
@@ -236,13 +239,19 @@ class Train:
                 if stop.received and run.epoch < epochs:
                     return self._interrupted(cell, run, stop.received)
 
-        return self._test(cell, task, network, model, run)
+        return self._end(cell, task, network, model, run)
 
-    def _test(
+    def _end(
         self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress
     ) -> dict[str, Any]:
         """Evaluate the test split, for the only time: with the last weights, and with the best ones in validation."""
-        val = run.rows[-1][task.primary_metric]
+        assert run.best is not None
+        facts = {"primary_val": run.rows[-1][task.primary_metric], "best_epoch": run.best["epoch"]}
+        if self.keep == "weights":
+            write_weights(cell.folder / WEIGHTS, network.state_dict())
+            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
+        if not self.test:
+            return self._finish(cell, run, "ok", **facts)
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
         confusion = task.confusion
         write_examples(cell.folder / EXAMPLES, task.examples)
@@ -254,10 +263,6 @@ class Train:
             for name, figure in figures.items():
                 with atomic_write(cell.folder / PICTURES / f"{name}.png") as temporary:
                     figure.savefig(temporary, format="png", dpi=150)
-        assert run.best is not None
-        if self.keep == "weights":
-            write_weights(cell.folder / WEIGHTS, network.state_dict())
-            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
         if run.best["epoch"] != run.epoch - 1:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
@@ -269,14 +274,10 @@ class Train:
             write_table(cell.folder / CONFUSION, confusion.table())
         if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
             return self._finish(cell, run, "diverged", reason="loss not finite in the test")
-        scores = {
-            "primary": last[task.primary_metric],
-            "primary_best": best[task.primary_metric],
-            "primary_val": val,
-        }
-        test_scores = {f"test_{name}": value for name, value in _aggregate_scores(last).items()}
-        test_scores |= {f"test_best_{name}": value for name, value in _aggregate_scores(best).items()}
-        return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **test_scores)
+        facts |= {"primary": last[task.primary_metric], "primary_best": best[task.primary_metric]}
+        facts |= {f"test_{name}": value for name, value in _aggregate_scores(last).items()}
+        facts |= {f"test_best_{name}": value for name, value in _aggregate_scores(best).items()}
+        return self._finish(cell, run, "ok", **facts)
 
     def _evaluate(
         self, task: Task, model: nn.Module, run: Progress, split: str, epoch: int
