@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -110,14 +111,18 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> str | None:
     return line
 
 
-def main() -> None:
-    """Run the command line; an error becomes one line, and a grid ends with its report."""
+def main(work: Callable[[], bool] | None = None) -> None:
+    """Run the command line; an error becomes one line, and a grid ends with its report.
+
+    Args:
+        work: runs the cells instead, and returns whether none has failed; None for those of the command line.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     good = False
     try:
         with suppress(GridStoppedError), parallel.joined():
-            good = all_ran()
+            good = (work or all_ran)()
         good &= ReportAfterGrid.report()
     except Exception as error:
         if DEBUG:
@@ -133,9 +138,13 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def all_ran() -> bool:
-    """Run all cells of the command line, and return whether none has failed."""
-    ReportAfterGrid.typed, sys.argv = sys.argv, composable(sys.argv)
+def all_ran(typed: Sequence[str] = ()) -> bool:
+    """Run all cells of the command line, and return whether none has failed.
+
+    Args:
+        typed: the command line that records state, if it is another than ``sys.argv``.
+    """
+    ReportAfterGrid.typed, sys.argv = list(typed) or sys.argv, composable(sys.argv)
     try:
         run()
     except CellFailedError:

@@ -234,9 +234,9 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
         >>> sorted(records["activation_label"]), set(records["status"])
         (['prelu[init=0.1]', 'prelu[init=0.3]'], {'ok'})
     """
-    from results.collect import add_labels, read_records
+    from results.tuning import read_labelled
 
-    return add_labels(read_records(Path(path).expanduser()))
+    return read_labelled([Path(path).expanduser()]).records
 
 
 def leaderboard(

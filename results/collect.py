@@ -22,7 +22,7 @@ from results.files import (
     place_of,
 )
 from results.packed import read_packed, unpack
-from results.schema import FINISHED, IF_THERE, RUNNING, is_missing, read_record
+from results.schema import FINISHED, IF_THERE, RUNNING, TUNED, UNTESTED, is_missing, read_record
 from results.status import state_of
 
 ABSENT = "null"
@@ -106,6 +106,8 @@ def _read_cell(study: Path, place: Path) -> dict[str, Any]:
     assert record is not None
     if record["status"] not in FINISHED and _is_running(study, folder):
         record |= {"status": RUNNING, "reason": "not finished yet"}
+    elif record["status"] == "ok" and record.get("primary") is None:
+        record |= {"status": UNTESTED, "reason": "its test split was not evaluated (runner.test=false)"}
     return record | {"folder": shown(folder)}
 
 
@@ -146,7 +148,7 @@ def _networks(records: pd.DataFrame) -> pd.Series:
     columns = [
         column for column in records if column.startswith("network.") and column not in WITH_ACTIVATION
     ]
-    keys = [tuple(_shown(value) for value in row) for row in records[columns].to_numpy(dtype=object)]
+    keys = [tuple(setting_text(value) for value in row) for row in records[columns].to_numpy(dtype=object)]
     names = [None if is_missing(name) else str(name) for name in records["network"]]
     known = {
         key: [name]
@@ -159,6 +161,7 @@ def _networks(records: pd.DataFrame) -> pd.Series:
 
 def counts(records: pd.DataFrame) -> str:
     """Write how many cells there are, as in ``12 cells, 10 ok, 1 running``."""
+    records = records.drop_duplicates("folder")
     of = records["status"].value_counts()
     running = f", {of[RUNNING]:,} running" if RUNNING in of else ""
     return f"{counted(len(records), 'cell')}, {of.get('ok', 0):,} ok{running}"
@@ -227,6 +230,8 @@ def add_labels(records: pd.DataFrame) -> pd.DataFrame:
         known = networks.where(networks != UNKNOWN)
         several = known.groupby(labelled["task_settings"]).transform("nunique") > 1
         labelled.loc[several, "task_settings"] += " on " + networks[several]
+        if "recipe" in records:  # see results.tuning.with_tuned
+            labelled.loc[labelled["recipe"] == TUNED, "task_settings"] += f" ({TUNED})"
         labelled["task_label"] = labelled["task_settings"]
         for column, word in (("primary_metric", ""), ("data_fingerprint", "data ")):
             differing = _told_apart(labelled, column, ["task_label"])
@@ -278,7 +283,7 @@ def _names(cells: pd.DataFrame, column: str, values: list[str]) -> dict[str, str
         return {value: value for value in values}
     if column == "data_fingerprint" and ROOT in cells:
         roots = {
-            value: {_shown(root) for root in cells[ROOT][cells[column].astype(str) == value]}
+            value: {setting_text(root) for root in cells[ROOT][cells[column].astype(str) == value]}
             for value in values
         }
         paths = [Path(*folders) for folders in roots.values() if len(folders) == 1]
@@ -307,7 +312,7 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
         and column.rpartition(".")[2] != "_partial_"
         and (incidental or column not in INCIDENTAL)
     ]
-    texts = {column: [_shown(value) for value in records[column]] for column in columns}
+    texts = {column: [setting_text(value) for value in records[column]] for column in columns}
     settings = pd.DataFrame(texts, index=records.index, dtype=object)
     anywhere = settings[(settings != ABSENT).any(axis=1)]
     labels = {}
@@ -326,8 +331,8 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
     return pd.Series(labels, dtype=object)
 
 
-def _shown(value: object) -> str:
-    """A setting's value in full: two that differ must not look the same, and none is a value as well."""
+def setting_text(value: object) -> str:
+    """Return a setting's value in full: two that differ must not look the same, and none is a value as well."""
     if value is None or value != value:
         return ABSENT
     return str(int(value)) if isinstance(value, float) and value.is_integer() else shown(value)

@@ -16,13 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results import captions, figures_over_tasks
+from results import captions, figures_over_tasks, figures_tuning
 from results.cost import equal_time, pareto_front, validation_curves
 from results.escape import counted, figure_text
 from results.files import write_all
 from results.leaderboard import rank_range
+from results.metrics import is_wide
 from results.over_tasks import OverTasks
 from results.palette import GRAY, Look, in_front
+from results.tuning import Tuned
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -97,6 +99,16 @@ def draw_over_tasks(over: OverTasks, looks: Mapping[str, Look]) -> list[Drawing]
         ]
 
 
+def draw_sensitivity(tuned: Tuned, looks: Mapping[str, Look]) -> list[Drawing]:
+    """Draw the validation score against each tuned setting, a figure for each task."""
+    drawings, stems = [], set[str]()
+    with rc_context(STYLE):
+        for task, name, figure in figures_tuning.draw(tuned, looks):
+            stem = file_stem(f"sensitivity-{name.rpartition('.')[2]}-{task}", stems)
+            drawings.append(_drawing(figure, task, stem, figures_tuning.caption(tuned, task, name)))
+    return drawings
+
+
 def _drawing(figure: Figure, task: str, name: str, caption: str) -> Drawing:
     return Drawing(task, name, caption, *_rendered(figure, name).values())
 
@@ -150,7 +162,7 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     first = rows.iloc[0]
-    if _wide(cells["primary"].astype(float)):
+    if is_wide(cells["primary"].astype(float)):
         ax.set_xscale("log")
     ax.set_xlabel(
         f"test {figure_text(first['metric'])} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
@@ -251,7 +263,7 @@ def _score_against(rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -
                 zorder=2,
             )
         ax.plot([cost], [row.mean], look.marker, ms=5, mew=0, color=look.color, zorder=3)
-    if _wide(rows["mean"]):
+    if is_wide(rows["mean"]):
         ax.set_yscale("log")
     _name_points(ax, rows[rows["activation"].isin(named)], column, looks)
     direction = "higher" if first["higher_is_better"] else "lower"
@@ -350,19 +362,13 @@ def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple
         yield label, groups[label].groupby("epoch")[column].agg(["mean", "min", "max"])
 
 
-def _wide(values: pd.Series) -> bool:
-    """Whether positive values span so much that only a logarithmic axis shows them."""
-    values = values.dropna()
-    return bool(len(values)) and values.min() > 0 and values.max() / values.min() > 20
-
-
 def _limit(ax: Axes, values: pd.Series, *, higher_is_better: bool) -> None:
     """Leave out the worst of the first epochs, which would flatten the rest; span orders of magnitude by a log axis."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     values = values[np.isfinite(values.astype(float))]
     if values.empty:
         return
-    if _wide(values):
+    if is_wide(values):
         ax.set_yscale("log")
         return
     low, high = values.min(), values.max()

@@ -22,6 +22,7 @@ HEARTBEAT = "heartbeat.json"  # only while the cell runs
 # of a study: a file for each cell, never removed, whose lock its process holds; costs that its cells share
 LOCKS, COSTS = ".locks", ".costs"
 PAGE = "index.html"  # in REPORT
+TUNING = "tuning.csv"  # of a study whose settings are tuned: every trial's score, and which of them is chosen
 # what runner=check writes, in a folder of the study's that holds no cells
 CHECKS, SUMMARY, SHEET = "check", "summary.txt", "contact_sheet.png"
 LAST_COLUMNS = ("lr", "seconds", "samples_per_s")
@@ -55,6 +56,7 @@ ADDED = {
     "network.first_bias": None,
     "network.shared": "call",
     "runner.sync_batch_norm": True,
+    "runner.test": True,
 }
 
 # Classes that have moved: a configuration with the new place has the id that it had with the old one.
@@ -83,6 +85,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             values[f"{prefix}{name}"] = value
     return values
+
+
+def words(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as arguments of a command line.
+
+    Examples:
+        >>> words({"task.recipe.lr": 0.03, "task.recipe.betas": [0.9, 0.99], "task.recipe.clip_norm": None})
+        ['task.recipe.lr=0.03', 'task.recipe.betas=[0.9,0.99]', 'task.recipe.clip_norm=null']
+    """
+    return [f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items()]
 
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pandas as pd
 from results.escape import counted, latex, markdown
 from results.examples import other_test_sets, sentence
 from results.metrics import METRICS, UNKNOWN
-from results.schema import COSTS, RUNNING, STATUSES
+from results.schema import COMMON, COSTS, RUNNING, STATUSES, UNTESTED
 from results.statistics import Comparisons, worst_possible
 
 BASELINE = "relu"
@@ -95,6 +95,7 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
                 **{name: _median(mine, name) for name in COSTS},
                 "seconds_per_epoch": _median(mine, "seconds_per_epoch"),
                 "failures": _failures(cells),
+                "recipe": records["recipe"].iloc[0] if "recipe" in records else COMMON,
             }
         )
     # by the mean that does not depend on which seeds an activation happens to have
@@ -127,7 +128,7 @@ def _median(cells: pd.DataFrame, column: str) -> float:
 
 def _failures(cells: pd.DataFrame) -> str:
     counts = cells["status"].value_counts()
-    named = (status for status in (*STATUSES, RUNNING) if status != "ok" and status in counts)
+    named = (status for status in (*STATUSES, RUNNING, UNTESTED) if status != "ok" and status in counts)
     return ", ".join(f"{counts[status]} {status}" for status in named)
 
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import pandas as pd
+
 from results.statistics import Estimate
 
 
@@ -60,3 +62,9 @@ UNKNOWN = Metric()
 def unit_of(metric: str) -> str:
     """Return what is written behind a value of ``metric``, such as `` %``; empty for one without a unit."""
     return METRICS.get(metric, UNKNOWN).unit
+
+
+def is_wide(scores: pd.Series) -> bool:
+    """Return whether positive scores span so much that only a logarithmic axis shows them."""
+    scores = scores.dropna()
+    return bool(len(scores)) and scores.min() > 0 and scores.max() / scores.min() > 20

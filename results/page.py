@@ -17,6 +17,7 @@ from results.figures import Drawing
 from results.leaderboard import decimals, rank_range, table_caption
 from results.methods import methods
 from results.over_tasks import OverTasks
+from results.page_tuning import about_tuning, tuning_parts
 from results.palette import Look
 from results.parts import (
     Column,
@@ -34,9 +35,10 @@ from results.parts import (
 )
 from results.published import ABOUT as ABOUT_PUBLISHED
 from results.published import CARD, card_cells, not_comparable
-from results.schema import is_missing
+from results.schema import COMMON, is_missing
 from results.shapes import ABOUT, Shapes
 from results.svg import inline, swatch
+from results.tuning import Tuned
 from results.verdicts import sentences
 
 HERE = Path(__file__).resolve().parent
@@ -58,6 +60,8 @@ class Report:
         damaged: files that could not be read, one line each.
         over: comparison over tasks, if there is one.
         card: published numbers beside those of the study (``results.published``).
+        tuned: comparison of the common recipe with settings tuned for each activation, if there is one.
+        sensitivity: figures of the scores against the tuned settings.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Report:
     over: OverTasks | None = None
     card: pd.DataFrame = field(default_factory=pd.DataFrame)
     looks: Mapping[str, Look] = field(default_factory=dict)
+    tuned: Tuned | None = None
+    sensitivity: Sequence[Drawing] = ()
 
     def label(self, activation: str) -> Markup:
         """Return an activation's name behind the line that stands for it in figures."""
@@ -94,9 +100,9 @@ def page(report: Report) -> bytes:
         trim_blocks=True,
         finalize=_text,
     )
-    records = report.records
+    records = report.records[report.records["recipe"] == COMMON]
     names = (records[name].nunique() for name in ("activation_label", "task_label"))
-    lead = f"{counts(records)}: {' on '.join(map(counted, names, ('activation', 'task')))}."
+    lead = f"{counts(report.records)}: {' on '.join(map(counted, names, ('activation', 'task')))}."
     sections = [section for make in SECTIONS for section in make(report) if section.parts]
     written = environment.get_template(TEMPLATE).render(
         title=f"Study {report.name}",
@@ -232,6 +238,14 @@ LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [
     (_Head("failures", "cells that are not ok", number=False, key="failures"), _plain("failures")),
 ]  # fmt: skip
 
+
+def tuning(report: Report) -> Iterator[Section]:
+    """Both comparisons side by side: at the common recipe, and each activation at its own best settings."""
+    if report.tuned is not None:
+        figures = [_figure(drawing, f"t{k}-") for k, drawing in enumerate(report.sensitivity)]
+        yield Section("tuning", "Tuning", [*tuning_parts(report.tuned, report.label), *figures])
+
+
 COST = {
     "parameters": ("parameters", "of the whole network"),
     "flops": ("FLOPs", "of one forward pass of one sample"),
@@ -345,7 +359,7 @@ def _entry(report: Report, label: str, cells: pd.DataFrame, rows: pd.DataFrame) 
 
 def failures(report: Report) -> Iterator[Section]:
     """Every cell without a score, and every file that could not be read."""
-    bad = report.records[report.records["status"] != "ok"]
+    bad = report.records[report.records["status"] != "ok"].drop_duplicates("folder")
     rows = [
         [
             Value(row.task_label),
@@ -371,7 +385,9 @@ def failures(report: Report) -> Iterator[Section]:
 
 def about_methods(report: Report) -> Iterator[Section]:
     """A text for an appendix, the commands and the versions."""
-    yield Section("methods", "Methods", [Text([*methods(report.records, report.table)])])
+    common = report.records[report.records["recipe"] == COMMON]
+    about = [*methods(common, report.table), *(about_tuning(report.tuned) if report.tuned else ())]
+    yield Section("methods", "Methods", [Text(about)])
     commands = list(
         dict.fromkeys(
             str(command) for command in report.records.get("command", []) if not is_missing(command)
@@ -467,6 +483,7 @@ def published(report: Report) -> Iterator[Section]:
 SECTIONS: Sequence[Callable[[Report], Iterator[Section]]] = (
     verdicts,
     over_tasks,
+    tuning,
     tasks,
     published,
     cost,

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from results import cost, over_tasks, published
-from results.collect import UNKNOWN, add_labels, counts, read_metrics, read_studies
+from results import cost, over_tasks, page_tuning, published
+from results.collect import UNKNOWN, counts, read_metrics
 from results.escape import markdown
 from results.files import PAGE, REPORT, find_cells, write_all
 from results.leaderboard import BASELINE, leaderboard, rank_range, to_latex, to_markdown
 from results.over_tasks import compare_tasks
 from results.palette import looks
 from results.published import reproduction
-from results.schema import FINISHED, PROVENANCE, is_missing
+from results.schema import COMMON, FINISHED, PROVENANCE, is_missing
+from results.tuning import Tuned, read_labelled
 
 EXPLANATION = """\
 Means are test scores at the last weights. Two activations are compared on the seeds that both finished or lost to
@@ -55,7 +56,8 @@ def write_report(
     studies = [study] if isinstance(study, Path) else list(study)
     if len(studies) > 1 and name is None:
         raise ValueError(f"{', '.join(map(str, studies))}: several studies must have a name for their report")
-    records = add_labels(read_studies(studies))
+    cells = read_labelled(studies)
+    records = cells.records
     target = studies[0] if name is None else merged(studies, name)
     labels = sorted(records["activation_label"].unique())
     if baseline is not None and baseline not in labels:
@@ -63,10 +65,12 @@ def write_report(
         raise ValueError(f"baseline {baseline}: no such activation in {where}; legal: {', '.join(labels)}")
     table = leaderboard(records, baseline or BASELINE, margin)
     table["limit_batches"] = table["task"].map(_limits(records))
+    tuned = Tuned.of(cells, table, margin)
+    common, at_common = records[records["recipe"] == COMMON], table[table["recipe"] == COMMON]
     folder, study_name = target / REPORT, target.resolve().name
 
     # matplotlib takes a second to import, and an error above should not wait for it
-    from results.figures import draw_figures, draw_over_tasks
+    from results.figures import draw_figures, draw_over_tasks, draw_sensitivity
     from results.page import Report, page
     from results.shapes import read_shapes
 
@@ -76,8 +80,11 @@ def write_report(
     drawings = draw_figures(table, records, metrics, seen)
     costs = _costs(table, ok, metrics)
     del metrics  # the largest of all
-    over, card = compare_tasks(records, table), reproduction(records)
+    over, card = compare_tasks(common, at_common), reproduction(common)
     tables = {"leaderboard": table, "reproduction": card}
+    sensitivity = draw_sensitivity(tuned, seen) if tuned else []
+    if tuned:
+        tables |= {"tuned": tuned.activations, "sensitivity": tuned.sensitivity}
     if over:
         drawings += draw_over_tasks(over, seen)
         tables |= {"over_tasks": over.activations, "pairs": over.pairs}
@@ -90,13 +97,14 @@ def write_report(
         "\n".join(f"- **{markdown(line)}**" for line in _no_scores(table)),
         to_markdown(table),
         EXPLANATION,
+        page_tuning.to_markdown(tuned) if tuned else "",
         *costs,
         over_tasks.to_markdown(over) if over else "",
         published.to_markdown(card),
         *_section("Where the numbers come from", (line.markdown for line in provenance)),
         *_failures(records),
         *_section("Cells without curves", (f"- {markdown(line)}" for line in damaged)),
-        *(f"![{drawing.name}](figures/{drawing.name}.png)" for drawing in drawings),
+        *(f"![{drawing.name}](figures/{drawing.name}.png)" for drawing in (*drawings, *sensitivity)),
     ]
     about = Report(
         name=study_name,
@@ -104,12 +112,18 @@ def write_report(
         table=table,
         drawings=drawings,
         shapes=shapes,
-        warnings=[*_no_scores(table), *(line.text for line in provenance if line.warns)],
+        warnings=[
+            *_no_scores(table),
+            *(tuned.warnings if tuned else ()),
+            *(line.text for line in provenance if line.warns),
+        ],
         provenance=[line.text for line in provenance],
         damaged=damaged,
         looks=seen,
         over=over,
         card=card,
+        tuned=tuned,
+        sensitivity=sensitivity,
     )
     path = folder / "leaderboard.md"
     # nothing has been written so far: an error above leaves the last report as it was
@@ -119,8 +133,8 @@ def write_report(
             folder / PAGE: page(about),
             **{folder / f"{name}.csv": rows.to_csv(index=False).encode() for name, rows in tables.items()},
             folder / "leaderboard.tex": to_latex(table).encode(),
-            **{folder / "figures" / f"{drawing.name}.svg": drawing.svg for drawing in drawings},
-            **{folder / "figures" / f"{drawing.name}.png": drawing.png for drawing in drawings},
+            **{folder / "figures" / f"{d.name}.svg": d.svg for d in (*drawings, *sensitivity)},
+            **{folder / "figures" / f"{d.name}.png": d.png for d in (*drawings, *sensitivity)},
         }
     )
     return path, table
@@ -278,7 +292,7 @@ def _failures(records: pd.DataFrame) -> list[str]:
     lines = [
         f"- {markdown(row.activation_label)} {markdown(row.task_label)} seed={markdown(row.seed)}: {row.status}: "
         f"{markdown('killed' if is_missing(row.reason) else row.reason)} ({markdown(row.folder)})"
-        for row in records[records["status"] != "ok"].itertuples()
+        for row in records[records["status"] != "ok"].drop_duplicates("folder").itertuples()
     ]
     return _section("Cells without a score", lines)
 

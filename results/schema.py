@@ -11,6 +11,11 @@ from results.files import read_json
 
 STATUSES = ("ok", "diverged", "failed", "interrupted")
 RUNNING = "running"  # in a table, of a cell whose record says interrupted so far
+UNTESTED = (
+    "untested"  # in a table, of a cell that is ok, and whose test split was not evaluated (runner.test=false)
+)
+# the recipe of a table: the same for all activations, or with the settings that were best for each (results.tuning)
+COMMON, TUNED = "common", "tuned"
 FINISHED = ("ok", "diverged")  # of a run that came to its end
 # in a record and in each of its sessions: where and by what the numbers were computed
 PROVENANCE = (
@@ -100,6 +105,8 @@ def check_record(record: Mapping[str, Any], path: Path) -> None:
         ValueError: a value in it is missing or not of its kind.
     """
     needed = {**ALWAYS, **(IF_OK if record.get("status") == "ok" else {})}
+    if record.get("runner.test") is False:
+        needed.pop("primary", None)
     for name in {**needed, **record}:
         value = record.get(name)
         if name in needed or (name in IF_THERE and value is not None):

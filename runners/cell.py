@@ -361,8 +361,12 @@ class Cell:
     def summary(self, record: Mapping[str, Any], note: str = "") -> str:
         """Return one line with the score, or the reason why there is none, and the folder."""
         metric = record.get("primary_metric")
-        score = record.get("primary")
-        result = f"{metric}={score:.4g}" if score is not None else record["status"]
+        if (score := record.get("primary")) is not None:
+            result = f"{metric}={score:.4g}"
+        elif (score := record.get("primary_val")) is not None:  # with runner.test=false
+            result = f"val {metric}={score:.4g}"
+        else:
+            result = record["status"]
         if record.get("reason"):
             result += f" ({record['reason']})"
         return f"{self} {result} {self.folder}{note}"

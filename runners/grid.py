@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -28,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
+from results.files import words
 from results.terminal import print_anything
 from runners.cell import Cell, study_folder
 from runners.compose import Parts
@@ -39,6 +41,9 @@ CHECK_INTERVAL, GRACE = 1.0, 8.0  # seconds between checks for the parent, and t
 
 CHECK = "runners.check.Check"
 
+Settings = Mapping[str, Any]  # values by dotted names
+Variants = Callable[[Sequence[str]], Sequence[Settings]]
+
 
 class ReportAfterGrid(Callback):
     """Hydra callback that checks a multirun and remembers its studies, on which run.py reports at the end.
@@ -49,6 +54,7 @@ class ReportAfterGrid(Callback):
     # settings of their reports, in the order in which they were started
     studies: ClassVar[dict[Path, dict[str, Any]]] = {}
     typed: ClassVar[list[str]] = []  # sys.argv as it was before ``composable``
+    variants: ClassVar[list[Variants]] = []  # at most one: see ``varied``
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Check the grid; Hydra calls this in the process that launches the cells.
@@ -212,7 +218,7 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, dict[str, A
         ValueError: a sweep over nothing; cells that cannot be composed (the message names their choices).
     """
     swept = [override for override in _overrides(loader, master) if override.is_sweep_override()]
-    cells = cells_of(loader, master)
+    cells = [cell for cell, _ in cells_of(loader, master)]
     swept_keys = {override.get_key_element() for override in swept}
     studies: dict[Path, dict[str, Any]] = {}
     failures: list[tuple[str, str]] = []
@@ -233,14 +239,14 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, dict[str, A
     return studies
 
 
-def cells_of(loader: ConfigLoader, master: DictConfig) -> list[list[str]]:
-    """Return the overrides of every cell of a grid, as Hydra's sweeper makes them.
+def cells_of(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], Settings]]:
+    """Return the overrides of every cell of a grid, as Hydra's sweeper makes them, and the settings of its variant.
 
     Raises:
         ValueError: a sweep over nothing.
     """
     overrides = _overrides(loader, master)
-    if cells := _cells(overrides):
+    if cells := [*_launched(overrides)]:
         return cells
     swept = [override for override in overrides if override.is_sweep_override()]
     empty = [str(override.input_line) for override in swept if not [*override.sweep_string_iterator()]]
@@ -256,25 +262,28 @@ def _overrides(loader: ConfigLoader, master: DictConfig) -> list[Override]:
 def composed(loader: ConfigLoader, master: DictConfig) -> Iterator[tuple[list[str], DictConfig, DictConfig]]:
     """The overrides of each cell of a grid, its configuration, and Hydra's own part of that.
 
-    Hydra composes only one of the cells that differ in nothing but their seeds: a tenth of a second for each is long
+    Hydra composes only one of the cells that differ in nothing but seed and variant: a tenth of a second for each is long
     in a grid of a thousand.
 
     Raises:
         ValueError: a sweep over nothing.
     """
     known: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
-    for overrides in cells_of(loader, master):
-        seeds = [override.partition("=")[2] for override in overrides if override.startswith("seed=")]
-        others = tuple(override for override in overrides if not override.startswith("seed="))
+    for overrides, settings in cells_of(loader, master):
+        plain_overrides = overrides[: len(overrides) - len(settings)]
+        seeds = [override.partition("=")[2] for override in plain_overrides if override.startswith("seed=")]
+        others = tuple(override for override in plain_overrides if not override.startswith("seed="))
         plain = len(seeds) == 1 and seeds[0].isdecimal()
         if others not in known or not plain:
-            cfg = loader.load_sweep_config(master, overrides)
+            cfg = loader.load_sweep_config(master, plain_overrides)
             with open_dict(cfg):
                 known[others] = cfg, cfg.pop("hydra")
         cfg, own = known[others]
         cfg = cfg.copy()
         if plain:
             cfg.seed = int(seeds[0])
+        for name, value in settings.items():
+            OmegaConf.update(cfg, name, value)
         yield overrides, cfg, own
 
 
@@ -305,7 +314,7 @@ def leave_out_finished(
             print(cell.summary(record, note=note))
 
     def split(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        cells = [cell for cell in _cells(overrides) if tuple(cell) not in skipped]
+        cells = [cell for cell, _ in _launched(overrides) if tuple(cell) not in skipped]
         size = max_batch_size or len(cells) or 1
         return [cells[first : first + size] for first in range(0, len(cells), size)]
 
@@ -363,6 +372,26 @@ def add_search_path(loader: Any, master: DictConfig) -> None:
 
 def _parsed(overrides: Any, loader: ConfigLoader | None = None) -> list[Override]:
     return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
+@contextmanager
+def varied(variants: Variants) -> Iterator[None]:
+    """Meanwhile, launch every cell of a grid once with each of the settings that ``variants`` returns for its overrides.
+
+    So the cells of a grid need not be all combinations of what it sweeps over.
+    """
+    ReportAfterGrid.variants.append(variants)
+    try:
+        yield
+    finally:
+        ReportAfterGrid.variants.pop()
+
+
+def _launched(overrides: list[Override]) -> Iterator[tuple[list[str], Settings]]:
+    """Yield the overrides of every cell, those of its variant last, and the settings of the variant."""
+    for cell in _cells(overrides):
+        for settings in ReportAfterGrid.variants[-1](cell) if ReportAfterGrid.variants else ({},):
+            yield [*cell, *words(settings)], settings
 
 
 def _cells(overrides: list[Override]) -> list[list[str]]:

@@ -44,10 +44,12 @@ class Planned:
     Attributes:
         cell: its identity and folder.
         parts: what its configuration names.
+        overrides: arguments of the command line of this cell alone.
     """
 
     cell: Cell
     parts: Parts
+    overrides: Sequence[str] = ()
 
     @cached_property
     def kind(self) -> str:
@@ -105,13 +107,13 @@ def planned(overrides: Sequence[str]) -> list[Planned]:
 
 
 def _planned(loader: Any, master: DictConfig) -> Iterator[Planned]:
-    for _, cfg, own in composed(loader, master):
+    for overrides, cfg, own in composed(loader, master):
         if not trains(cfg.runner):
             raise ValueError(
                 f"runner={own.runtime.choices.runner}: trains nothing, so there is nothing to plan"
             )
         parts = Parts(cfg, own)
-        yield Planned(parts.cell(grid=True), parts)
+        yield Planned(parts.cell(grid=True), parts, overrides)
 
 
 def estimate(parts: Parts, cell: Cell) -> Estimate:

@@ -83,6 +83,8 @@ class Train:
         cost: seconds for measuring the time of a step against ReLU's, once for all seeds of a study, or 5 % of the
             training if that is more; 0 for not measuring it.
         keep: nothing, or weights: the last weights and those best in validation as state_dicts, in files of their own.
+        test: whether to evaluate the test split at the end. The trials of a tuning do not, so that their test scores
+            cannot influence the choice; they write no curves and pictures either.
 
     Raises:
         ValueError: a value outside its range, or a device that this machine does not have.
@@ -107,6 +109,7 @@ class Train:
     pictures: bool = True
     cost: float = 2.0
     keep: str = "nothing"
+    test: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "limit_batches", "threads"):
@@ -119,7 +122,7 @@ class Train:
         check_choice("kernels", self.kernels, library.MODES)
         check_choice("amp", self.amp, tuple(AMP))
         check_choice("compile", self.compile, ("off", "on"))
-        for name in ("channels_last", "sync_batch_norm", "pictures"):
+        for name in ("channels_last", "sync_batch_norm", "pictures", "test"):
             check_bool(name, getattr(self, name))
         find_device(self.device)
 
@@ -253,17 +256,22 @@ class Train:
                 if (asked := world.agreed(stop.received)) and run.epoch < epochs:
                     return self._interrupted(cell, run, stop, asked)
 
-        return self._test(cell, task, network, model, run)
+        return self._end(cell, task, network, model, run)
 
-    def _test(
+    def _end(
         self, cell: Cell, task: Task, network: nn.Module, model: nn.Module, run: Progress
     ) -> dict[str, Any]:
         """Evaluate the test split, for the only time: with the last weights, and with the best ones in validation."""
         leads = parallel.current().leads
-        val = run.rows[-1][task.primary_metric]
+        assert run.best is not None
+        facts = {"primary_val": run.rows[-1][task.primary_metric], "best_epoch": run.best["epoch"]}
+        if self.keep == "weights" and leads:
+            write_weights(cell.folder / WEIGHTS, network.state_dict())
+            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
+        if not self.test:
+            return self._finish(cell, run, "ok", **facts)
         last = best = self._evaluate(task, model, run, "test", epoch=run.epoch - 1)
         confusion = task.confusion
-        assert run.best is not None
         if leads:
             self._show(cell, task, network, run, confusion)
         if run.best["epoch"] != run.epoch - 1:
@@ -279,14 +287,10 @@ class Train:
                 write_table(cell.folder / CONFUSION, confusion.table())
         if not (math.isfinite(last["loss"]) and math.isfinite(best["loss"])):
             return self._finish(cell, run, "diverged", reason="loss not finite in the test")
-        scores = {
-            "primary": last[task.primary_metric],
-            "primary_best": best[task.primary_metric],
-            "primary_val": val,
-        }
-        test_scores = {f"test_{name}": value for name, value in _aggregate_scores(last).items()}
-        test_scores |= {f"test_best_{name}": value for name, value in _aggregate_scores(best).items()}
-        return self._finish(cell, run, "ok", **scores, best_epoch=run.best["epoch"], **test_scores)
+        facts |= {"primary": last[task.primary_metric], "primary_best": best[task.primary_metric]}
+        facts |= {f"test_{name}": value for name, value in _aggregate_scores(last).items()}
+        facts |= {f"test_best_{name}": value for name, value in _aggregate_scores(best).items()}
+        return self._finish(cell, run, "ok", **facts)
 
     def _show(
         self, cell: Cell, task: Task, network: nn.Module, run: Progress, confusion: Confusion | None
@@ -305,10 +309,6 @@ class Train:
                         figure.savefig(temporary, format="png", dpi=150)
         finally:
             task.processes = processes
-        if self.keep == "weights":
-            assert run.best is not None
-            write_weights(cell.folder / WEIGHTS, network.state_dict())
-            write_weights(cell.folder / BEST_WEIGHTS, run.best["weights"])
 
     def _evaluate(
         self, task: Task, model: nn.Module, run: Progress, split: str, epoch: int

@@ -1,0 +1,143 @@
+"""Figure of a tuned setting: the validation score of every activation against it."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from results.collect import setting_text
+from results.escape import figure_text
+from results.metrics import is_wide
+from results.palette import Look
+from results.tuning import Tuned, is_grid, names_of, profile, settings_of
+
+MAX_COLUMNS = 4  # panels side by side
+
+
+def draw(tuned: Tuned, looks: Mapping[str, Look]) -> Iterator[tuple[str, str, Figure]]:
+    """Yield task, setting and figure for each setting that was tuned on a task."""
+    for task in tuned.tasks:
+        rows = tuned.trials[(tuned.trials["task_label"] == task) & tuned.trials["trial"].notna()]
+        for name in names_of(rows):
+            if rows["n"].sum():
+                yield task, name, sensitivity(tuned, task, name, looks)
+
+
+def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -> Figure:
+    """One panel for each activation: its scores over those of all others, the seeds' range, and its good range."""
+    trials = tuned.trials[tuned.trials["task_label"] == task]
+    order = tuned.activations[tuned.activations["task"] == task].sort_values("tuned_rank_low")["activation"]
+    curves = {str(label): profile(trials[trials["activation_label"] == label], name) for label in order}
+    columns = min(MAX_COLUMNS, len(curves))
+    lines = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(0.7 + 2.3 * columns, 0.9 + 1.75 * lines), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(lines, columns, sharex=True, sharey=True)).ravel()
+    places = _places(pd.concat(curves.values())["value"])
+    scores = pd.concat(curves.values())[["val_low", "val_high"]].stack()
+    joined = is_grid(trials[trials["common_id"] == trials["common_id"].iloc[0]])
+    for ax, (label, curve) in zip(axes, curves.items(), strict=False):
+        for other in curves.values():
+            _line(ax, other, places, Look(), joined)
+        _line(ax, curve, places, looks.get(label, Look()), joined, front=True)
+        common = trials[(trials["activation_label"] == label) & trials["common"]]
+        if len(common):
+            at = settings_of(common["settings"].iloc[0]).get(name)
+            if _key(at) in places or places.log:
+                ax.axvline(places(at), lw=0.8, ls=":", color="black")
+        width = tuned.good_range(task, label, name)
+        ax.set_title(f"{figure_text(label)}{f'  {width.text}' if width else ''}", size=9)
+        ax.grid(lw=0.4, alpha=0.5)
+    for ax in axes[len(curves) :]:
+        ax.set_axis_off()
+    if places.log:
+        axes[0].set_xscale("log")
+    else:
+        axes[0].set_xticks(range(len(places)), list(places))
+    if is_wide(scores):
+        axes[0].set_yscale("log")
+    first = trials.dropna(subset=["metric"]).iloc[0]
+    direction = "higher" if first["higher_is_better"] else "lower"
+    figure.supxlabel(figure_text(name), size=9)
+    figure.supylabel(f"val {figure_text(first['metric'])} ({direction} is better)", size=9)
+    figure.suptitle(
+        f"{figure_text(task)}: sensitivity, mean and range of the trials' seeds", x=0.01, ha="left", size=10
+    )
+    return figure
+
+
+def caption(tuned: Tuned, task: str, name: str) -> str:
+    """Return what the marks of ``sensitivity`` are."""
+    rows = tuned.trials[(tuned.trials["task_label"] == task) & tuned.trials["trial"].notna()]
+    metric, seeds = rows["metric"].dropna().iloc[0], rows["trial_seeds"].iloc[0].split()
+    several = "" if len(names_of(rows)) == 1 else " At each value the best trial with it is shown."
+    return (
+        f"Validation {metric} on {task} against {name}, n = {len(seeds)} trial seeds. Lines are means, bars reach from the lowest seed to the "
+        "highest, the ring is what was chosen, crosses are trials that lost a seed. Gray: all other activations. Dotted: the common recipe. "
+        f"Behind the names: width of the good range in powers of ten.{several}"
+    )
+
+
+class _Places(dict[str, float]):
+    """Where values stand on the axis: at themselves, or side by side if they have no logarithm."""
+
+    log = False
+
+    def __call__(self, value: object) -> float:
+        return float(value) if self.log else self[_key(value)]  # type: ignore[arg-type]
+
+
+def _key(value: object) -> str:
+    return setting_text(json.dumps(value) if isinstance(value, list) else value)
+
+
+def _places(values: pd.Series) -> _Places:
+    places = _Places({key: float(k) for k, key in enumerate(dict.fromkeys(map(_key, values)))})
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    places.log = len(numbers) == len(values) and min(numbers) > 0
+    return places
+
+
+def _line(
+    ax: Axes, curve: pd.DataFrame, places: _Places, look: Look, joined: bool, front: bool = False
+) -> None:
+    whole = curve[curve["n"] > 0]
+    x = [places(value) for value in whole["value"]]
+    style = look.line if joined else ""
+    order = 3 if front else 1
+    ax.plot(
+        x,
+        whole["val"],
+        ls=style,
+        marker=look.marker,
+        ms=4 if front else 2,
+        lw=1.4 if front else 0.7,
+        color=look.color,
+        zorder=order,
+    )
+    if not front:
+        return
+    ax.vlines(x, whole["val_low"], whole["val_high"], lw=2.5, color=look.color, alpha=0.35, zorder=order)
+    chosen = whole[whole["chosen"]]
+    ax.plot(
+        [places(value) for value in chosen["value"]],
+        chosen["val"],
+        "o",
+        ms=9,
+        mew=1.2,
+        mfc="none",
+        mec=look.color,
+        zorder=order,
+    )
+    lost = curve[curve["diverged"] + curve["failed"] > 0]
+    ax.plot(
+        [places(value) for value in lost["value"]],
+        [0.97] * len(lost),
+        "x",
+        ms=6,
+        color=look.color,
+        transform=ax.get_xaxis_transform(),
+    )
