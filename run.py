@@ -105,7 +105,7 @@ def main() -> None:
         if DEBUG:
             raise
         sys.exit(f"actbench: {format_error(error)}")
-    sys.exit(not good)
+    sys.exit(0 if good else 1)
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runners.cell import Cell, CellSpec
 from runners.composed import FACTORIES, HYDRA_KEYS, check_component, check_composed, overridden_class_name
 from runners.errors import format_error, no_such_name
+from runners.loggers import make_loggers
 from tasks.settings import within
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Parts:
         Raises:
             ValueError: a setting that a component does not have, or a value that it does not accept.
         """
+        cell.loggers = make_loggers(self.cfg.get("logger"))
         runner, act_layer = self.runner(), self.act_layer()
         return runner(act_layer, self.task(), cell)
 
