@@ -129,7 +129,7 @@ def main(work: Callable[[], bool] | None = None) -> None:
             raise
         parallel.current().complain(format_error(error))
         sys.exit(1)
-    sys.exit(not good)
+    sys.exit(0 if good else 1)
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -18,6 +18,8 @@ CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
 EXAMPLES = "examples.npz"
 WEIGHTS, BEST_WEIGHTS = "weights.pt", "weights_best.pt"
 CLASSES, CONFUSION = "classes.csv", "confusion.csv"
+# of loggers beside metrics.csv: event files of TensorBoard, and the folder of Weights & Biases
+EVENTS, WANDB = "events.out.tfevents.*", "wandb"
 HEARTBEAT = "heartbeat.json"  # only while the cell runs
 # of a study: a file for each cell, never removed, whose lock its process holds; costs that its cells share
 LOCKS, COSTS = ".locks", ".costs"
@@ -155,9 +157,10 @@ def cell_folders(study: Path, packed: Iterable[str] = ()) -> list[Path]:
 def find_cells(study: Path) -> Iterator[Path]:
     """Yield the folders of all cells that began, below ``study``."""
     names = {CONFIG, RECORD, METRICS, CHECKPOINT, HEARTBEAT}
-    for root, _, files in os.walk(study):
+    for root, folders, files in os.walk(study):
         folder = Path(root)
         if names & {*files} and len(folder.relative_to(study).parts) > 2:
+            folders.clear()  # a logger may keep files of the same names in there
             yield folder
 
 

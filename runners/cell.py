@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from results.files import (
     COSTS,
     CURVES,
     DAMAGED,
+    EVENTS,
     EXAMPLES,
     GIVEN_UP,
     LOCKS,
@@ -34,11 +35,13 @@ from results.files import (
     METRICS,
     PICTURES,
     RECORD,
+    WANDB,
     WEIGHTS,
     facts_of,
     identity_of,
     read_json,
     remove_leftovers,
+    write_csv,
     write_json,
     write_text,
 )
@@ -57,6 +60,7 @@ from runners.code import (
 )
 from runners.errors import format_error
 from runners.heartbeat import Heartbeat
+from runners.loggers import Loggers
 from runners.logs import cell_log
 
 LOCK_PATIENCE = 0.2  # seconds: whoever asks whether a cell runs holds its lock for an instant
@@ -179,6 +183,7 @@ class Cell:
         self.spec, self.folder = spec, spec.folder
         self.force, self.grid, self.caller, self.source = force, grid, caller, source
         self.heartbeat = Heartbeat(self.folder)
+        self.loggers = Loggers()
         self._record: dict[str, Any] = {}
 
     def __str__(self) -> str:
@@ -333,6 +338,11 @@ class Cell:
         write_json(self.folder / RECORD, self._record | self.spec.facts)
         return self._record
 
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.csv with all ``rows`` of the run, and pass new ones on to the loggers."""
+        write_csv(self.folder / METRICS, rows)
+        self.loggers.write(rows)
+
     def run(self, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Call ``train``, which trains the cell and returns its record; an error becomes the reason of a failed record.
 
@@ -357,6 +367,8 @@ class Cell:
                 if self.started or (self.grid and self.earlier().get("status") not in FINISHED):
                     self.write_record("failed", reason=format_error(error))
                 raise
+            finally:
+                self.loggers.end(self._record)
 
     def summary(self, record: Mapping[str, Any], note: str = "") -> str:
         """Return one line with the score, or the reason why there is none, and the folder."""
@@ -407,7 +419,10 @@ class Cell:
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # kept for the user under a name that no longer blocks the cell
             (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)
-        shutil.rmtree(self.folder / PICTURES, ignore_errors=True)
+        for events in self.folder.glob(EVENTS):
+            events.unlink()
+        for folder in (PICTURES, WANDB):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
 
 
 class CellLockedError(RuntimeError):

@@ -30,6 +30,7 @@ from runners.composed import (
     spellings_of,
 )
 from runners.errors import format_error, no_such_name
+from runners.loggers import make_loggers
 from tasks.settings import within
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class Parts:
         Raises:
             ValueError: a setting that a component does not have, or a value that it does not accept.
         """
+        cell.loggers = make_loggers(self.cfg.get("logger"))
         runner, act_layer = self.runner(), self.act_layer()
         return runner(act_layer, self.task(), cell)
 

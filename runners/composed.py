@@ -26,6 +26,7 @@ FACTORIES = ("activation", "network")  # components that are called later, with 
 SETTINGS = ("seed", "study", "outputs", "force", "grid", "report")
 GRID: dict[str, tuple[Any, ...]] = {"failed": ("retry", "skip", "only"), "fail_fast": (True, False)}
 MAX_EXACT = 2**53  # whole numbers below it are the same as floats
+OPTIONAL = ("logger",)
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # arguments of a component that do not come from its configuration
 RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "task": ("network",),
     "network": ("act_layer", "input_shape", "num_outputs"),
     "runner": (),
+    "logger": (),
 }
 
 
@@ -65,12 +67,12 @@ def check_composed(cfg: DictConfig, hydra: DictConfig) -> dict[str, str]:
         if not any(value is one for one in legal) and not (isinstance(value, str) and value in legal):
             words = ", ".join(str(one).lower() for one in legal)
             raise ValueError(f"grid.{key}={value}: must be one of {words}")
-    unknown = [str(key) for key in cfg if key not in (*COMPONENTS, *SETTINGS, "hydra")]
+    unknown = [str(key) for key in cfg if key not in (*COMPONENTS, *SETTINGS, *OPTIONAL, "hydra")]
     if unknown:
         text = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(hydra)
         for key in unknown:
             if not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", text):
-                raise ValueError(no_such_name(key, cfg, (*COMPONENTS, *SETTINGS)))
+                raise ValueError(no_such_name(key, cfg, (*COMPONENTS, *SETTINGS, *OPTIONAL)))
     return names
 
 

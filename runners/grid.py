@@ -36,6 +36,7 @@ from runners.compose import Parts
 from runners.composed import COMPONENTS, check_composed
 from runners.errors import format_error
 from runners.launch import check_installed, watch
+from runners.loggers import make_loggers
 
 CHECK_INTERVAL, GRACE = 1.0, 8.0  # seconds between checks for the parent, and to end a step and save
 
@@ -226,6 +227,7 @@ def _studies(loader: ConfigLoader, master: DictConfig) -> dict[Path, dict[str, A
         try:
             cfg = loader.load_sweep_config(master, cell)
             check_composed(cfg, cfg.hydra)
+            make_loggers(cfg.get("logger"))
             if trains(cfg.runner):
                 studies[study_folder(cast(dict[str, Any], cfg))] = report_settings(cfg)
         except Exception as error:

@@ -27,7 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Class that a configuration names -> the module here with the class to use in its place, and the extra that installs it.
 LAUNCHERS = {
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": ("runners.launch_joblib", None),
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": ("runners.launch_slurm", "slurm"),
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": (
+        "runners.launch_slurm",
+        "slurm",
+    ),
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": ("runners.launch_ray", "ray"),
 }
 
@@ -93,9 +96,7 @@ class Watched:
             raise CellFailedError
         return [end for end in ends if end is not None]
 
-    def run_all(
-        self, job_overrides: Sequence[Sequence[str]], first_index: int
-    ) -> Sequence[JobReturn | None]:
+    def run_all(self, job_overrides: Sequence[Sequence[str]], first_index: int) -> Sequence[JobReturn | None]:
         """Run the cells and return how each job has ended; None for one that has left nothing but what its cell wrote."""
         ends: Sequence[JobReturn] = super().launch(job_overrides, first_index)  # type: ignore[misc]
         return ends

@@ -30,7 +30,6 @@ from results.files import (
     CONFUSION,
     CURVES,
     EXAMPLES,
-    METRICS,
     PICTURES,
     WEIGHTS,
     atomic_write,
@@ -167,7 +166,7 @@ class Train:
         scaler = torch.amp.GradScaler(task.device.type, enabled=self.amp == "fp16")
 
         # Resume, if there is a checkpoint: it holds everything that determines the rest of the run.
-        checkpoint, metrics = cell.folder / CHECKPOINT, cell.folder / METRICS
+        checkpoint = cell.folder / CHECKPOINT
         # what is drawn in training differs by process, as the samples do
         seeding.seed_everything(seed, "training", *([world.rank] if world.rank else []))
         origin = fingerprint(task.fingerprint, cell.activation_code, cell.harness_code)
@@ -181,6 +180,7 @@ class Train:
         log.info(
             "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
         )
+        cell.loggers.begin(cell.spec, run.sessions[0]["started"], run.rows)
         bar = tqdm(
             total=epochs * steps,
             initial=run.epoch * steps + run.step,
@@ -245,14 +245,12 @@ class Train:
                 if means.finite():
                     self._evaluate(task, model, run, "val", epoch=run.epoch)
                 if not math.isfinite(run.rows[-1]["loss"]):
-                    if world.leads:
-                        write_csv(metrics, run.rows)
+                    cell.write_metrics(run.rows)
                     return self._finish(cell, run, "diverged", reason=f"loss not finite in epoch {run.epoch}")
                 run.keep_best(network, task.primary_metric, task.higher_is_better)
                 run.epoch, run.step, run.means, run.seconds = run.epoch + 1, 0, None, 0.0
                 self._save(state, checkpoint)
-                if world.leads:
-                    write_csv(metrics, run.rows)
+                cell.write_metrics(run.rows)
                 if (asked := world.agreed(stop.received)) and run.epoch < epochs:
                     return self._interrupted(cell, run, stop, asked)
 
@@ -277,10 +275,10 @@ class Train:
         if run.best["epoch"] != run.epoch - 1:
             network.load_state_dict(run.best["weights"])
             best = self._evaluate(task, model, run, "test", epoch=run.best["epoch"])
+        cell.write_metrics(run.rows)
         evaluations = {run.epoch - 1: last, run.best["epoch"]: best}
         classes = [row for epoch, scores in evaluations.items() for row in _class_rows(scores, epoch)]
         if leads:
-            write_csv(cell.folder / METRICS, run.rows)
             if classes:
                 write_csv(cell.folder / CLASSES, classes)
             if confusion is not None:

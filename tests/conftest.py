@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from activations.base import Activation
 from runners.cell import Cell, CellSpec
 from runners.compose import CONF, component_names, compose
+from runners.loggers import make_loggers
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers and the processes that they start share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -80,6 +81,7 @@ def train(
     """Train a cell in this process; returns its record."""
     overrides = ("runner.cost=0", *overrides)
     cell = make_cell(outputs, *overrides, task=task, **names)
+    cell.loggers = make_loggers(cell.spec.config.get("logger"))
     runner = instantiate(config(f"task={task}", f"outputs={outputs}", *overrides).runner)
     return cell.run(lambda: runner(factory, make_task(task, *overrides), cell))
 
