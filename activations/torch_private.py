@@ -1,4 +1,4 @@
-"""Every private name of torch that activations/ uses, in one place, as a version of torch may drop any of them.
+"""Every private name of torch that is used, in one place, as a version of torch may drop any of them.
 
 The fused kernels are off where ``MISSING`` is not empty: nothing could then tell when they may be used. A test fails with
 what is missing.
@@ -30,8 +30,10 @@ def _find(path: str, *, required: bool = False) -> Any:
 
 
 BatchNorm = _find("torch.nn.modules.batchnorm._BatchNorm", required=True)
+NormBase = _find("torch.nn.modules.batchnorm._NormBase", required=True)
 DisableTorchFunction = _find("torch._C.DisableTorchFunction", required=True)
 TorchDispatchMode = _find("torch.utils._python_dispatch.TorchDispatchMode", required=True)
+prelu_kernel = _find("torch.ops.aten._prelu_kernel", required=True)
 softmax_backward = _find("torch.ops.aten._softmax_backward_data.default", required=True)
 tree_leaves = _find("torch.utils._pytree.tree_leaves", required=True)
 tree_map_only = _find("torch.utils._pytree.tree_map_only", required=True)

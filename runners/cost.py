@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from activations.base import Activation
 from activations.surgery.state import undisturbed
+from activations.torch_private import TorchDispatchMode, prelu_kernel
 from runners.optim import activation_modules, activation_parameters, make_optimizer, sites
 from runners.step import forward, update
 from tasks.base import Batch, Share, Task
@@ -29,7 +29,7 @@ BLOCK = 0.005  # seconds: shorter calls are repeated for so long, as the first o
 SHARE = 0.05  # of a cell's training that measuring its cost may take, where that is more than the setting's seconds
 
 # element-wise, though torch does not tag them
-UNTAGGED = (torch.ops.aten._prelu_kernel, torch.ops.aten.hardswish)
+UNTAGGED = (prelu_kernel, torch.ops.aten.hardswish)
 
 
 def parameters(network: nn.Module) -> dict[str, int]:

@@ -8,10 +8,11 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from activations.base import Activation
+from activations.torch_private import NormBase
 from tasks.base import Recipe
 
 NORMS = (
-    nn.modules.batchnorm._NormBase,  # batch and instance norm
+    NormBase,  # batch and instance norm
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,

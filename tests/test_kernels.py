@@ -125,7 +125,7 @@ def test_several_callers_at_once(threads: int) -> None:
         assert all(pool.map(work, range(len(units))))
 
 
-def test_the_child_of_a_fork_computes_alone() -> None:
+def test_the_child_of_a_fork_computes_alone(tmp_path) -> None:
     """torch's threads do not come along; a parallel loop of its own would hang there."""
     code = """
 import os, sys, torch
@@ -149,9 +149,9 @@ if child == 0:
 _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status) or not torch.allclose(before, total()))
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], **PROCESS | {"timeout": 60, "text": True}
-    )
+    (tmp_path / "script.py").write_text(code)
+    environment = PROCESS["env"] | {"PYTHONPATH": str(ROOT)}
+    done = forked.Script([tmp_path / "script.py"], cwd=ROOT, env=environment).finish(timeout=60)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,7 +3,6 @@
 import ast
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,23 +36,32 @@ def test_without_a_private_name_kernels_are_off(monkeypatch: pytest.MonkeyPatch)
     assert not library.readable(torch.zeros(()))  # so that a unit takes the way that never looks into tensors
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "activations").rglob("*.py")), ids=lambda path: path.name)
-def test_private_names_are_in_one_file(path: Path) -> None:
+def test_private_names_are_in_one_file() -> None:
     """Attributes of torch's modules with a leading underscore, and imports from such modules."""
-    if path.name == "torch_private.py":
-        return
+    folders = ("actbench", "activations", "results", "runners", "scripts", "tasks")
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute):
-            name = ast.unparse(node)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            name = f"{node.module}.{node.names[0].name}"
-        else:
-            continue
-        parts = name.split(".")
-        if parts[0] in ("torch", "nn") and any(re.match("_[^_]", part) for part in parts[1:]):
-            found.add(name)
-    assert found <= {"torch._assert"}  # documented for torch.fx
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                name = ast.unparse(node)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                name = f"{node.module}.{node.names[0].name}"
+            else:
+                continue
+            parts = name.split(".")
+            if parts[0] in ("torch", "nn") and any(re.match("_[^_]", part) for part in parts[1:]):
+                found.add((path.name, name))
+    assert {name for path, name in found if path != "torch_private.py"} <= {
+        "torch._assert"
+    }  # documented for torch.fx
+
+
+def test_what_keeps_the_compiler_from_being_imported_is_there() -> None:
+    """Two seconds of every start; see ``runners.optim`` and ``runners.cost``."""
+    wrapped = ("add_param_group", "state_dict", "load_state_dict", "zero_grad", "step")
+    for cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        assert [name for name in wrapped if not hasattr(getattr(cls, name), "__wrapped__")] == []
+    assert hasattr(torch_private.TorchDispatchMode, "_should_skip_dynamo")
 
 
 @pytest.mark.parametrize(
