@@ -12,9 +12,7 @@ from runners.launch import Watched
 class Launcher(Watched, JoblibLauncher):
     """As many cells at a time as there are cores, each with its share of them."""
 
-    def run_all(
-        self, job_overrides: Sequence[Sequence[str]], first_index: int
-    ) -> Sequence[JobReturn | None]:
+    def run_all(self, job_overrides: Sequence[Sequence[str]], first_index: int) -> Sequence[JobReturn | None]:
         try:
             return super().run_all(job_overrides, first_index)
         except TerminatedWorkerError:  # for which joblib ends the others

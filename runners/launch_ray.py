@@ -19,9 +19,7 @@ GRACE = 8.0  # seconds to end a step and save
 class Launcher(Watched, RayLauncher):
     """Send all cells to Ray, which runs as many at a time as it has CPUs, and wait for them."""
 
-    def run_all(
-        self, job_overrides: Sequence[Sequence[str]], first_index: int
-    ) -> Sequence[JobReturn | None]:
+    def run_all(self, job_overrides: Sequence[Sequence[str]], first_index: int) -> Sequence[JobReturn | None]:
         export_path()
         setup_globals()
         start_ray(self.ray_cfg.init)

@@ -29,14 +29,14 @@ ASK_EVERY = (3.0, 60.0)  # seconds between questions to Slurm, which grow with t
 class Launcher(Watched, SlurmLauncher):
     """Submit an array job and wait for it; its tasks call this object."""
 
-    def run_all(
-        self, job_overrides: Sequence[Sequence[str]], first_index: int
-    ) -> Sequence[JobReturn | None]:
+    def run_all(self, job_overrides: Sequence[Sequence[str]], first_index: int) -> Sequence[JobReturn | None]:
         jobs = self._submit(job_overrides, first_index)
         array = jobs[0].job_id.partition("_")[0]
         folder = jobs[0].paths.folder.parent
         count = f"{len(jobs)} cell{'' if len(jobs) == 1 else 's'}"
-        print(f"Slurm job {array}: {count}; scancel {array} ends them, output in {folder}/{array}*", flush=True)
+        print(
+            f"Slurm job {array}: {count}; scancel {array} ends them, output in {folder}/{array}*", flush=True
+        )
         try:
             self._wait(jobs, array)
         except SystemExit:
@@ -47,7 +47,9 @@ class Launcher(Watched, SlurmLauncher):
             raise
         return [_end(job, overrides) for job, overrides in zip(jobs, job_overrides, strict=True)]
 
-    def _submit(self, job_overrides: Sequence[Sequence[str]], first_index: int) -> list[submitit.Job[JobReturn]]:
+    def _submit(
+        self, job_overrides: Sequence[Sequence[str]], first_index: int
+    ) -> list[submitit.Job[JobReturn]]:
         export_path()
         settings = dict(self.params)
         folder, requeues = settings.pop("submitit_folder"), settings.pop("max_num_timeout")
@@ -92,6 +94,7 @@ class Launcher(Watched, SlurmLauncher):
             if number in (signal.SIGUSR1, signal.SIGUSR2) or (
                 number == signal.SIGTERM and "RUNNING" in (states(job) or {}).values()
             ):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a job that is requeued
                 signal.raise_signal(signal.SIGUSR2)
             raise
 
