@@ -1,16 +1,20 @@
-# make demo | test | lint | docs: each sets up .venv by itself; needs Python 3.11 to 3.13 and nothing else.
+# make demo | test | test-cluster | lint | docs: each sets up .venv by itself; needs Python 3.11 to 3.13 and nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs
+.PHONY: demo test test-cluster lint docs
 
 demo: $(READY)
 	$(BIN)/python run.py -m experiment=demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-cluster: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,slurm,ray]'
+	$(BIN)/python -m pytest -m cluster tests/test_cluster.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

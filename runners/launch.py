@@ -116,18 +116,20 @@ class Progress:
     def __init__(self, cells: Cells, *, finished: int, fail_fast: bool) -> None:
         self.cells, self.fail_fast = cells, fail_fast
         self.failed = 0
+        self.finished = finished
         self.ended = threading.Event()
         self.told: set[tuple[str, ...]] = set()
         self.before = {overrides: cell and _written(cell) for overrides, cell in cells.items()}
+
+    def __enter__(self) -> Self:
         self.bar = tqdm(
-            total=finished + len(cells),
-            initial=finished,
+            total=self.finished + len(self.cells),
+            initial=self.finished + len(self.told),
             bar_format="{n_fmt}/{total_fmt} cells{postfix}, {elapsed} elapsed, {remaining} left",
+            postfix=f"{self.failed} failed",
             smoothing=0,
             disable=None,  # if stderr is not a terminal
         )
-
-    def __enter__(self) -> Self:
         self.ended.clear()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
@@ -160,15 +162,21 @@ class Progress:
     def tell_ends(self, job_overrides: Sequence[Sequence[str]], ends: Sequence[JobReturn | None]) -> None:
         """Say of the cells whose records say nothing new how their jobs have ended."""
         self._stop()
+        waiting = 0
         for overrides, end in zip(map(tuple, job_overrides), ends, strict=True):
             if overrides in self.told:
                 continue
             if end is None:  # killed, or ended by a signal
-                self._tell_failed(overrides, self._interruption(overrides))
+                how = self._interruption(overrides)
+                waiting += not how
+                self._tell_failed(overrides, how)
             elif end.status == JobStatus.COMPLETED:
                 self._tell(overrides, end.return_value)
             else:
                 self._tell_failed(overrides, str(end._return_value))
+        if waiting:
+            cells = f"{waiting} cell{' was' if waiting == 1 else 's were'}"
+            self.bar.write(f"actbench: {cells} not begun; the same command runs them", file=sys.stderr)
 
     def tell_interrupted(self, by: BaseException) -> None:
         """Say which cells have saved their state because the grid is ended by an exception, and why that is."""
@@ -182,12 +190,13 @@ class Progress:
             self.bar.write(f"actbench: {by}", file=sys.stderr)
 
     def _interruption(self, overrides: tuple[str, ...]) -> str:
+        """Return the line about a cell whose process has ended without a result; empty if it was not begun."""
         cell = self.cells.get(overrides)
-        record = _record(cell) if cell else {}
-        if cell and record.get("reason"):  # it was saved
-            return cell.summary(record)
-        how = cell.summary(record) if cell and record else f"{' '.join(overrides)} was not begun"
-        return f"{how}; its process was ended, the same command resumes it"
+        if cell is None or _written(cell) in (None, self.before[overrides]):
+            return ""
+        record = _record(cell)
+        killed = "" if record.get("reason") else "; its process was killed, the same command resumes it"
+        return cell.summary(record) + killed
 
     def _stop(self) -> None:
         self.ended.set()
@@ -201,9 +210,9 @@ class Progress:
             self.bar.write(line, file=sys.stdout)
 
     def _tell_failed(self, overrides: tuple[str, ...], line: str) -> None:
-        self.told.add(overrides)
         self.failed += 1
         self.bar.set_postfix_str(f"{self.failed} failed", refresh=False)
+        self._tell(overrides, None)
         if line:
             self.bar.write(f"actbench: {line}", file=sys.stderr)
 

@@ -94,6 +94,7 @@ class Launcher(Watched, SlurmLauncher):
             if number in (signal.SIGUSR1, signal.SIGUSR2) or (
                 number == signal.SIGTERM and "RUNNING" in (states(job) or {}).values()
             ):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a job that is requeued
                 signal.raise_signal(signal.SIGUSR2)
             raise
 

@@ -1,17 +1,25 @@
 """Grids through the real command line: many cells, failures among them, twice, and at the same time."""
 
+import io
 import json
 import multiprocessing
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
 import forked
 import pandas as pd
-from conftest import PROCESS, ROOT, command
+import pytest
+from conftest import PROCESS, ROOT, command, make_cell
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 
+from runners.cell import CellFailedError
+from runners.compose import compose
 from runners.grid import end_workers, is_worker
+from runners.launch import LAUNCHERS, Progress, check_installed
 
 GRID = ("-m", "activation=relu,prelu,swish", "task=digits", "seed=range(2)", "runner=smoke", "study=grid")
 
@@ -175,3 +183,50 @@ def test_workers_are_ended_with_the_grid() -> None:
     end_workers()
     assert worker.exitcode == -signal.SIGTERM
     assert not is_worker()
+
+
+@pytest.mark.parametrize(("name", "extra"), [("submitit_slurm", "slurm"), ("ray", "ray")])
+def test_a_launcher_that_is_not_installed(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, hydra = compose(f"hydra/launcher={name}")
+    monkeypatch.setattr(Plugins.instance(), "class_name_to_class", {})
+    with pytest.raises(ValueError, match=rf"hydra/launcher={name}: needs .*'actbench\[{extra}\]'"):
+        check_installed(hydra)
+    monkeypatch.setattr(Plugins.instance(), "class_name_to_class", dict.fromkeys(LAUNCHERS))
+    check_installed(hydra)
+
+
+def test_the_launching_process_says_what_becomes_of_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Trained, failed, interrupted, killed, not begun, another process's, impossible."""
+    cells = {(f"seed={seed}",): make_cell(tmp_path, f"seed={seed}") for seed in range(6)} | {
+        ("seed=-1",): None
+    }
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    ended = [JobReturn(status=JobStatus.COMPLETED)] * 2
+    other = JobReturn(status=JobStatus.COMPLETED, _return_value="another process is training it")
+    bad = JobReturn(status=JobStatus.FAILED, _return_value=CellFailedError("seed=-1 failed: must be >= 0"))
+    with Progress(cells, finished=3, fail_fast=False) as progress:
+        cells["seed=0",].write_record("ok", primary=0.5, primary_metric="top1")
+        cells["seed=1",].write_record("failed", reason="disk full")
+        cells["seed=2",].write_record("interrupted", reason="SIGTERM in epoch 1")
+        cells["seed=3",].write_record("interrupted")
+        progress.tell_ends([list(key) for key in cells], [*ended, None, None, None, other, bad])
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"toy digits seed=0 top1=0.5 {cells['seed=0',].folder}", "another process is training it"]
+    said = re.split(r"[\r\n]+", screen.getvalue())
+    lines = [line for line in said if line.startswith("actbench: ")]
+    assert lines == [
+        "actbench: seed=1 failed: disk full",
+        f"actbench: toy digits seed=2 interrupted (SIGTERM in epoch 1) {cells['seed=2',].folder}",
+        f"actbench: toy digits seed=3 interrupted {cells['seed=3',].folder}; its process was killed, the same command "
+        "resumes it",
+        "actbench: seed=-1 failed: must be >= 0",
+        "actbench: 1 cell was not begun; the same command runs them",
+    ]
+    shown = [line for line in said if "cells" in line and line not in lines]
+    assert shown[0].startswith("3/10 cells, 0 failed, 00:0")
+    assert shown[-1].startswith("10/10 cells, 5 failed, ")
+    assert not progress.must_stop

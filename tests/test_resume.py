@@ -17,6 +17,7 @@ from toy import Toy
 from results.files import atomic_write
 from runners import checkpoint, seeding
 from runners.checkpoint import RunState
+from runners.train import _Stop
 
 # a unit of its own by _target_, with phases and randomness; long enough to be hit in the middle
 RUN = ("activation._target_=toy.Toy", "task.recipe.epochs=40", "runner.threads=1", "seed=2")
@@ -98,6 +99,15 @@ def test_a_stopped_run_comes_to_the_same_end(
     assert "resumed at epoch" in (path / "log.txt").read_text()
     assert not list(path.glob(".*.tmp"))
     assert_same_end(path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_of_batch_systems_stop_a_run_as_well(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with _Stop() as stop:
+        signal.raise_signal(number)
+    assert stop.received is number
+    assert signal.getsignal(number) is before
 
 
 def test_a_run_killed_again_and_again_comes_to_the_same_end(tmp_path: Path, uninterrupted: Path) -> None:
