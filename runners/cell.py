@@ -205,9 +205,9 @@ class Cell:
 
     @property
     def harness_code(self) -> str | None:
-        """Hash of the code of runner, task and network as it is now."""
+        """Hash of the code of runner, task and network as it is now; only activations call compiled kernels."""
         parts = {name: self.spec.config.get(name) for name in ("runner", "task", "network")}
-        return code_hash(targets_of(parts), HARNESS)
+        return code_hash(targets_of(parts), HARNESS, compiled=False)
 
     def completed_record(self) -> dict[str, Any] | None:
         """Return the record of an earlier run that need not be repeated, else None.

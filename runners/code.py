@@ -61,11 +61,16 @@ def file_of(target: str) -> Path | None:
 
 
 @cache
-def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
+def code_hash(targets: tuple[str, ...], packages: tuple[str, ...], *, compiled: bool = True) -> str | None:
     """Return a hash of the files that hold ``targets`` and of all that they import; None if one of them is missing.
 
     Comments, docstrings and blank lines do not count. A file counts as it was when this process first read it, which is
     about when it imports it.
+
+    Args:
+        targets: dotted paths of classes and functions.
+        packages: into which imports are followed.
+        compiled: whether the C++ sources count with the module that loads them.
     """
     modules = code_files(targets, packages)
     if not modules:
@@ -73,7 +78,7 @@ def code_hash(targets: tuple[str, ...], packages: tuple[str, ...]) -> str | None
     digest = hashlib.sha256()
     for module, path in sorted(modules.items()):
         digest.update(f"{module}\0{_source(path, module)[0]}\n".encode())
-        if module == COMPILED:
+        if compiled and module == COMPILED:
             for source in sorted(path.with_name("csrc").glob("*.*")):
                 digest.update(f"{source.name}\0{_source(source, '')[0]}\n".encode())
     return SCHEME + digest.hexdigest()[:16]

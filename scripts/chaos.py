@@ -100,8 +100,8 @@ class Lab:
         self.folder, self.random = folder, random.Random(seed)
         self.grid, self.cells = ("-m", "activation=relu,pwlu", f"seed=range({seeds})", *SETTINGS), 2 * seeds
         self.problems: list[str] = []
-        self._numbers = 0
-        self.reference, self.seconds = self.undisturbed("undisturbed", *self.grid)
+        self.reference, self.seconds = folder / "undisturbed", 0.0
+        self._processes = 0
 
     def expect(self, condition: bool, problem: str) -> None:
         """Note a problem unless ``condition`` holds."""
@@ -113,10 +113,10 @@ class Lab:
     ) -> Process:
         """Start run.py on a study; of another script, ``overrides`` is the whole command line."""
         settings = [f"outputs={outputs or self.folder}", f"study={study}"] if script == "run.py" else []
-        self._numbers += 1
+        self._processes += 1
         arguments = [str(ROOT / script), *(o for o in overrides if o == "-m"), *settings]
         arguments += [o for o in overrides if o != "-m"]
-        output = self.folder / f"process{self._numbers}.txt"
+        output = self.folder / f"process{self._processes}.txt"
         return Process(arguments, **({"output": output, "cwd": self.folder} | how))
 
     def finish(self, study: str, *overrides: str, **how: Any) -> Process:
@@ -135,11 +135,11 @@ class Lab:
             good, f"{study}: one line with {said!r} expected, not status {status}: {process.err[-300:]}"
         )
 
-    def undisturbed(self, study: str, *overrides: str) -> tuple[Path, float]:
-        """Run a study that nothing disturbs, and return its folder and the seconds that it took."""
+    def run_undisturbed(self) -> None:
+        """Run the study that the others are compared with."""
         since = time.monotonic()
-        self.finish(study, *overrides)
-        return self.folder / study, time.monotonic() - since
+        self.finish(self.reference.name, *self.grid)
+        self.seconds = time.monotonic() - since
 
     def copy(self, study: str, outputs: Path | None = None) -> Path:
         """Return a copy of the undisturbed study, with the times of its files."""
@@ -280,7 +280,7 @@ def races(lab: Lab) -> str:
 def parent(lab: Lab) -> str:
     """Kill the process that launched joblib's workers: they save and end, and the grid goes on later."""
     grid = ("-m", "activation=relu,pwlu", "seed=0", *SETTINGS[:1], "runner.epochs=300", *SETTINGS[2:])
-    reference, _ = lab.undisturbed("long", *grid)
+    lab.finish("long", *grid)
     command = [sys.executable, str(ROOT / "run.py"), "-m", f"outputs={lab.folder}", "study=parent", *grid[1:]]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=0"]
     launched = subprocess.Popen(
@@ -306,7 +306,7 @@ def parent(lab: Lab) -> str:
     reasons = {str(record["reason"]).partition(" ")[0] for record in records}
     lab.expect(len(records) == 2 and reasons == {"SIGTERM"}, f"parent: {records}")
     lab.finish("parent", *grid)
-    lab.check(study, reference)
+    lab.check(study, lab.folder / "long")
     return f"kill -9 of joblib's parent: {len(workers)} processes ended in {ended:.1f} s, 2 cells saved and resumed"
 
 
@@ -612,9 +612,10 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> bool:
     for module in SHARED:
         importlib.import_module(module)
     lab, good = Lab(folder, arguments.seeds, arguments.seed), True
+    lab.run_undisturbed()
     if lab.problems:
         names = []
-        print("\n".join(["undisturbed  FAILED", *lab.problems]))
+        print("\n".join(["undisturbed FAILED", *lab.problems]))
     for name in names:
         since = time.monotonic()
         lab.problems.clear()

@@ -124,6 +124,13 @@ def test_functions_and_tests_of_the_protocol_exist() -> None:
             assert f"def {test}(" in tests, test
 
 
+def test_tests_that_keep_identity_exist() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "identity.md").read_text(encoding="utf-8")))
+    assert len(named) > 20
+    assert not [name for name in named if f"def {name}(" not in tests]
+
+
 def test_margins_of_the_protocol_are_those_of_the_code() -> None:
     section = PROTOCOL.partition("**Margins.**")[2].partition("**Rank")[0]
     stated = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+)", section, flags=re.MULTILINE))

@@ -1,6 +1,9 @@
 """Scores of single test samples: written at the test, and what another test set would leave of a verdict."""
 
+import io
 import math
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +111,20 @@ def test_scores_that_are_not_those_of_the_record_are_not_used(tmp_path: Path) ->
 def test_arrays_that_no_runner_writes_are_not_used(tmp_path: Path, values: np.ndarray, count: object) -> None:
     np.savez(tmp_path / EXAMPLES, top1=values, count=np.array(count))
     assert read_examples(tmp_path, "top1", 50.0) is None
+
+
+def test_memory_is_not_asked_for_what_a_file_only_claims(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    declared = {"descr": "|u1", "fortran_order": False, "shape": (4_000_000_000,)}
+    np.lib.format.write_array_header_1_0(header, declared)
+    np.savez(tmp_path / EXAMPLES, count=np.array(2))
+    with zipfile.ZipFile(tmp_path / EXAMPLES, "a") as archive:
+        archive.writestr("top1.npy", header.getvalue() + bytes(1000))
+    tracemalloc.start()
+    assert read_examples(tmp_path, "top1", 50.0) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6
 
 
 def test_the_interval_is_that_of_a_bootstrap_of_seeds_and_samples() -> None:

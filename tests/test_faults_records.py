@@ -235,6 +235,16 @@ def test_a_record_that_cannot_be_relied_on_is_said_before_training(tmp_path: Pat
         cell.completed_record()
 
 
+def test_force_trains_a_cell_whose_record_is_damaged_in_a_grid_as_well(tmp_path: Path) -> None:
+    train(tmp_path, Toy, "runner=smoke")
+    cell, forced = make_cell(tmp_path, "runner=smoke"), make_cell(tmp_path, "runner=smoke", "force=true")
+    (cell.folder / "record.json").write_text('{"status": "ok"')
+    for ask in (cell.completed_record, cell.earlier):
+        with pytest.raises(ValueError, match=r"record\.json: damaged"):
+            ask()
+    assert (forced.completed_record(), forced.earlier()) == (None, {})
+
+
 # metrics ---------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +259,7 @@ def test_a_record_that_cannot_be_relied_on_is_said_before_training(tmp_path: Pat
         (b"epoch,loss\n0,1\n", "no column split"),
         (b"\xff\xfe\x00\x01", "damaged"),
         (b"a,b\n1,2\n1,2,3,4\n", "damaged"),
+        (b"epoch,split,loss,top1\n0,val,1,81.25\n1,val,1,8", "its last line is cut off"),
         (None, "no such file"),
     ],
 )
@@ -481,12 +492,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def fresh_hash(*targets: str, packages: tuple[str, ...] = ACTIVATIONS) -> str | None:
+def fresh_hash(*targets: str, packages: tuple[str, ...] = ACTIVATIONS, compiled: bool = True) -> str | None:
     """As another process would find it."""
     code._source.cache_clear()
     code_hash.cache_clear()
     importlib.invalidate_caches()
-    return code_hash(targets, packages)
+    return code_hash(targets, packages, compiled=compiled)
 
 
 def test_the_hash_of_the_code_follows_what_an_activation_imports(package: Path) -> None:
@@ -553,9 +564,10 @@ def test_kernels_and_the_task_belong_to_the_code(monkeypatch: pytest.MonkeyPatch
     task = OmegaConf.to_container(config("task=digits").task, resolve=True)
     targets = targets_of({"task": task, "runner": {"_target_": "runners.train.Train"}})
     assert "tasks.data.images.digits" in targets
-    assert fresh_hash(*targets, packages=HARNESS)
+    assert fresh_hash(*targets, packages=HARNESS, compiled=False)
     names = {str(path.relative_to(ROOT)) for path in seen if path.is_relative_to(ROOT)}
     assert {"runners/train.py", "runners/optim.py", "activations/base.py", "tasks/data/images.py"} <= names
+    assert not [name for name in names if "csrc" in name], "an edited kernel is the activation's affair"
 
 
 def cell_of(tmp_path: Path, *overrides: str) -> Cell:
@@ -763,12 +775,15 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path, d
         f".d.png.{dead}@another.example.tmp": True,
         f".e.png.{dead}@another.old.tmp": False,
         f".f.png.{dead}.tmp": False,  # as they were called before
+        f".h.png.{dead}@another.future.tmp": False,  # the clock was set back
         "g.png": True,
     }
     for name in names:
         (tmp_path / name).touch()
         if name.startswith((".e", ".f")):
             os.utime(tmp_path / name, (1, 1))
+        if name.startswith(".h"):
+            os.utime(tmp_path / name, (2 * time.time(),) * 2)
     remove_leftovers(tmp_path)
     assert {name: (tmp_path / name).exists() for name in names} == names
     with atomic_write(tmp_path / "x") as temporary:
@@ -786,7 +801,7 @@ def test_reports_pictures_and_cells_are_cleaned_when_they_are_written_again(
     name = f".x.png.{dead}@{platform.node()}.tmp"
     places = [path.parent / name]
     cell = make_cell(tmp_path)
-    places += [cell.folder / name, cell.folder / "pictures" / name]
+    places += [cell.folder / name, cell.folder / "pictures" / name, tmp_path / "main" / ".costs" / name]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()

@@ -11,6 +11,7 @@ import pytest
 
 from results.files import ADDED, WHERE, facts_of, identity_of
 from runners.cell import CellSpec
+from runners.code import ACTIVATIONS, HARNESS, _source, code_hash
 from runners.compose import CONF, Parts, compose
 from runners.composed import spellings_of
 
@@ -159,3 +160,18 @@ def test_settings_that_were_added_are_no_part_of_earlier_ids(name: str) -> None:
     assert facts_of(config) == before
     inner[last] = "another"
     assert facts_of(config) == before | {name: "another"}
+
+
+def test_code_counts_as_it_was_when_it_was_first_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was imported, that is, and not as somebody edits it while a run goes on."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited_unit.py").write_text("a = 1\n")
+    before = code_hash(("edited_unit.Unit",), ACTIVATIONS)
+    (tmp_path / "edited_unit.py").write_text("a = 2\n")
+    for packages in (ACTIVATIONS, HARNESS):
+        assert code_hash(("edited_unit.Unit",), packages) == before
+    code_hash.cache_clear()
+    _source.cache_clear()
+    assert code_hash(("edited_unit.Unit",), ACTIVATIONS) != before

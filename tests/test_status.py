@@ -81,10 +81,29 @@ def test_a_cell_on_another_machine_is_told_by_its_heartbeat(tmp_path: Path) -> N
     assert status_of(cell) == RUNNING
     assert clean.clean(cell.spec.study_folder, remove=True) == (0, 0)
     silent = time.time() - SILENT - 1
-    os.utime(cell.folder / HEARTBEAT, (silent, silent))
-    assert status_of(cell) == STALE
+    for written in (silent, time.time() + 2 * SILENT):  # the second before the clock was set back
+        os.utime(cell.folder / HEARTBEAT, (written, written))
+        assert status_of(cell) == STALE
     (cell.folder / HEARTBEAT).write_text("{")
     assert status_of(cell) == STALE
+
+
+def test_a_finished_cell_has_no_heartbeat_whenever_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes the lock of a finished cell again, so nobody would remove it."""
+    cell = make_cell(tmp_path)
+    beating: dict[str, bool] = {}
+
+    def write(path: Path, values: dict) -> None:
+        beating[values["status"]] = (cell.folder / HEARTBEAT).exists()
+        write_json(path, values)
+
+    monkeypatch.setattr("runners.cell.write_json", write)
+    ended(cell)
+    assert beating == {"interrupted": True, "ok": False}
+    write_json(cell.folder / HEARTBEAT, {"host": platform.node(), "pid": 1})  # of an earlier version
+    assert status_of(cell) == "ok"
 
 
 def test_the_heart_beats_while_a_cell_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
