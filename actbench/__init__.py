@@ -1,7 +1,8 @@
 """Compare activation functions across tasks, from Python; all public names are imported from here.
 
 ``make_activation``, ``make_act_layer``, ``make_task``: make what the names of conf/ stand for.
-``fit``, ``load_study``, ``leaderboard``: train a cell, read a study, compare its activations.
+``fit``, ``load_network``: train a cell, get its trained network.
+``load_study``, ``leaderboard``: read a study, compare its activations.
 ``replace_activations``, ``find_sites``: put activations into any network.
 ``activation_names``, ``task_names``, ``network_names``: list the names.
 ``Activation``, ``ActLayer``, ``Task``, ``Recipe``: to derive from, and for annotations.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         activation_names,
         fit,
         leaderboard,
+        load_network,
         load_study,
         make_act_layer,
         make_activation,
@@ -50,6 +52,7 @@ __all__ = [
     "find_sites",
     "fit",
     "leaderboard",
+    "load_network",
     "load_study",
     "make_act_layer",
     "make_activation",

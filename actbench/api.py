@@ -214,6 +214,33 @@ def _typed(value: Any) -> str:
     return getattr(value, "__qualname__", repr(value))
 
 
+def load_network(cell: str | os.PathLike[str], *, best: bool = False) -> "nn.Module":
+    """Make the network of a finished cell and load its trained weights: those that ``runner.keep=weights`` kept, or
+    those of its checkpoint.
+
+    Args:
+        cell: the cell's folder, as in ``fit(...)["folder"]``.
+        best: whether to load the weights of the best validation epoch instead of the last ones.
+
+    Returns:
+        the network on the CPU and in eval mode. It takes the samples of the task: (N, *task.input_shape).
+
+    Raises:
+        ValueError: no finished cell in this folder, or one without weights.
+
+    Examples:
+        >>> import torch
+        >>> from actbench import fit, load_network
+        >>> record = fit("prelu", task="digits", runner="smoke", overrides=["runner.keep=weights"])
+        >>> load_network(record["folder"])(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+    from runners.trained import load_trained
+
+    with plain_errors():
+        return load_trained(Path(cell).expanduser(), best=best)[1]
+
+
 def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     """Read the records of a study, one row per cell, including failed ones.
 

@@ -17,6 +17,7 @@ DAMAGED, GIVEN_UP = "checkpoint.damaged.pt", "checkpoint.given_up.pt"
 CURVES, LOG, PICTURES, REPORT = "curves.npz", "log.txt", "pictures", "report"
 EXAMPLES = "examples.npz"
 WEIGHTS, BEST_WEIGHTS = "weights.pt", "weights_best.pt"
+ONNX, BEST_ONNX = "network.onnx", "network_best.onnx"
 CLASSES, CONFUSION = "classes.csv", "confusion.csv"
 # of loggers beside metrics.csv: event files of TensorBoard, and the folder of Weights & Biases
 EVENTS, WANDB = "events.out.tfevents.*", "wandb"

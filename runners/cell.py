@@ -19,6 +19,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from activations.checks import check_bool, check_int
 from results.files import (
+    BEST_ONNX,
     BEST_WEIGHTS,
     CHECKPOINT,
     CLASSES,
@@ -33,6 +34,7 @@ from results.files import (
     LOCKS,
     LOG,
     METRICS,
+    ONNX,
     PICTURES,
     RECORD,
     WANDB,
@@ -415,6 +417,8 @@ class Cell:
             EXAMPLES,
             WEIGHTS,
             BEST_WEIGHTS,
+            ONNX,
+            BEST_ONNX,
         ):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / DAMAGED).exists():  # kept for the user under a name that no longer blocks the cell

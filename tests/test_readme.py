@@ -62,7 +62,7 @@ def test_an_activation_is_added_in_two_files(checkout: Path) -> None:
 CODE = [*blocks("From Python", "python"), *blocks("From Python", "python", ROOT / "docs" / "networks.md")]
 
 
-@pytest.mark.parametrize("code", CODE, ids=["fit", "swap", "networks.md"])
+@pytest.mark.parametrize("code", CODE, ids=["fit", "swap", "torchvision", "timm"])
 def test_python_of_the_documentation_runs(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,0 +1,117 @@
+"""Export the trained network of a finished cell to ONNX, and compare it in ONNX Runtime with torch.
+
+python scripts/export.py outputs/<study>/<task>/<activation>/<seed>-<cell id>     # trained with runner.keep=weights
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import _here  # noqa: F401  # before the code that it finds
+
+from results.files import BEST_ONNX, ONNX, atomic_write
+from runners.errors import format_error
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SAMPLES = 16  # of the validation split, on which both are compared
+TOLERANCE = 1e-4  # of the outputs, relative to the largest one where that is above 1
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog="example: python scripts/export.py outputs/main/digits/prelu/0-0d98cb6cc0 --best",
+    )
+    parser.add_argument("cell", type=Path, help="the cell's folder")
+    parser.add_argument(
+        "--best", action="store_true", help="the weights of the best validation epoch, not the last"
+    )
+    parser.add_argument("--output", type=Path, help=f"default: {ONNX} or {BEST_ONNX} in the cell's folder")
+    arguments = parser.parse_args()
+    output = arguments.output or arguments.cell / (BEST_ONNX if arguments.best else ONNX)
+    try:
+        print(
+            f"{output}: differs from torch by {export_cell(arguments.cell, output, best=arguments.best):.1e}"
+        )
+    except Exception as error:
+        sys.exit(f"actbench: {format_error(error)}")
+
+
+def export_cell(cell: Path, output: Path, *, best: bool) -> float:
+    """Export the network of a cell; see ``export`` for the rest."""
+    from runners.trained import load_trained
+
+    task, network = load_trained(cell, best=best)
+    samples = next(iter(task.batches("val")))[0][:SAMPLES]
+    return export(network, samples, output)
+
+
+def export(network: "nn.Module", samples: "Tensor", path: Path) -> float:
+    """Write ``network`` in eval mode to ``path``, for any number of samples, and return its largest error.
+
+    What is exported are plain torch operations, no kernels. The input is named ``input`` and the output ``output``.
+
+    Args:
+        network: is left in eval mode.
+        samples: a batch of at least two.
+        path: is written only if the outputs agree.
+
+    Returns:
+        the largest difference to torch's output, relative to the largest output where that is above 1.
+
+    Raises:
+        ValueError: packages that are not installed, a network that ONNX cannot express, or different outputs.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # which torch.onnx needs
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; pip install 'actbench[onnx]'") from None
+    import torch
+
+    from activations.kernels import library
+
+    network.eval()
+    with library.using("reference"), torch.no_grad(), atomic_write(path) as temporary:
+        expected = network(samples)
+        batch = torch.export.Dim("batch")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the exporter's own future
+            try:
+                torch.onnx.export(
+                    network,
+                    (samples,),
+                    temporary,
+                    input_names=["input"],
+                    output_names=["output"],
+                    dynamic_shapes=({0: batch},),
+                    external_data=False,
+                    verbose=False,
+                )
+            except Exception as error:
+                raise ValueError(f"cannot be exported to ONNX: {_reason(error)}") from error
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        error = 0.0
+        for count in (len(samples), 1):
+            (found,) = session.run(None, {"input": samples[:count].numpy()})
+            difference = (torch.from_numpy(found) - expected[:count]).abs().max()
+            error = max(error, float(difference / expected.abs().max().clamp_min(1)))
+        if not error <= TOLERANCE:
+            raise ValueError(f"differs by {error:.1e} in ONNX Runtime, must be at most {TOLERANCE:g}")
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first cause of an error of the exporter, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
