@@ -32,6 +32,7 @@ from results.parts import (
     Value,
     fixed,
     value_of,
+    verdict_value,
 )
 from results.published import ABOUT as ABOUT_PUBLISHED
 from results.published import CARD, card_cells, not_comparable
@@ -211,8 +212,7 @@ def _other_test(report: Report, row: Row, decimals: int) -> Value:
 
 
 def _verdict(report: Report, row: Row, decimals: int) -> Value:
-    sign = {"better": "▲ ", "worse": "▼ ", "equal": "= ", "undecided": "? "}.get(row["verdict"], "")
-    return Value(f"{sign}{row['verdict']}", row["verdict"], row["verdict"] if sign else "")
+    return verdict_value(row["verdict"])
 
 
 LEADERBOARD: list[tuple[_Head, Callable[[Report, Row, int], Value]]] = [

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from results.escape import counted, markdown
 from results.leaderboard import decimals, rank_range
-from results.parts import Column, Heading, Items, Table, Text, Value, fixed, value_of
+from results.parts import Column, Heading, Items, Table, Text, Value, fixed, value_of, verdict_value
 from results.schema import COMMON, TUNED
-from results.tuning import Tuned, names_of, settings_of, tuned_label
+from results.tuning import Tuned, names_of, settings_of
 
 ABOUT = (
     "Every activation at the recipe that all have in common, and at the settings that are best for it: two comparisons, each "
@@ -85,13 +85,15 @@ def _table(tuned: Tuned, task: str, label: Callable[[str], Markup]) -> Table:
             *_side(row, TUNED, rows),
             value_of(_chosen(row["settings"])),
             value_of(row["ties"]),
-            Value(row["on_edge"], css="worse" if row["on_edge"] else ""),
+            Value(", ".join(map(_short, row["on_edge"].split(", "))), css="worse" if row["on_edge"] else ""),
             *(_range(tuned, task, row["activation"], name) for name in settings),
             value_of(row["hours"], 2),
         ]
         for row in rows.sort_values(["tuned_rank_low", "common_rank_low"]).to_dict("records")
     ]
-    return Table(f"{task}: at the common recipe, and tuned ({tuned_label(task)}).", columns, cells, head=0)
+    return Table(
+        f"{task}: at the common recipe, and tuned ({tuned.tuned_names[task]}).", columns, cells, head=0
+    )
 
 
 def _side(row: dict[str, Any], recipe: str, rows: pd.DataFrame) -> Iterator[Value]:
@@ -104,8 +106,7 @@ def _side(row: dict[str, Any], recipe: str, rows: pd.DataFrame) -> Iterator[Valu
     )
     yield Value(rank_range(int(low), int(high)), low + high / 1e4)
     yield fixed(float(row[f"{recipe}_mean"]), scale)
-    verdict = str(row[f"{recipe}_verdict"])
-    yield Value(verdict, css=verdict if verdict in ("better", "worse", "equal", "undecided") else "")
+    yield verdict_value(str(row[f"{recipe}_verdict"]))
 
 
 def _chosen(settings: Any) -> str:
@@ -143,7 +144,7 @@ def about_tuning(tuned: Tuned) -> Iterator[str]:
     """Yield paragraphs for a methods section, one for each task."""
     for task in tuned.tasks:
         yield (
-            f"{tuned_label(task)}: as {task}, but each activation has the settings that were best for it in validation. "
+            f"{tuned.tuned_names[task]}: as {task}, but each activation has the settings that were best for it in validation. "
             f"{_trials(tuned, task)} The settings with the best mean validation score at the last weights were chosen; seeds that "
             "diverged or failed made a trial worse than all that lost fewer. The seeds of the trials are not among those that "
             "are reported, and the test split was not evaluated in them."

@@ -126,6 +126,12 @@ def value_of(value: Any, digits: int = 4, sign: str = "") -> Value:
     return Value(f"{number:{sign}.{digits}g}", number)
 
 
+def verdict_value(verdict: str) -> Value:
+    """Return a verdict with a sign, so that color does not matter."""
+    sign = {"better": "▲ ", "worse": "▼ ", "equal": "= ", "undecided": "? "}.get(verdict, "")
+    return Value(f"{sign}{verdict}", verdict, verdict if sign else "")
+
+
 def fixed(value: float, decimals: int, sign: str = "") -> Value:
     """Return a number with so many decimals."""
     return Value("", math.inf) if math.isnan(value) else Value(f"{value:{sign}.{decimals}f}", float(value))

@@ -26,7 +26,7 @@ from results.schema import COMMON, FINISHED, TUNED, is_missing, read_record
 COLUMNS = {
     "task": "object",
     "activation": "object",
-    "trial": "float",
+    "trial": "Int64",
     "settings": "object",
     "common": "bool",
     "metric": "object",
@@ -161,9 +161,7 @@ def read_tuning(studies: Sequence[Path]) -> pd.DataFrame:
 def _read_file(path: Path) -> pd.DataFrame:
     try:
         names = dict.fromkeys(("settings", "trial_seeds", "id", "common_id"), str)  # some look like numbers
-        table = pd.read_csv(
-            path, dtype=names, float_precision="round_trip", keep_default_na=False, na_values=[""]
-        )
+        table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
         if missing := [name for name in COLUMNS if name not in table]:
             raise ValueError(f"no column {missing[0]}")
         table = table[list(COLUMNS)].astype(COLUMNS)
@@ -363,6 +361,7 @@ class Tuned:
         activations: a row for each task and activation with both comparisons; the columns of ``report/tuned.csv``.
         ranges: good range by task, activation and setting, where there is one.
         hours: by task: of the trials, of the cells at the common recipe, and of those with chosen settings beside them.
+        tuned_names: by task, the name of the task where each activation has the settings chosen for it.
         warnings: sentences on what must not be overlooked.
         notes: sentences on what is missing.
     """
@@ -371,6 +370,7 @@ class Tuned:
     activations: pd.DataFrame
     ranges: Mapping[tuple[str, str, str], GoodRange]
     hours: Mapping[str, tuple[float, float, float]]
+    tuned_names: Mapping[str, str]
     warnings: Sequence[str]
     notes: Sequence[str]
 
@@ -413,14 +413,17 @@ class Tuned:
             (str(task), str(activation), rows)
             for (task, activation), rows in trials.groupby(["task_label", "activation_label"], sort=True)
         ]
+        names = _tuned_names(records, labels["task_label"])
         return cls(
             trials=trials,
-            activations=pd.DataFrame([_both(*group, table) for group in groups]),
+            activations=pd.DataFrame([_both(*group, table, names[group[0]]) for group in groups]),
             ranges={key: found for group in groups for key, found in _ranges(*group, margin)},
             hours={
-                str(task): _hours(records, str(task), rows) for task, rows in trials.groupby("task_label")
+                str(task): _hours(records, str(task), names[str(task)], rows)
+                for task, rows in trials.groupby("task_label")
             },
-            warnings=[*_warnings(records, groups)],
+            tuned_names=names,
+            warnings=[*_warnings(records, groups, names)],
             notes=[*_notes(groups, cells.left_out)],
         )
 
@@ -450,7 +453,9 @@ def _ranges(
             yield (task, activation, name), found
 
 
-def _both(task: str, activation: str, rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
+def _both(
+    task: str, activation: str, rows: pd.DataFrame, table: pd.DataFrame, tuned_name: str
+) -> dict[str, Any]:
     """Return a row of ``Tuned.activations``."""
     tried, chosen = rows[rows["trial"].notna()], rows[rows["chosen"]]
     result: dict[str, Any] = {
@@ -465,20 +470,24 @@ def _both(task: str, activation: str, rows: pd.DataFrame, table: pd.DataFrame) -
         "trials_lost": int((_lost(tried) > 0).sum()),
         "hours": tried["hours"].sum(),
     }
-    for recipe, label in ((COMMON, task), (TUNED, tuned_label(task))):
+    for recipe, label in ((COMMON, task), (TUNED, tuned_name)):
         of = table[(table["task"] == label) & (table["activation"] == activation)]
         result |= {f"{recipe}_{name}": of[name].iloc[0] if len(of) else None for name in COMPARED}
     return result
 
 
-def tuned_label(task: str) -> str:
-    """Return the name of a task where each activation has the settings chosen for it."""
-    return f"{task} ({TUNED})"
+def _tuned_names(records: pd.DataFrame, labels: pd.Series) -> dict[str, str]:
+    """Return ``Tuned.tuned_names``; ``labels`` are names of tasks by ``common_id``."""
+    tuned = records[records["recipe"] == TUNED].drop_duplicates("common_id")
+    names = dict(zip(tuned["common_id"].map(labels), tuned["task_label"], strict=True))
+    return {task: f"{task} ({TUNED})" for task in labels} | names
 
 
-def _hours(records: pd.DataFrame, task: str, rows: pd.DataFrame) -> tuple[float, float, float]:
+def _hours(
+    records: pd.DataFrame, task: str, tuned_name: str, rows: pd.DataFrame
+) -> tuple[float, float, float]:
     common = records[records["task_label"] == task]
-    tuned = records[(records["task_label"] == tuned_label(task)) & ~records["folder"].isin(common["folder"])]
+    tuned = records[(records["task_label"] == tuned_name) & ~records["folder"].isin(common["folder"])]
     seconds = (
         pd.to_numeric(cells["loop_seconds"]).sum() if "loop_seconds" in cells else 0.0
         for cells in (common, tuned)
@@ -487,23 +496,23 @@ def _hours(records: pd.DataFrame, task: str, rows: pd.DataFrame) -> tuple[float,
     return float(rows["hours"].sum()), at_common, at_tuned
 
 
-def _warnings(records: pd.DataFrame, groups: Sequence[tuple[str, str, pd.DataFrame]]) -> Iterator[str]:
-    edges: dict[tuple[str, str], list[str]] = {}  # task and side: activations
+def _warnings(
+    records: pd.DataFrame, groups: Sequence[tuple[str, str, pd.DataFrame]], tuned_names: Mapping[str, str]
+) -> Iterator[str]:
+    edges: dict[tuple[str, str, str], list[str]] = {}  # task, setting and end: activations
     for task, activation, rows in groups:
         for row in rows[rows["chosen"]].itertuples():
             for edge in filter(None, row.on_edge.split(", ")):
                 name, _, side = edge.rpartition(" ")
                 value = settings_of(row.settings)[name]
-                edges.setdefault((task, f"the {side} {name} that was tried, {value:g},"), []).append(
-                    activation
-                )
-    for (task, words), activations in edges.items():
-        yield f"{task}: {words} is the best of {', '.join(activations)}: better values may lie beyond it"
+                edges.setdefault((task, name, f"the {side} tried ({value:g})"), []).append(activation)
+    for (task, name, end), activations in edges.items():
+        yield f"{task}: the best {name} of {', '.join(activations)} is {end}; better values may lie beyond it"
     for task in dict.fromkeys(task for task, _, _ in groups):
         tried = {
             seed for label, _, rows in groups if label == task for seed in rows["trial_seeds"].iloc[0].split()
         }
-        cells = records[records["task_label"].isin([task, tuned_label(task)])]
+        cells = records[records["task_label"].isin([task, tuned_names[task]])]
         if both := sorted(tried & set(map(str, cells["seed"]))):
             yield f"{task}: seeds {', '.join(both)} are reported, and settings were chosen by them"
 

@@ -1,6 +1,6 @@
 """An activation that uses every part of the contract, so that tests can see the runner honour it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -118,3 +118,30 @@ class Exploding(Activation):
         if self.training:
             self.calls += 1
         return x / (self.calls < 3)
+
+
+class Scaled(Activation):
+    """y = scale x. In ``Line`` the loss is a parabola of the weight, and gradient descent is best at one learning rate."""
+
+    def __init__(self, num_features: int, *, channel_dim: int = 1, scale: float = 1.0) -> None:
+        super().__init__(num_features, channel_dim=channel_dim)
+        self.scale = float(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Line(nn.Module):
+    """One weight before one activation."""
+
+    def __init__(self, act_layer: Callable[..., nn.Module], input_shape: object, num_outputs: int) -> None:
+        super().__init__()
+        self.weight, self.act = nn.Parameter(torch.ones(1)), act_layer(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.weight * x)
+
+
+def triple(x: Tensor) -> Tensor:
+    """What ``Line`` can learn exactly."""
+    return 3 * x
