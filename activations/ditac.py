@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.base import Activation, upcast
+from activations.base import Activation
 from activations.checks import check_bool, check_choice, check_int, check_number
 from activations.cpab import cell_pairs, knot_basis, transform, transform_and_slope
 from activations.kernels import library
 from activations.kernels.lookup import piecewise_linear, take
-from activations.kernels.tabulated import DiTACTable, Frame, make_frame, warped
+from activations.kernels.tabulated import DiTACTable, Form, Frame, ditac_on_gpu, make_frame, warped
 
 FORMS = ("gelu", "ge", "leaky", "inf")
 
@@ -153,16 +153,27 @@ class DiTAC(Activation):
         return self._function(x)
 
     def _function(self, x: Tensor) -> Tensor:
-        wide = upcast(x)
-        # a cast to what it is would take 2 us of 30
-        theta = self.theta if self.theta.dtype is wide.dtype else self.theta.to(wide.dtype)
-        if self._by_table and library.fusable(wide, theta) and theta.shape == self.coordinates:
+        wide, theta = library.widen(x), self.theta
+        # a cast to what it is would take 2 us of 30; the kernels of a GPU take x in half precision and theta as it is
+        if theta.dtype is not wide.dtype and wide.dtype not in library.HALF:
+            theta = theta.to(wide.dtype)
+        has_kernel = self._by_table and theta.shape == self.coordinates
+        kernels = library.backend(wide, theta) if has_kernel else library.REFERENCE
+        if kernels == library.CPU:
             y: Tensor = DiTACTable.apply(
                 self._respond, self._frame(wide.dtype), library.dense(wide), theta.contiguous()
             )
+        elif kernels == library.TRITON:
+            y = ditac_on_gpu(self._form, self._respond_to, wide, self._velocity(theta.float()))
         else:
             y = self._respond(wide, theta)
         return y if y.dtype is x.dtype else y.to(x.dtype)
+
+    @property
+    def _form(self) -> Form:
+        """What the kernels of a GPU need to know."""
+        assert self.table_size is not None
+        return Form(self.form, self.gelu_of, self.a, self.b, self.table_size, float(self.negative_slope))
 
     @property
     def _by_table(self) -> bool:
@@ -188,8 +199,17 @@ class DiTAC(Activation):
 
     def _respond(self, x: Tensor, theta: Tensor) -> Tensor:
         """y in plain torch operations."""
+        return self._respond_to(x, self._velocity(theta))
+
+    def _velocity(self, theta: Tensor) -> Tensor:
+        """(cells + 1,) at the knots."""
         # no matrix product, whose digits autocast would take
-        velocity = (self.basis.to(x.dtype) * theta).sum(1)
+        return (self.basis.to(theta.dtype) * theta).sum(1)
+
+    def _respond_to(self, x: Tensor, velocity: Tensor) -> Tensor:
+        """y for a velocity field, in float32 at least."""
+        if x.dtype in library.HALF:
+            return self._respond_to(x.float(), velocity.float()).to(x.dtype)
         if self.form == "inf":
             return self._warp(x, velocity)
         exact = self.table_size is None or self.interpolation == "nearest"

@@ -138,15 +138,16 @@ class _Residuals(Squeeze):
         # numbers, not buffers, which would have the digits of float32 alone
         self.numbers = [initial, [2 * value for value in scale]]
         self.temperature = temperature
-        self.ready: dict[torch.dtype, Sequence[Tensor]] = {}  # of fused calls
+        self.ready: dict[tuple[torch.dtype, torch.device], Sequence[Tensor]] = {}  # of fused calls
 
     def rows(self, like: Tensor) -> Sequence[Tensor]:
-        if not library.fusable(like):
+        if torch.compiler.is_compiling() or not library.backend(like):
             return self._rows(like)
-        if like.dtype not in self.ready:
+        key = like.dtype, like.device
+        if key not in self.ready:
             with torch.inference_mode(False):  # what is made in it can never be part of a graph
-                self.ready[like.dtype] = self._rows(like)
-        return self.ready[like.dtype]
+                self.ready[key] = self._rows(like)
+        return self.ready[key]
 
     def _rows(self, like: Tensor) -> Sequence[Tensor]:
         # filled one by one, as copying a list would make a GPU wait

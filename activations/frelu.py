@@ -114,12 +114,13 @@ class FReLU(Activation):
         if not all(_plain(conv, norm, self.light, train) for conv, norm in pairs):
             return None
         branches = [kernel.branch(conv, norm) for conv, norm in pairs]
-        if not kernel.fusable(x, branches, train):
+        kernels = kernel.backend(x, branches, train)
+        if not kernels:
             return None
         if train:
             for _, norm in pairs:
                 norm.num_batches_tracked += 1
-        return kernel.window(x, branches, max_with_input=type(self) is FReLU, train=train)
+        return kernel.window(kernels, x, branches, max_with_input=type(self) is FReLU, train=train)
 
 
 class DwConvReLU(FReLU):

@@ -9,6 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+# For test_triton.py, and before anything imports Triton, which reads it while it is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import forked
 import pytest
 import torch

@@ -235,8 +235,12 @@ def gated(
     weights = () if attention is None else (attention,)
     # without positions there is nothing to sum
     tensors = network.tensors(parameters) if fuse and x.ndim > 2 else None
-    memory = None
-    if tensors is not None and library.fusable(x, *weights, *tensors):
+    memory, kernels = None, library.REFERENCE
+    # torch.compile is left the whole unit: it knows sums and products
+    if tensors is not None and not torch.compiler.is_compiling():
+        kernels = library.backend(x, *weights, *tensors)
+    if kernels:
+        assert tensors is not None
         channels = x.shape[channel_dim]
         if network.fit(tensors, channels) and all(weight.shape == (channels,) for weight in weights):
             memory = _memory(x, channel_dim)
@@ -246,7 +250,8 @@ def gated(
         return unit.reference(x, weights, parameters)
     if form is scale_relu:
         unit = unit._replace(statistic=_OF_RELU[statistic])
-    y: Tensor = _Gated.apply(unit, memory, x, *weights, *tensors)
+    node = _GatedOnGPU if kernels == library.TRITON else _Gated
+    y: Tensor = node.apply(unit, memory, x, *weights, *tensors)
     return y
 
 
@@ -438,3 +443,106 @@ class _Gated(torch.autograd.Function):
 def _split(values: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
     """Split what a network returns into the map, if there is one, and the coefficients."""
     return (values[-1], [*values[:-1]]) if values[-1].ndim == 2 else (None, [*values])
+
+
+class _GatedOnGPU(torch.autograd.Function):
+    """The same by the kernels of gpu/gate.py; saves x, parameters, and what the network makes of the statistics.
+
+    The network is computed again in backward, by torch, which differentiates it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, unit: _Unit, memory: _Memory, x: Tensor, *tensors: Tensor) -> Tensor:
+        from activations.kernels.gpu import gate as gpu
+
+        weights, own = unit.split(tensors)
+        statistics = [gpu.statistic(_gpu_statistic(unit), memory, x)]
+        if _STATISTICS[unit.statistic][1]:
+            statistics[0] *= 1 / memory.positions
+        statistics += [gpu.attended(memory, x, w.contiguous()) for w in weights]
+        maps, values = _split(_coefficients(unit, statistics, [t.float() for t in own]))
+        ctx.unit, ctx.counts = unit, (len(tensors), len(statistics), len(values))
+        library.save(ctx, x, *tensors, *statistics, *values, *(() if maps is None else (maps,)))
+        return gpu.forward(getattr(gpu, _gpu_form(unit)), memory, x, values, maps)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        from activations.kernels.gpu import gate as gpu
+
+        unit, needed = ctx.unit, ctx.needs_input_grad[2:]
+        rest = iter(library.saved(ctx))
+        x = next(rest)
+        tensors, statistics, values = (list(islice(rest, count)) for count in ctx.counts)
+        if library.needs_reference(g, library.TRITON):
+            return library.reference_backward(ctx, unit.of_tensors, (x, *tensors), g)
+        maps = next(rest, None)
+        memory = _memory(x, unit.channel_dim)
+        if memory is None:  # as in ``_Gated``
+            x = x.movedim(unit.channel_dim, 1).contiguous().movedim(1, unit.channel_dim)
+            memory = _memory(x, unit.channel_dim)
+            assert memory is not None
+        g = library.match_layout(g, x)
+        weights, own = unit.split(tensors)
+        form = getattr(gpu, f"{_gpu_form(unit)}_backward")
+        d_values = gpu.numbers_backward(form, memory, g, x, values, maps)
+        if maps is not None:
+            d_values.append(gpu.map_backward(getattr(gpu, _gpu_form(unit)), memory, g, x, values))
+
+        # The network; what it is not asked for is not differentiated.
+        leaves = [t.detach().requires_grad_() for t in statistics]
+        leaves += [
+            t.detach().float().requires_grad_(need)
+            for t, need in zip(own, needed[1 + len(weights) :], strict=True)
+        ]
+        with torch.enable_grad():
+            again = _coefficients(unit, leaves[: len(statistics)], leaves[len(statistics) :])
+        asked = [leaf for leaf in leaves if leaf.requires_grad]
+        gradients = iter(
+            torch.autograd.grad(again, asked, d_values, allow_unused=True, materialize_grads=True)
+        )
+        down, *d_own = (next(gradients) if leaf.requires_grad else None for leaf in leaves)
+        assert down is not None
+        d_maps, d_own = d_own[: len(weights)], d_own[len(weights) :]
+        if _STATISTICS[unit.statistic][1]:
+            down = down * (1 / memory.positions)
+        d_own = [None if d is None else d.to(t.dtype) for d, t in zip(d_own, own, strict=True)]
+
+        d_weights: list[Tensor | None] = []
+        map_of_input = None
+        for weight, d_map in zip(weights, d_maps, strict=True):
+            assert maps is not None
+            assert d_map is not None
+            d_map = d_map.contiguous()
+            attention = weight.contiguous()
+            map_of_input = maps, d_map, attention
+            (d,) = gpu.numbers_backward(
+                gpu.scale_backward, memory, d_map, x, [attention.view(1, -1, 1)], None, g_is_map=True
+            )
+            d_weights.append(d.view(-1).to(weight.dtype))
+        dx = None
+        if needed[0]:
+            statistic = _gpu_statistic(unit)
+            dx = gpu.input_backward(
+                form, statistic, memory, g, x, values, down.contiguous(), map_of_input
+            )
+        return None, None, dx, *d_weights, *d_own
+
+
+def _coefficients(unit: _Unit, statistics: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return what the network makes of the statistics, in torch operations and float32."""
+    with torch.autocast(statistics[0].device.type, enabled=False):
+        values, _ = unit.network(statistics, unit.network.parameters(tensors))
+    return [value.contiguous() for value in values]
+
+
+def _gpu_statistic(unit: _Unit) -> Any:
+    """Return the Triton function of what is summed up over the positions."""
+    from activations.kernels.gpu import gate as gpu
+
+    functions = gpu.identity, gpu.absolute, gpu.square, gpu.rectified, gpu.rectified_square, gpu.identity
+    return functions[_STATISTICS[unit.statistic][0]]
+
+
+def _gpu_form(unit: _Unit) -> str:
+    """Return the name of the form in gpu/gate.py, which multiplies any with a map."""
+    return "lines" if unit.form is mapped_lines else unit.form.__name__

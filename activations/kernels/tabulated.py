@@ -163,6 +163,54 @@ def _shared(frame: Frame, x: Tensor, theta: Tensor, workspace: Tensor) -> tuple[
     return *constants, torch.get_num_threads(), theta.data_ptr(), workspace.data_ptr(), x.numel()
 
 
+class Form(NamedTuple):
+    """What the kernels of a GPU need to know of a unit; see ``activations.ditac``."""
+
+    form: str  # gelu, ge or leaky
+    gelu_of: str
+    a: float
+    b: float
+    points: int
+    negative_slope: float
+
+
+def ditac_on_gpu(
+    form: Form, reference: Callable[[Tensor, Tensor], Tensor], x: Tensor, velocity: Tensor
+) -> Tensor:
+    """Return y of ``x`` for the velocities at the knots, (cells + 1,), which ``reference`` computes in torch operations."""
+    if torch.compiler.is_compiling():
+        from activations.kernels.gpu import ops
+
+        y: Tensor = ops.ditac(*form, x, velocity)[0]
+        return y
+    y = _DiTACOnGPU.apply(reference, form, library.dense(x), velocity)
+    return y
+
+
+class _DiTACOnGPU(torch.autograd.Function):
+    """By the kernels of gpu/ditac.py, which need no table outside [a, b]; saves the table as well."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, reference: Callable[[Tensor, Tensor], Tensor], form: Form, x: Tensor, velocity: Tensor
+    ) -> Tensor:
+        from activations.kernels.gpu import ditac
+
+        y, heights, rows = ditac.forward(form, x, velocity)
+        library.save(ctx, x, velocity, heights, rows)
+        ctx.reference, ctx.form = reference, form
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        from activations.kernels.gpu import ditac
+
+        x, velocity, heights, rows = library.saved(ctx)
+        if library.needs_reference(g, library.TRITON):
+            return library.reference_backward(ctx, ctx.reference, (x, velocity), g)
+        return None, None, *ditac.backward(ctx.form, library.match_layout(g, x), x, heights, rows, len(velocity))
+
+
 def warped(ends: Tensor, velocity: Tensor, points: int) -> Tensor:
     """(points,) ``transform`` of equally spaced ones from ends[0] to ends[1], which may lie outside [0, 1]."""
     if library.fusable(velocity, ends):

@@ -43,13 +43,13 @@ def branch(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Branch:
     return Branch(*found, norm.eps, norm.momentum or 0.0)
 
 
-def fusable(x: Tensor, branches: Sequence[Branch], train: bool) -> bool:
-    """Whether ``window`` can do it: the library's rule, and what batch norm itself asks for."""
+def backend(x: Tensor, branches: Sequence[Branch], train: bool) -> str:
+    """Whose kernels can do it, as ``library.backend``: by its rule, and what batch norm itself asks for."""
     tensors = [value for branch in branches for value in branch if isinstance(value, Tensor)]
     channels = x.shape[1]
     windows = [(3, 3)] if len(branches) == 1 else [(1, 3), (3, 1)]
-    return (
-        library.fusable(x, *tensors)
+    fit = (
+        not torch.compiler.is_compiling()  # which fuses what surrounds torch's own convolution
         and all(
             branch.weight.shape == (channels, 1, *window)
             and all(value.shape == (channels,) for value in branch[1:6] if value is not None)
@@ -57,12 +57,16 @@ def fusable(x: Tensor, branches: Sequence[Branch], train: bool) -> bool:
         )
         and not (train and x.numel() == x.shape[1])  # there batch norm raises its error
     )
+    return library.backend(x, *tensors) if fit else library.REFERENCE
 
 
-def window(x: Tensor, branches: Sequence[Branch], *, max_with_input: bool, train: bool) -> Tensor:
+def window(
+    kernels: str, x: Tensor, branches: Sequence[Branch], *, max_with_input: bool, train: bool
+) -> Tensor:
     """max(x, T) (``max_with_input``) or max(0, T).
 
     Args:
+        kernels: what ``backend`` returned.
         branches: one, or the two of the light form.
         train: with the batch's statistics, which enter the running ones where they are finite.
 
@@ -74,12 +78,15 @@ def window(x: Tensor, branches: Sequence[Branch], *, max_with_input: bool, train
     numbers = tuple(float(value) for branch in branches for value in branch[6:])
     # A copy inside the autograd function would not be part of the graph.
     x, dense = x if _channels_last(x) else x.contiguous(), (p.contiguous() for p in parameters)
-    y: Tensor = _Window.apply(_Setting(max_with_input, train, running, numbers), x, *dense)
+    node = _WindowOnGPU if kernels == library.TRITON else _Window
+    y: Tensor = node.apply(_Setting(max_with_input, train, running, numbers), x, *dense)
     return y
 
 
 def _reference(setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
-    """The same in torch operations, for second derivatives."""
+    """The same in torch operations, for second derivatives; in float32 at least."""
+    if x.dtype in library.HALF:
+        return _reference(setting, x.float(), *(p.float() for p in parameters)).to(x.dtype)
     top, light = x.new_zeros(()), len(parameters) > 4
     for b in range(2 if light else 1):
         weight, *bias, gamma, beta = parameters[3 * b : 3 * b + 3] if light else parameters
@@ -170,3 +177,68 @@ def _common(
         (ctypes.c_double * len(setting.numbers))(*setting.numbers),
         stats.data_ptr(),
     )
+
+
+class _WindowOnGPU(torch.autograd.Function):
+    """The same by the kernels of gpu/window.py."""
+
+    @staticmethod
+    def forward(ctx: Any, setting: _Setting, x: Tensor, *parameters: Tensor) -> Tensor:
+        from activations.kernels.gpu import window as gpu
+
+        branches = _gpu_branches(parameters)
+        eps = setting.numbers[::2]
+        if setting.train:
+            mean, var = gpu.statistics(x, branches)
+            _update(setting, mean, var, x.numel() // x.shape[1])
+        else:
+            mean, var = (torch.stack(setting.running[k::2]).double() for k in range(2))
+        inverse = torch.stack([(v + e).rsqrt() for v, e in zip(var, eps, strict=True)])
+        norms = gpu.norms(branches, mean, inverse)
+        # as in ``_Window``
+        library.save(ctx, x, norms, *parameters, *(() if setting.train else setting.running))
+        ctx.setting = setting._replace(running=())
+        return gpu.forward(x, branches, norms, with_input=setting.max_with_input)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        from activations.kernels.gpu import window as gpu
+
+        x, norms, *rest = library.saved(ctx)
+        count = len(ctx.needs_input_grad) - 2
+        parameters, running = rest[:count], tuple(rest[count:])
+        if library.needs_reference(g, library.TRITON):
+            setting = ctx.setting._replace(running=running)
+
+            def reference(*inputs: Tensor) -> Tensor:
+                return _reference(setting, *inputs)
+
+            return library.reference_backward(ctx, reference, (x, *parameters), g)
+        x = x if _channels_last(x) else x.contiguous()
+        dx, branches = gpu.backward(
+            library.match_layout(g, x),
+            x,
+            _gpu_branches(parameters),
+            norms,
+            with_input=ctx.setting.max_with_input,
+            train=ctx.setting.train,
+        )
+        return None, dx, *[value for branch in branches for value in branch if value is not None]
+
+
+def _gpu_branches(parameters: Sequence[Tensor]) -> list[Any]:
+    """Return the parameters of the node, weight, bias or none, gamma and beta of each branch, by branch."""
+    from activations.kernels.gpu import window as gpu
+
+    if len(parameters) == 4:
+        return [gpu.Branch(*parameters)]
+    return [gpu.Branch(parameters[k], None, *parameters[k + 1 : k + 3]) for k in (0, 3)]
+
+
+def _update(setting: _Setting, mean: Tensor, var: Tensor, count: int) -> None:
+    """Let a batch's mean and biased variance, (branches, C) of ``count`` elements, enter the running ones where they are finite."""
+    unbiased = var * (count / (count - 1))
+    for b, momentum in enumerate(setting.numbers[1::2]):
+        for running, batch in zip(setting.running[2 * b : 2 * b + 2], (mean[b], unbiased[b]), strict=True):
+            new = torch.lerp(running.double(), batch, momentum)
+            running.copy_(torch.where(new.isfinite(), new, running.double()))

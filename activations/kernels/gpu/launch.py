@@ -45,14 +45,14 @@ def tiles(outer: int, units: int, inner: int, sums: int, processors: int) -> Til
         height = max(1, size // width)
         groups, count = -(-units // width), -(-outer // height)
     else:
-        width = _width(inner, size)
+        width = width_of(inner, size)
         height = min(size // width, power(outer))
         groups, count = units, -(-outer // height) * -(-inner // width)
     programs = min(count, max(1, PROGRAMS * processors // groups))
     return Tiles(units, outer, inner, by_rows, height, width, groups, programs)
 
 
-def _width(inner: int, size: int) -> int:
+def width_of(inner: int, size: int) -> int:
     """Return the widest power of two that wastes few lanes on the end of a plane, an eighth of them at most if that can be."""
     wasted = {
         width: -(-inner // width) * width - inner for width in (2**k for k in range(5, size.bit_length()))

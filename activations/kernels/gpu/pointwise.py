@@ -43,7 +43,7 @@ def forward_kernel(
     group = tl.program_id(0)
     step = units.to(tl.int64) * inner
     across = tl.cdiv(inner, width)
-    columns = tl.arange(0, width)[None, :]
+    columns = tl.arange(0, width)[None, :].to(tl.int64)
     if by_rows:
         columns += group * width
         inside = columns < units
@@ -60,7 +60,7 @@ def forward_kernel(
         else:
             at = (tile % across) * width + columns
             mask = (rows < outer) & (at < inner)
-        offsets = rows.to(tl.int64) * step + at
+        offsets = rows * step + at
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         y = formula(x, p)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask)
@@ -87,7 +87,7 @@ def backward_kernel(
     group = tl.program_id(0)
     step = units.to(tl.int64) * inner
     across = tl.cdiv(inner, width)
-    columns = tl.arange(0, width)[None, :]
+    columns = tl.arange(0, width)[None, :].to(tl.int64)
     if by_rows:
         columns += group * width
         inside = columns < units
@@ -108,7 +108,7 @@ def backward_kernel(
         else:
             at = (tile % across) * width + columns
             mask = (rows < outer) & (at < inner)
-        offsets = rows.to(tl.int64) * step + at
+        offsets = rows * step + at
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
         dx, terms = formula(x, g, p)

@@ -455,7 +455,7 @@ def poly_relu_backward(x, g, p):
     first = g * r
     second = first * r
     slope = (3.0 * p[2] * r + 2.0 * p[1]) * r + p[0]
-    return tl.where(x > 0, g * slope, 0.0), (first, second, second * r, g)
+    return tl.where(x <= 0, 0.0, g * slope), (first, second, second * r, g)
 
 
 @triton.jit
