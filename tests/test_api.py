@@ -373,5 +373,5 @@ def test_a_class_that_moved_keeps_the_id_of_its_cells_and_its_old_name(name: str
 def test_nothing_is_trained_without_posix_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = choose(activation="relu", task="digits")
     monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(ValueError, match="^training runs on Linux and macOS; on Windows use WSL$"):
+    with pytest.raises(ValueError, match=r"^training runs on Linux and macOS; on Windows use WSL$"):
         parts.cell()
