@@ -31,6 +31,7 @@ def _find(path: str, *, required: bool = False) -> Any:
 
 BatchNorm = _find("torch.nn.modules.batchnorm._BatchNorm", required=True)
 NormBase = _find("torch.nn.modules.batchnorm._NormBase", required=True)
+ConvNd = _find("torch.nn.modules.conv._ConvNd", required=True)
 DisableTorchFunction = _find("torch._C.DisableTorchFunction", required=True)
 TorchDispatchMode = _find("torch.utils._python_dispatch.TorchDispatchMode", required=True)
 prelu_kernel = _find("torch.ops.aten._prelu_kernel", required=True)

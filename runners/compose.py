@@ -5,6 +5,7 @@ decorator of Hydra and restore its global state. torch is imported only when a c
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -99,7 +100,13 @@ class Parts:
         self.names["network"] = ":".join(map(str, filter(None, (self.names["network"], model))))
 
     def cell(self, *, grid: bool = False, caller: str | None = None) -> Cell:
-        """Return the cell of this configuration; see ``CellSpec`` and ``Cell`` for arguments and errors."""
+        """Return the cell of this configuration; see ``CellSpec`` and ``Cell`` for arguments and errors.
+
+        Raises:
+            ValueError: an operating system without forks and POSIX signals, on which nothing is trained.
+        """
+        if sys.platform == "win32":
+            raise ValueError("training runs on Linux and macOS; on Windows use WSL")
         names = {name: self.names[name] for name in ("activation", "task", "network")}
         spec = CellSpec.from_config(self.config, **names, spellings=self.spellings)
         source = self.objects.get("activation")

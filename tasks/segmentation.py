@@ -239,6 +239,7 @@ class Segmentation(ImageTask):
             for ax, images, title in zip(axes, drawn.values(), titles, strict=True):
                 ax.imshow(images[i].numpy(), interpolation="nearest")
                 ax.set_title(title, fontsize="medium")
+                ax.set(xticks=[], yticks=[])  # which are laid out even when the axes are off
                 ax.set_axis_off()
         figure.legend(
             # matplotlib reads text between two dollars as a formula

@@ -136,6 +136,11 @@ PROCESS: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what takes longest, lest one worker wait for the other at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_wheel", "test_resume", "test_grid"))
+
+
 @pytest.fixture(autouse=True)
 def _same_threads_as_before() -> Any:
     threads = torch.get_num_threads()

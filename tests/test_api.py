@@ -368,3 +368,10 @@ def test_a_class_that_moved_keeps_the_id_of_its_cells_and_its_old_name(name: str
     before = Parts(*compose(f"activation={name}", "task=digits", f"activation._target_={old}"))
     assert now.cell().spec.facts == before.cell().spec.facts
     assert get_class(old) is get_class(new)
+
+
+def test_nothing_is_trained_without_posix_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = choose(activation="relu", task="digits")
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ValueError, match=r"^training runs on Linux and macOS; on Windows use WSL$"):
+        parts.cell()

@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a plus too many": (("+experiment=demo",), "experiment has a value already: experiment=demo, without +"),
     "an experiment without -m": (
         ("experiment=demo",),
-        "experiment=demo is a grid over activation, task, seed: python run.py -m experiment=demo runs it",
+        "experiment=demo is a grid over seed, activation, task: python run.py -m experiment=demo runs it",
     ),
     "an unknown experiment among others": (
         ("-m", "experiment=demo,dem"),

@@ -306,13 +306,9 @@ def test_the_variant_for_older_processors_passes_as_well() -> None:
 
 
 def test_what_can_be_built_where() -> None:
-    assert (
-        set(build.variants("x86_64", "Linux"))
-        == set(build.variants("AMD64", "Windows"))
-        == {"avx2", "avx512"}
-    )
+    assert set(build.variants("x86_64", "Linux")) == {"avx2", "avx512"}
     assert set(build.variants("arm64", "Darwin")) == {"neon"}
-    assert build.variants("riscv64", "Linux") == build.variants("x86_64", "FreeBSD") == {}
+    assert build.variants("riscv64", "Linux") == build.variants("AMD64", "Windows") == {}
 
 
 def test_the_build_fails_loudly_without_its_compiler(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

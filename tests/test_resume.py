@@ -19,8 +19,9 @@ from runners import checkpoint, seeding
 from runners.checkpoint import RunState
 from runners.train import _Stop
 
-# a unit of its own by _target_, with phases and randomness; long enough to be hit in the middle
-RUN = ("activation._target_=toy.Toy", "task.recipe.epochs=40", "runner.threads=1", "seed=2")
+# a unit of its own by _target_, with phases and randomness; epochs enough to be hit in the middle, and short ones
+LIMITS = ("runner.limit_batches=4", "runner.cost=0", "runner.pictures=false", "runner.threads=1")
+RUN = ("activation._target_=toy.Toy", "task.recipe.epochs=40", "seed=2", *LIMITS)
 
 
 def start(tmp_path: Path, name: str) -> forked.Script:

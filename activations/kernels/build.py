@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FLAGS = "-O3 -s -shared -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=off -Wno-psabi"
 X86 = {"avx2": "x86_64_v3", "avx512": "x86_64_v4"}
-SYSTEMS = {"Linux": "linux-gnu.2.17", "Darwin": "macos", "Windows": "windows-gnu"}
+SYSTEMS = {"Linux": "linux-gnu.2.17", "Darwin": "macos"}
 
 
 def variants(machine: str, system: str) -> dict[str, list[str]]:
@@ -24,7 +24,7 @@ def variants(machine: str, system: str) -> dict[str, list[str]]:
         return {}
     if machine.lower() in ("arm64", "aarch64"):
         return {"neon": ["-target", f"aarch64-{SYSTEMS[system]}"]}
-    if machine.lower() in ("x86_64", "amd64"):
+    if machine.lower() == "x86_64":
         target = f"x86_64-{SYSTEMS[system]}"
         return {name: ["-target", target, f"-mcpu={cpu}"] for name, cpu in X86.items()}
     return {}

@@ -116,7 +116,7 @@ def _table_of(library: ctypes.CDLL) -> str:
 def _parallel_for() -> ctypes.c_void_p:
     """torch's own parallel loop, from its stable C interface."""
     folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         if (folder / name).exists():
             return ctypes.cast(ctypes.CDLL(str(folder / name)).torch_parallel_for, ctypes.c_void_p)
     return ctypes.c_void_p(None)

@@ -12,6 +12,7 @@ from torch import nn
 
 from activations.base import Activation
 from activations.checks import check_number
+from activations.torch_private import ConvNd
 from tasks.base import ActLayer, summarize
 
 log = logging.getLogger("actbench")
@@ -154,7 +155,7 @@ def _scale_weights(network: nn.Module, gain: float) -> None:
     layers = [
         module
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not name.startswith(units)
+        if isinstance(module, nn.Linear | ConvNd) and not name.startswith(units)
     ]
     with torch.no_grad():
         for layer in layers[:-1]:
