@@ -1,5 +1,6 @@
 """``hydra/launcher=ray``: the cells of a grid as tasks of Ray, on this machine or on a cluster."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ class Launcher(Watched, RayLauncher):
 
     def run_all(self, job_overrides: Sequence[Sequence[str]], first_index: int) -> Sequence[JobReturn | None]:
         export_path()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports on its users
         setup_globals()
         start_ray(self.ray_cfg.init)
         tasks = [self._send(overrides, index) for index, overrides in enumerate(job_overrides, first_index)]
@@ -51,6 +53,7 @@ class Launcher(Watched, RayLauncher):
 
 
 def _end(task: Any, overrides: Sequence[str]) -> JobReturn | None:
+    """Return what a task has returned, or the last line of its error; None if its worker was ended before."""
     try:
         end: JobReturn = ray.get(task)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError):

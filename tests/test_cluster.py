@@ -33,7 +33,7 @@ CELL = (
 GRID = ("activation=relu,prelu", "seed=range(2)", "runner=smoke", "runner.threads=1")
 SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=1")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-RAY = ("hydra/launcher=ray", "hydra.launcher.ray.init.include_dashboard=false")
+RAY = ("hydra/launcher=ray",)
 
 
 class Grid:
