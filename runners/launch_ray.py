@@ -1,6 +1,7 @@
 """``hydra/launcher=ray``: the cells of a grid as tasks of Ray, on this machine or on a cluster."""
 
 import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ class Launcher(Watched, RayLauncher):
         export_path()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports on its users
         setup_globals()
+        stop = signal.getsignal(signal.SIGTERM)
         start_ray(self.ray_cfg.init)
+        signal.signal(signal.SIGTERM, stop)  # not Ray's
         tasks = [self._send(overrides, index) for index, overrides in enumerate(job_overrides, first_index)]
         try:
             self._wait(tasks)

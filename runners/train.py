@@ -53,6 +53,7 @@ from tasks.base import ActLayer, Batch, RunningMeans, Task
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_INTERVAL = 50  # steps between checks that the loss is finite, each of which waits for an accelerator
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two of batch systems
 CURVE_SAMPLES = 128  # validation samples that show the inputs of the activations
 
 log = logging.getLogger("actbench")
@@ -422,9 +423,6 @@ class _Pace:
             "steps": self.steps,
             "rate": rate,
         }
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two of batch systems
 
 
 class _Stop:
