@@ -62,8 +62,9 @@ class Launcher(Watched, SlurmLauncher):
             executor.update_parameters(**{f"slurm_{name}": value for name, value in settings.items()})
             return executor.map_array(self, *zip(*arguments, strict=True))
         except (RuntimeError, NameError, AssertionError, FailedJobError, FailedSubmissionError) as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise ValueError(f"hydra/launcher=submitit_slurm: {'; '.join(lines[-3:])}") from error
+            raise ValueError(
+                f"hydra/launcher=submitit_slurm: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
 
     def _wait(self, jobs: Sequence[submitit.Job[JobReturn]], array: str) -> None:
         """Return when each job has left a result, or is no longer known to Slurm."""
