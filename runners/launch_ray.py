@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from runners.cell import CellFailedError
 from runners.launch import GridStoppedError, Watched, export_path
 
 GRACE = 8.0  # seconds to end a step and save
+LOOK_EVERY = 1.0  # seconds between looks at the tasks
 
 
 class Launcher(Watched, RayLauncher):
@@ -50,9 +52,10 @@ class Launcher(Watched, RayLauncher):
     def _wait(self, tasks: Sequence[Any]) -> None:
         waiting = list(tasks)
         while waiting:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1)
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
             if self.progress.must_stop:
                 raise GridStoppedError
+            time.sleep(LOOK_EVERY)  # not in ray.wait, which would turn the exit status of a signal into 1
 
 
 def _end(task: Any, overrides: Sequence[str]) -> JobReturn | None:
