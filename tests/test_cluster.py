@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cluster
 # long enough to be hit in the middle
 CELL = (
     "activation=prelu",
-    "task.recipe.epochs=40",
+    "task.recipe.epochs=25",
     "runner.threads=1",
     "runner.cost=0",
     "runner.pictures=false",
