@@ -1,5 +1,8 @@
 """``hydra/launcher=ray``: the cells of a grid as tasks of Ray, on this machine or on a cluster."""
 
+import os
+import signal
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ from runners.cell import CellFailedError
 from runners.launch import GridStoppedError, Watched, export_path
 
 GRACE = 8.0  # seconds to end a step and save
+LOOK_EVERY = 1.0  # seconds between looks at the tasks
 
 
 class Launcher(Watched, RayLauncher):
@@ -21,8 +25,11 @@ class Launcher(Watched, RayLauncher):
 
     def run_all(self, job_overrides: Sequence[Sequence[str]], first_index: int) -> Sequence[JobReturn | None]:
         export_path()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports on its users
         setup_globals()
+        stop = signal.getsignal(signal.SIGTERM)
         start_ray(self.ray_cfg.init)
+        signal.signal(signal.SIGTERM, stop)  # not Ray's
         tasks = [self._send(overrides, index) for index, overrides in enumerate(job_overrides, first_index)]
         try:
             self._wait(tasks)
@@ -45,12 +52,14 @@ class Launcher(Watched, RayLauncher):
     def _wait(self, tasks: Sequence[Any]) -> None:
         waiting = list(tasks)
         while waiting:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1)
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
             if self.progress.must_stop:
                 raise GridStoppedError
+            time.sleep(LOOK_EVERY)  # not in ray.wait, which would turn the exit status of a signal into 1
 
 
 def _end(task: Any, overrides: Sequence[str]) -> JobReturn | None:
+    """Return what a task has returned, or the last line of its error; None if its worker was ended before."""
     try:
         end: JobReturn = ray.get(task)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError):

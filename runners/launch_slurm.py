@@ -4,7 +4,6 @@ A cell saves its state and its job is requeued, by submitit, on SIGUSR1, on SIGU
 the time limit, and on SIGTERM, unless that comes from ``scancel``. Slurm itself requeues the jobs of a node that fails.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -41,7 +40,8 @@ class Launcher(Watched, SlurmLauncher):
             self._wait(jobs, array)
         except SystemExit:
             print(
-                f"actbench: job {array} goes on; scancel {array} ends it, and the same command waits for its cells",
+                f"actbench: job {array} goes on; scancel {array} ends it. When it has ended the same command trains "
+                "what is left and reports",
                 file=sys.stderr,
             )
             raise
@@ -62,8 +62,9 @@ class Launcher(Watched, SlurmLauncher):
             executor.update_parameters(**{f"slurm_{name}": value for name, value in settings.items()})
             return executor.map_array(self, *zip(*arguments, strict=True))
         except (RuntimeError, NameError, AssertionError, FailedJobError, FailedSubmissionError) as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise ValueError(f"hydra/launcher=submitit_slurm: {'; '.join(lines[-3:])}") from error
+            raise ValueError(
+                f"hydra/launcher=submitit_slurm: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
 
     def _wait(self, jobs: Sequence[submitit.Job[JobReturn]], array: str) -> None:
         """Return when each job has left a result, or is no longer known to Slurm."""
@@ -90,12 +91,11 @@ class Launcher(Watched, SlurmLauncher):
             return super().__call__(*arguments)
         except SystemExit as end:
             number = end.code - 128 if isinstance(end.code, int) else 0
-            job = os.environ["SLURM_JOB_ID"]
-            if number in (signal.SIGUSR1, signal.SIGUSR2) or (
-                number == signal.SIGTERM and "RUNNING" in (states(job) or {}).values()
-            ):
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a job that is requeued
-                signal.raise_signal(signal.SIGUSR2)
+            job = submitit.JobEnvironment().job_id
+            cancelled = number == signal.SIGTERM and (states(job) or {}).get(job) != "RUNNING"
+            if number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) and not cancelled:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a job gets that is requeued
+                signal.raise_signal(signal.SIGUSR2)  # submitit requeues it
             raise
 
 
@@ -104,13 +104,15 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(job: submitit.Job[JobReturn], overrides: Sequence[str]) -> JobReturn | None:
+    """Return what a job has returned, or the last line of its traceback; None if it was ended before."""
     if not job.paths.result_pickle.exists():
         return None
     try:
         return job.results()[0]
     except FailedJobError as error:
-        reason = str(error).partition("\n----------------------\n")[2].partition("\n-----")[0].strip()
-        line = f"{' '.join(overrides)} failed: {reason.splitlines()[-1:] or ''} ({job.paths.stderr})"
+        trace = str(error).partition("\n----------------------\n")[2].partition("\n----------------------")[0]
+        reason = trace.strip().rpartition("\n")[2]
+        line = f"{' '.join(overrides)} failed: {reason} ({job.paths.stderr})"
         return JobReturn(status=JobStatus.FAILED, _return_value=CellFailedError(line))
 
 

@@ -56,6 +56,7 @@ from tasks.processes import ALONE
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_INTERVAL = 50  # steps between readings of the loss, each of which waits for an accelerator
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two of batch systems
 CURVE_SAMPLES = 128  # validation samples that show the inputs of the activations
 
 log = logging.getLogger("actbench")
@@ -469,9 +470,6 @@ class _Pace:
             "steps": self.steps,
             "rate": rate,
         }
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two of batch systems
 
 
 class _Stop:
