@@ -279,7 +279,7 @@ def races(lab: Lab) -> str:
 
 def parent(lab: Lab) -> str:
     """Kill the process that launched joblib's workers: they save and end, and the grid goes on later."""
-    grid = ("-m", "activation=relu,pwlu", "seed=0", *SETTINGS[:1], "runner.epochs=300", *SETTINGS[2:])
+    grid = ("-m", "activation=relu,pwlu", "seed=0", *SETTINGS[:1], "runner.epochs=150", *SETTINGS[2:])
     lab.finish("long", *grid)
     command = [sys.executable, str(ROOT / "run.py"), "-m", f"outputs={lab.folder}", "study=parent", *grid[1:]]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=0"]
