@@ -341,7 +341,7 @@ def disk(lab: Lab) -> str:
 
 
 def torn(lab: Lab) -> str:
-    """Tear files, put others of their kind in their place, and XX."""
+    """Tear files, put others of their kind in their place, and let arrays claim to be huge: nothing is trained again."""
     whole = lab.finish("undisturbed", str(lab.reference), script="scripts/report.py").memory
     study = lab.copy("torn")
     cell = study.joinpath(*one_of(lab.reference).parts[-3:])
