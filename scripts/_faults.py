@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from results.files import CHECKPOINT
 
-# Where in the writing of a file: before it is opened, in the middle of its bytes, before and after it is renamed.
+# Where in the writing of a file: before it is opened, among its bytes, before and after it is renamed.
 POINTS = ("opening", "halfway", "renaming", "renamed")
 REMOVING = "removing"  # before a file that was written is removed
 FULL = "full"  # the disk is full from the moment the file is opened
@@ -36,7 +36,7 @@ class Fault:
         kind: pattern of the name of the file that is written, such as ``record.json`` or ``*.png``.
         point: one of ``POINTS``, ``REMOVING`` or ``FULL``.
         nth: which of the process's writes of that kind, from 1.
-        size: bytes after which ``halfway`` kills, or that a file may have when the disk is full.
+        size: bytes after which ``halfway`` kills, or that a file may have when the disk is full without ``filler``.
         filler: a file that takes the rest of its disk, which makes it full; None to limit the size of files instead.
     """
 
@@ -206,6 +206,8 @@ def _install(fault: Fault | None, journal: Path | None) -> None:
             return
         if point == "opening" and fault.point in ("halfway", FULL):
             _limit(fault)
+        elif point == "renaming" and fault.point == "halfway":  # the file was too small for it
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         elif point == fault.point:
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)  # until the signal comes

@@ -75,6 +75,7 @@ KINDS = (
     *(RECORD, METRICS, CHECKPOINT, CURVES, HEARTBEAT, CONFIG, PAGE),
     *(EXAMPLES, CLASSES, CONFUSION, "confusion.png", "digits-*.json", "leaderboard.csv", "scores-*.svg"),
 )
+PART = 8  # of the bytes of a finished cell's file are written before a kill; early versions of it are smaller
 SEVERAL = (RECORD, METRICS, CHECKPOINT)  # are written several times by a process
 
 # what differs between two runs of a cell that are otherwise equal: times, and what was measured
@@ -101,7 +102,7 @@ class Lab:
         self.grid, self.cells = ("-m", "activation=relu,pwlu", f"seed=range({seeds})", *SETTINGS), 2 * seeds
         self.problems: list[str] = []
         self.reference, self.seconds = folder / "undisturbed", 0.0
-        self._processes = 0
+        self.processes: list[Process] = []
 
     def expect(self, condition: bool, problem: str) -> None:
         """Note a problem unless ``condition`` holds."""
@@ -113,11 +114,11 @@ class Lab:
     ) -> Process:
         """Start run.py on a study; of another script, ``overrides`` is the whole command line."""
         settings = [f"outputs={outputs or self.folder}", f"study={study}"] if script == "run.py" else []
-        self._processes += 1
         arguments = [str(ROOT / script), *(o for o in overrides if o == "-m"), *settings]
         arguments += [o for o in overrides if o != "-m"]
-        output = self.folder / f"process{self._processes}.txt"
-        return Process(arguments, **({"output": output, "cwd": self.folder} | how))
+        output = self.folder / f"process{len(self.processes)}.txt"
+        self.processes.append(Process(arguments, **({"output": output, "cwd": self.folder} | how)))
+        return self.processes[-1]
 
     def finish(self, study: str, *overrides: str, **how: Any) -> Process:
         """Run to the end what must end well."""
@@ -126,13 +127,13 @@ class Lab:
         self.expect(status == 0, f"{study}: exit status {status}: {process.err.strip()[-300:]}")
         return process
 
-    def refused(self, said: str, study: str, *overrides: str, **how: Any) -> None:
-        """Run to the end what must end with one line that contains ``said``."""
+    def refused(self, message: str, study: str, *overrides: str, **how: Any) -> None:
+        """Run to the end what must end with one line that contains ``message``."""
         process = self.start(study, *overrides, **how)
         status, lines = process.wait(), process.err.splitlines()
-        good = status == 1 and len(lines) == 1 and said in lines[0]
+        good = status == 1 and len(lines) == 1 and message in lines[0]
         self.expect(
-            good, f"{study}: one line with {said!r} expected, not status {status}: {process.err[-300:]}"
+            good, f"{study}: one line with {message!r} expected, not status {status}: {process.err[-300:]}"
         )
 
     def run_undisturbed(self) -> None:
@@ -204,7 +205,7 @@ class Lab:
 def kills(lab: Lab, count: int) -> str:
     """SIGKILL two workers at random times and inside every kind of write."""
     queue: deque[Fault | float] = deque(planned(lab, count))
-    fired: Counter[str] = Counter()
+    places: Counter[str] = Counter()
     studies = 0
     while queue and not lab.problems:
         study, journal = f"kills{studies}", lab.folder / f"kills{studies}.journal"
@@ -225,7 +226,7 @@ def kills(lab: Lab, count: int) -> str:
                     continue
                 workers.remove(entry)
                 if status in KILLED:
-                    fired[str(fault) if isinstance(fault, Fault) else "random"] += 1
+                    places[str(fault) if isinstance(fault, Fault) else "random"] += 1
                     continue
                 queue.append(fault)
                 lab.expect(status == 0, f"{study}: exit status {status}: {process.err[-300:]}")
@@ -234,28 +235,26 @@ def kills(lab: Lab, count: int) -> str:
         lab.finish(study, *lab.grid, journal=journal)
         lab.check(lab.folder / study)
         lab.check_training(journal)
-    at_random = fired.pop("random", 0)
-    kinds = len({name.rpartition(" ")[0] for name in fired})
+    at_random = places.pop("random", 0)
+    kinds = len({name.rpartition(" ")[0] for name in places})
     return (
-        f"{fired.total() + at_random} kills of two workers ({at_random} at random, {fired.total()} inside {kinds} "
+        f"{places.total() + at_random} kills of two workers ({at_random} at random, {places.total()} inside {kinds} "
         f"kinds of write) in {studies} studies of {lab.cells} cells"
     )
 
 
 def planned(lab: Lab, count: int) -> Iterator[Fault | float]:
     """Yield ``count`` kills: in turn inside a write and after so many seconds."""
-    places = [
-        (kind, point) for point in ("halfway", *(p for p in POINTS if p != "halfway")) for kind in KINDS
-    ]
-    places.insert(len(KINDS), (HEARTBEAT, REMOVING))
+    order = [(kind, point) for point in ("halfway", *(p for p in POINTS if p != "halfway")) for kind in KINDS]
+    order.insert(len(KINDS), (HEARTBEAT, REMOVING))
     for number in range(count):
         if number % 2:
             yield lab.random.uniform(0.05, lab.seconds / 2)
             continue
-        kind, point = places[number // 2 % len(places)]
+        kind, point = order[number // 2 % len(order)]
         sizes = [path.stat().st_size for path in lab.reference.rglob(kind)]
         nth = lab.random.randint(1, EPOCHS) if kind in SEVERAL else 1
-        yield Fault(kind, point, nth=nth, size=min(sizes, default=100) // 2)
+        yield Fault(kind, point, nth=nth, size=min(sizes, default=100) // PART)
 
 
 def races(lab: Lab) -> str:
@@ -279,7 +278,7 @@ def races(lab: Lab) -> str:
 
 def parent(lab: Lab) -> str:
     """Kill the process that launched joblib's workers: they save and end, and the grid goes on later."""
-    grid = ("-m", "activation=relu,pwlu", "seed=0", *SETTINGS[:1], "runner.epochs=300", *SETTINGS[2:])
+    grid = ("-m", "activation=relu,pwlu", "seed=0", *SETTINGS[:1], "runner.epochs=150", *SETTINGS[2:])
     lab.finish("long", *grid)
     command = [sys.executable, str(ROOT / "run.py"), "-m", f"outputs={lab.folder}", "study=parent", *grid[1:]]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=0"]
@@ -316,24 +315,23 @@ def disk(lab: Lab) -> str:
         outputs = lab.folder / "disk"
         outputs.mkdir(exist_ok=True)
         filler = outputs / "filler" if mounted else None
-        said = "No space left" if mounted else "File too large"
+        message = "No space left" if mounted else "File too large"
         cases = ((METRICS, 2), (CHECKPOINT, 2), (RECORD, 1), (RECORD, 2), (CURVES, 1))
         for number, (kind, nth) in enumerate(cases):
             study = f"full{number}"
+            journal = lab.folder / f"{study}.journal"
             fault = Fault(kind, FULL, nth=nth, size=20, filler=filler)
-            lab.refused(said, study, *ONE, outputs=outputs, fault=fault)
+            lab.refused(message, study, *ONE, outputs=outputs, fault=fault, journal=journal)
             lab.expect(not [*(outputs / study).rglob("*.tmp")], f"{study}: left over: a temporary file")
             (outputs / "filler").unlink(missing_ok=True)
-            journal = lab.folder / f"{study}.journal"
             lab.finish(study, *ONE, outputs=outputs, journal=journal)
-            (cell,) = find_cells(outputs / study)
-            lab.check_cell(cell)
+            lab.check_cell(one_of(outputs / study))
+            lab.check_training(journal, cells=1)
             shutil.rmtree(outputs / study)
         whole = lab.copy("fullreport", outputs)
         before = contents(whole)
-        lab.refused(
-            said, whole.name, *lab.grid, outputs=outputs, fault=Fault(PAGE, FULL, size=20, filler=filler)
-        )
+        fault = Fault(PAGE, FULL, size=20, filler=filler)
+        lab.refused(message, whole.name, *lab.grid, outputs=outputs, fault=fault)
         (outputs / "filler").unlink(missing_ok=True)
         lab.expect(contents(whole) == before, "fullreport: the report before, or a cell, has changed")
         lab.finish(whole.name, *lab.grid, outputs=outputs)
@@ -343,7 +341,7 @@ def disk(lab: Lab) -> str:
 
 
 def torn(lab: Lab) -> str:
-    """Tear files, put others of their kind in their place, and let arrays claim to be huge: said, and nothing trained."""
+    """Tear files, put others of their kind in their place, and let arrays claim to be huge: nothing is trained again."""
     whole = lab.finish("undisturbed", str(lab.reference), script="scripts/report.py").memory
     study = lab.copy("torn")
     cell = study.joinpath(*one_of(lab.reference).parts[-3:])
@@ -366,14 +364,14 @@ def torn(lab: Lab) -> str:
             damage(cell / name)
             count += 1
         before = contents(cell)
-        done = lab.finish("torn", *ONE)
-        lab.expect("(finished before)" in done.out, f"torn {', '.join(damaged)}: trained again")
-        done = lab.finish("torn", str(study), script="scripts/report.py")
+        process = lab.finish("torn", *ONE)
+        lab.expect("(finished before)" in process.out, f"torn {', '.join(damaged)}: trained again")
+        process = lab.finish("torn", str(study), script="scripts/report.py")
         lab.expect(contents(cell) == before, f"torn {', '.join(damaged)}: the report has changed the cell")
         text = (study / REPORT / "leaderboard.md").read_text()
         for name in damaged.keys() - {EXAMPLES}:  # without it there is one interval less, an empty field
             lab.expect(f"/{name}" in text.replace("\\", ""), f"torn {name}: the report does not say it")
-        grown = (done.memory - whole) / 1e6
+        grown = (process.memory - whole) / 1e6
         lab.expect(grown < 300, f"torn {', '.join(damaged)}: the report took {grown:.0f} MB more")
         if CURVES in damaged:
             lab.refused(CURVES, "torn", str(cell), script="scripts/plot_cell.py")
@@ -382,10 +380,10 @@ def torn(lab: Lab) -> str:
     lab.finish("torn", str(study), script="scripts/report.py")
     lab.check(study)
 
-    # Of a cell that was killed: its checkpoint is kept aside and said until the user decides.
+    # Of a cell that was killed: its checkpoint is kept aside until the user decides.
     for damage in (tear, other_content):
         name = f"torn-{damage.__name__}"
-        killed(lab, name, Fault(CHECKPOINT, "renamed", nth=2))
+        kill_one(lab, name, Fault(CHECKPOINT, "renamed", nth=2))
         tear(one_of(lab.folder / name) / HEARTBEAT)
         lab.finish(name, str(lab.folder / name), script="scripts/status.py")
         damage(one_of(lab.folder / name) / CHECKPOINT)
@@ -400,13 +398,11 @@ def torn(lab: Lab) -> str:
 def clock(lab: Lab) -> str:
     """Set the clock back, change the time zone and move the folder between the epochs of a cell."""
     journal, first, second = lab.folder / "clock.journal", lab.folder / "here", lab.folder / "there"
-    killed(lab, "clock", Fault(CHECKPOINT, "renamed"), journal=journal, outputs=first)
-    for path in [
-        *first.rglob("*")
-    ]:  # seen from a clock that was set back, what there is comes from the future
+    kill_one(lab, "clock", Fault(CHECKPOINT, "renamed"), journal=journal, outputs=first)
+    for path in [*first.rglob("*")]:  # To a clock that was set back, files come from the future.
         os.utime(path, (time.time() + 365 * DAY,) * 2)
     how: dict[str, Any] = {"env": {"TZ": "Pacific/Kiritimati"}, "prepare": set_back}
-    killed(lab, "clock", Fault(CHECKPOINT, "renamed"), journal=journal, outputs=first, **how)
+    kill_one(lab, "clock", Fault(CHECKPOINT, "renamed"), journal=journal, outputs=first, **how)
     first.rename(second)
     lab.finish("clock", *ONE, outputs=second, journal=journal, env={"TZ": "America/Adak"}, cwd=ROOT.parent)
     cell = one_of(second / "clock")
@@ -420,8 +416,8 @@ def clock(lab: Lab) -> str:
     stray.touch()
     os.utime(stray, (time.time() + 365 * DAY,) * 2)
     for zone in ("Pacific/Kiritimati", "America/Adak"):
-        done = lab.finish("clock", *ONE, outputs=third, env={"TZ": zone}, prepare=set_back)
-        lab.expect("(finished before)" in done.out, f"clock: trained again in {zone}")
+        process = lab.finish("clock", *ONE, outputs=third, env={"TZ": zone}, prepare=set_back)
+        lab.expect("(finished before)" in process.out, f"clock: trained again in {zone}")
     lab.expect(
         {k: v for k, v in contents(third).items() if k in before} == before, "clock: a file has changed"
     )
@@ -438,7 +434,7 @@ SCENARIOS: dict[str, Callable[..., str]] = {
 # what they share ---------------------------------------------------------------------------------------------------
 
 
-def killed(lab: Lab, study: str, fault: Fault, **how: Any) -> None:
+def kill_one(lab: Lab, study: str, fault: Fault, **how: Any) -> None:
     """Kill a process that trains the one cell."""
     status = lab.start(study, *ONE, fault=fault, **how).wait()
     lab.expect(status in KILLED, f"{study}: not killed at {fault}")
@@ -553,19 +549,19 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 def descendants(pid: int) -> set[int]:
     """Return the processes that ``pid`` started, and those that they did."""
-    table = _processes()
-    found: set[int] = set()
-    while new := {child for child, above in table.items() if above in {pid, *found}} - found:
-        found |= new
-    return found
+    parents = _parents()
+    below: set[int] = set()
+    while new := {child for child, above in parents.items() if above in {pid, *below}} - below:
+        below |= new
+    return below
 
 
 def running() -> set[int]:
     """Return all processes."""
-    return {*_processes()}
+    return {*_parents()}
 
 
-def _processes() -> dict[int, int]:
+def _parents() -> dict[int, int]:
     """Return the parent of each process that has not ended."""
     listed = subprocess.run(
         ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True
@@ -620,12 +616,15 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> bool:
         since = time.monotonic()
         lab.problems.clear()
         try:
-            said = SCENARIOS[name](lab, *([arguments.kills] if name == "kills" else []))
+            figures = SCENARIOS[name](lab, *([arguments.kills] if name == "kills" else []))
         except (OSError, ValueError, TimeoutError) as error:
-            said = "stopped"
+            figures = "stopped"
             lab.problems.append(f"{type(error).__name__}: {error}")
+        finally:
+            for process in lab.processes:
+                process.kill()
         verdict = "ok    " if not lab.problems else "FAILED"
-        print(f"{name:7} {verdict} {said}; {time.monotonic() - since:.0f} s", flush=True)
+        print(f"{name:7} {verdict} {figures}; {time.monotonic() - since:.0f} s", flush=True)
         for problem in lab.problems:
             print(f"  {problem}", flush=True)
         good &= not lab.problems
