@@ -169,7 +169,7 @@ def test_a_missing_package_is_said_before_training(
         ("x", r"logger\.ours: must have a _target_"),
         (
             {"_target_": "runners.loggers.WeightsAndBiases", "mode": "on"},
-            "mode=on: must be one of .*online, offline",
+            "mode='on': must be one of online, offline, disabled",
         ),
     ],
 )
