@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from activations.checks import check_choice
 from results.files import EVENTS, WANDB
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-MODES = ("online", "offline", "disabled")
+Mode = Literal["online", "offline", "disabled"]
 SCALARS = (bool, int, float, str)
 UPLOAD = 300.0  # seconds that a cell waits at its end until its last rows are uploaded
 
@@ -163,6 +163,7 @@ class TensorBoard(Logger):
 
         if record.get("status") == "ok":
             facts = {name: value for name, value in self.facts.items() if isinstance(value, SCALARS)}
+            assert self.writer.file_writer is not None  # it is open
             for summary in hparams(facts, {f"test/{record['primary_metric']}": None}):
                 self.writer.file_writer.add_summary(summary)
         self.writer.close()
@@ -184,10 +185,10 @@ class WeightsAndBiases(Logger):
     """
 
     def __init__(
-        self, *, project: str = "actbench", entity: str | None = None, mode: str | None = None
+        self, *, project: str = "actbench", entity: str | None = None, mode: Mode | None = None
     ) -> None:
         if mode is not None:
-            check_choice("mode", mode, MODES)
+            check_choice("mode", mode, get_args(Mode))
         _require("wandb")
         self.project, self.entity, self.mode = project, entity, mode
 

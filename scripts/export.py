@@ -4,6 +4,7 @@ python scripts/export.py outputs/<study>/<task>/<activation>/<seed>-<cell id>   
 """
 
 import argparse
+import copy
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 16  # of the validation split, on which both are compared
 TOLERANCE = 1e-4  # of the outputs, relative to the largest one where that is above 1
+ROUNDING = 4.0  # times the network's own error in float32, where that is more: several layers of sin(30 x) amplify it
 
 
 def main() -> None:
@@ -65,7 +67,8 @@ def export(network: "nn.Module", samples: "Tensor", path: Path) -> float:
         the largest difference to torch's output, relative to the largest output where that is above 1.
 
     Raises:
-        ValueError: packages that are not installed, a network that ONNX cannot express, or different outputs.
+        ValueError: packages that are not installed, a network that ONNX cannot express, or outputs that differ by more
+            than 1e-4 and by more than four times the difference between torch's in float32 and float64.
     """
     try:
         import onnxruntime
@@ -96,14 +99,20 @@ def export(network: "nn.Module", samples: "Tensor", path: Path) -> float:
             except Exception as error:
                 raise ValueError(f"cannot be exported to ONNX: {_reason(error)}") from error
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        error = 0.0
+        largest = 0.0
         for count in (len(samples), 1):
             (found,) = session.run(None, {"input": samples[:count].numpy()})
-            difference = (torch.from_numpy(found) - expected[:count]).abs().max()
-            error = max(error, float(difference / expected.abs().max().clamp_min(1)))
-        if not error <= TOLERANCE:
-            raise ValueError(f"differs by {error:.1e} in ONNX Runtime, must be at most {TOLERANCE:g}")
-    return error
+            largest = max(largest, _error(torch.from_numpy(found), expected[:count]))
+        if not largest <= TOLERANCE:
+            exact = copy.deepcopy(network).double()(samples.double())
+            limit = max(TOLERANCE, ROUNDING * _error(expected, exact))
+            if not largest <= limit:
+                raise ValueError(f"differs by {largest:.1e} in ONNX Runtime, must be at most {limit:.1e}")
+    return largest
+
+
+def _error(found: "Tensor", expected: "Tensor") -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import struct
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import config, make_cell, make_factory, train
+from conftest import ROOT, make_cell, make_factory, train
 from torch import Tensor
 
 from activations.base import Activation
 from results.files import find_cells
 from runners import loggers
-from runners.compose import choose, plain_errors
+from runners.compose import choose, component_names, plain_errors
 from runners.loggers import Logger, Loggers, make_loggers
 
 RUN = ("runner=smoke", "runner.epochs=2")
@@ -169,7 +170,7 @@ def test_a_missing_package_is_said_before_training(
         ("x", r"logger\.ours: must have a _target_"),
         (
             {"_target_": "runners.loggers.WeightsAndBiases", "mode": "on"},
-            "mode=on: must be one of .*online, offline",
+            "mode='on': must be one of online, offline, disabled",
         ),
     ],
 )
@@ -248,5 +249,10 @@ def test_wandb_has_every_number_once(stopped: Any) -> None:
     assert found == numbers(folder)
 
 
-def test_every_logger_is_in_the_documentation() -> None:
-    assert set(config("logger=[tensorboard,wandb]").logger) == {"tensorboard", "wandb"}
+def test_every_logger_is_documented_and_has_an_extra() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = component_names("logger")
+    assert names == ["tensorboard", "wandb"]
+    assert {name for name in names if f"`logger={name}`" not in text} == set()
+    assert {*names} <= {*project["optional-dependencies"]}
