@@ -5,6 +5,7 @@ score decides (``results.tuning``). The reported cells are those of the grid at 
 settings chosen for each activation on each task.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Plan:
                 if not 0 < values[0] < values[1]:
                     raise ValueError(f"{PREFIX}{name}={values}: a range must have ends 0 < low < high")
         lists = [len(values) for values in self.tuned.values() if isinstance(values, list)]
-        combinations = len([*product(*map(range, lists))]) if len(lists) == len(self.tuned) else None
+        combinations = math.prod(lists) if len(lists) == len(self.tuned) else None
         if combinations is not None and combinations < (self.trials or 2):
             raise ValueError(
                 f"{TRIALS}={self.trials}: there are only {combinations} combinations"
@@ -191,13 +192,13 @@ class Tuning:
     def __init__(self, arguments: Sequence[str]) -> None:
         self.plan = Plan.of(arguments)
         cells = planned(self.plan.overrides)
-        studies = {planned.cell.spec.study_folder for planned in cells}
+        studies = {one.cell.spec.study_folder for one in cells}
         if len(studies) > 1:
             raise ValueError(
                 f"study={','.join(sorted(study.name for study in studies))}: tune one study at a time"
             )
         (self.study,) = studies
-        if both := sorted({planned.cell.spec.seed for planned in cells} & set(self.plan.seeds)):
+        if both := sorted({one.cell.spec.seed for one in cells} & set(self.plan.seeds)):
             named = ", ".join(map(str, both))
             raise ValueError(f"{SEEDS}={named}: must not be among the seeds that are reported")
         self.combinations = self._combinations(cells)
