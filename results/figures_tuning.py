@@ -49,7 +49,7 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
             if _key(at) in places or places.log:
                 ax.axvline(places(at), lw=0.8, ls=":", color="black")
         width = tuned.good_range(task, label, name)
-        ax.set_title(f"{figure_text(label)}{f'  {width.text}' if width else ''}", size=9)
+        ax.set_title(f"{figure_text(label)}{f': {width.text} decades' if width else ''}", size=9)
         ax.grid(lw=0.4, alpha=0.5)
     for ax in axes[len(curves) :]:
         ax.set_axis_off()
@@ -77,7 +77,7 @@ def caption(tuned: Tuned, task: str, name: str) -> str:
     return (
         f"Validation {metric} on {task} against {name}, n = {len(seeds)} trial seeds. Lines are means, bars reach from the lowest seed to the "
         "highest, the ring is what was chosen, crosses are trials that lost a seed. Gray: all other activations. Dotted: the common recipe. "
-        f"Behind the names: width of the good range in powers of ten.{several}"
+        f"Behind the names: width of the good range.{several}"
     )
 
 

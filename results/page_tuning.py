@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from results.collect import setting_text
 from results.escape import counted, markdown
 from results.leaderboard import decimals, rank_range
 from results.parts import Column, Heading, Items, Table, Text, Value, fixed, value_of, verdict_value
@@ -54,10 +55,24 @@ def _trials(tuned: Tuned, task: str) -> str:
     rows = tuned.trials[(tuned.trials["task_label"] == task) & tuned.trials["trial"].notna()]
     first = rows[rows["common_id"] == rows["common_id"].iloc[0]]
     seeds = first["trial_seeds"].iloc[0].split()
+    names = names_of(first)
+    tried = {
+        name: sorted({setting_text(settings_of(text)[name]) for text in first["settings"]}, key=_place)
+        for name in names
+    }
+    named = (f"{name} ({', '.join(tried[name])})" for name in names)
     return (
-        f"{counted(len(first), 'trial')} of {' and '.join(names_of(first))} for each activation, with "
+        f"{counted(len(first), 'trial')} of {' and '.join(named)} for each activation, with "
         f"{counted(len(seeds), 'seed')} ({', '.join(seeds)})."
     )
+
+
+def _place(text: str) -> tuple[float, str]:
+    """Return by what values are sorted: numbers first, by their value."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return math.inf, text
 
 
 def _hours(hours: float) -> str:

@@ -5,13 +5,14 @@ score decides (``results.tuning``). The reported cells are those of the grid at 
 settings chosen for each activation on each task.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,7 +23,7 @@ from activations.checks import check_int
 from results.collect import FOLDS
 from results.files import flat, words
 from results.tuning import COLUMNS, choose, identity, merged, read_trial, read_tuning, write_tuning
-from runners.cell import Cell
+from runners.cell import Cell, CellSpec
 from runners.errors import no_such_name
 from runners.grid import ReportAfterGrid, varied
 from runners.plan import Planned, planned
@@ -101,7 +102,7 @@ class Plan:
                 if not 0 < values[0] < values[1]:
                     raise ValueError(f"{PREFIX}{name}={values}: a range must have ends 0 < low < high")
         lists = [len(values) for values in self.tuned.values() if isinstance(values, list)]
-        combinations = len([*product(*map(range, lists))]) if len(lists) == len(self.tuned) else None
+        combinations = math.prod(lists) if len(lists) == len(self.tuned) else None
         if combinations is not None and combinations < (self.trials or 2):
             raise ValueError(
                 f"{TRIALS}={self.trials}: there are only {combinations} combinations"
@@ -191,21 +192,17 @@ class Tuning:
     def __init__(self, arguments: Sequence[str]) -> None:
         self.plan = Plan.of(arguments)
         cells = planned(self.plan.overrides)
-        studies = {planned.cell.spec.study_folder for planned in cells}
+        studies = {one.cell.spec.study_folder for one in cells}
         if len(studies) > 1:
             raise ValueError(
                 f"study={','.join(sorted(study.name for study in studies))}: tune one study at a time"
             )
         (self.study,) = studies
-        if both := sorted({planned.cell.spec.seed for planned in cells} & set(self.plan.seeds)):
+        if both := sorted({one.cell.spec.seed for one in cells} & set(self.plan.seeds)):
             named = ", ".join(map(str, both))
             raise ValueError(f"{SEEDS}={named}: must not be among the seeds that are reported")
         self.combinations = self._combinations(cells)
         self.points = self._points()
-        with varied(lambda cell: self.points):
-            self.trials: dict[str, list[Path]] = {}  # folders by identity
-            for one in planned(self.trial_overrides):
-                self.trials.setdefault(identity(_facts(one.cell)), []).append(one.cell.folder)
         merged(read_tuning([self.study]), self.rows())  # has the same trials for all, or an error
 
     def _combinations(self, cells: Sequence[Planned]) -> dict[str, Combination]:
@@ -236,11 +233,26 @@ class Tuning:
         ]
 
     @property
+    def trial_study(self) -> str:
+        """The study of the trials, beside the one that is reported."""
+        return f"{self.study.name}-trials"
+
+    @property
     def trial_overrides(self) -> list[str]:
         """The grid of the trials, each of whose cells is trained with all ``points``."""
         typed = [line for line in self.plan.overrides if not re.match(r"\+{0,2}(seed|study)=", line)]
         seeds = ",".join(map(str, self.plan.seeds))
-        return [*typed, f"study={self.study.name}-trials", f"seed={seeds}", *WITHOUT_TEST]
+        return [*typed, f"study={self.trial_study}", f"seed={seeds}", *WITHOUT_TEST]
+
+    def folders(self, combination: Combination, settings: Mapping[str, Any]) -> list[Path]:
+        """Return the folders of a trial's cells, one for each seed, as ``trial_overrides`` lead to them."""
+        spec = combination.first.cell.spec
+        config = OmegaConf.create(dict(spec.config))
+        for name, value in {"study": self.trial_study, "runner.test": False, **settings}.items():
+            OmegaConf.update(config, name, value)
+        names = {"activation": spec.activation, "task": spec.task, "network": spec.network}
+        values = cast(dict[str, Any], OmegaConf.to_container(config))
+        return [CellSpec.from_config(values | {"seed": seed}, **names).folder for seed in self.plan.seeds]
 
     def rows(self, read: Callable[[Sequence[Path]], dict[str, Any]] = lambda folders: {}) -> pd.DataFrame:
         """Return the rows of ``tuning.csv``.
@@ -263,7 +275,7 @@ class Tuning:
                     "id": found,
                     "common": found == common_id,
                 }
-                rows.append(blank | facts | row | read(self.trials[found]))
+                rows.append(blank | facts | row | read(self.folders(combination, point)))
             if not any(row["common"] for row in rows):
                 row = {"settings": " ".join(words(combination.common)), "id": common_id, "common": True}
                 rows.append(blank | facts | row)

@@ -218,7 +218,7 @@ def test_the_report_has_both_comparisons_side_by_side(study: Path) -> None:
     for words in (
         "runge: the best task.recipe.lr of scaled[scale=2] is the lowest tried (0.375)",
         "3 cells, 3 ok: 2 activations on 1 task.",
-        "2 trials of task.recipe.lr for each activation, with 2 seeds (1000, 1001).",
+        "2 trials of task.recipe.lr (0.375, 1.5) for each activation, with 2 seeds (1000, 1001).",
         "Validation mse on runge against task.recipe.lr, n = 2 trial seeds.",
         "the test split was not evaluated in them",
     ):
@@ -244,7 +244,7 @@ def test_cells_that_are_no_longer_chosen_are_left_out_and_counted(copy: Path) ->
     table.to_csv(copy / "tuning.csv", index=False)
     cells = read_labelled([copy])
     assert cells.left_out == 1
-    assert sorted(cells.records["task_label"]) == ["runge", "runge", "runge (tuned)"]
+    assert sorted(cells.records["task_label"]) == ["runge"] * 2 + ["runge (tuned)"] * 2
     tuned = Tuned.of(cells, leaderboard(cells.records))
     assert tuned is not None
     assert "1 cell of the study with settings that were tried and not chosen: left out" in tuned.notes
@@ -379,10 +379,10 @@ def test_a_whole_number_is_the_float_of_the_common_recipe(tmp_path: Path) -> Non
     tuning = Tuning(["task=sines2d", "tune.network.gain=[1,2]", f"outputs={tmp_path}", "tune.seed=7"])
     assert [type(point["network.gain"]) for point in tuning.points] == [float, float]
     assert list(tuning.rows()["common"]) == [True, False]
-    assert [folder.name.partition("-")[0] for folders in tuning.trials.values() for folder in folders] == [
-        "7",
-        "7",
-    ]
+    (combination,) = tuning.combinations.values()
+    assert [path.name[:2] for point in tuning.points for path in tuning.folders(combination, point)] == [
+        "7-"
+    ] * 2
 
 
 def test_an_identity_is_that_of_all_seeds_wherever_they_ran(tmp_path: Path) -> None:
