@@ -312,7 +312,7 @@ class Train:
                 "higher_is_better": task.higher_is_better,
                 "device": torch.cuda.get_device_name(task.device) if cuda else str(task.device),
                 "num_threads": torch.get_num_threads(),
-                "kernels": library.described(),
+                "kernels": library.described(task.device.type),
                 "data_fingerprint": task.fingerprint,
                 "epochs": epochs,
                 "steps": epochs * steps,

@@ -244,6 +244,8 @@ def gated(
         channels = x.shape[channel_dim]
         if network.fit(tensors, channels) and all(weight.shape == (channels,) for weight in weights):
             memory = _memory(x, channel_dim)
+        if kernels == library.TRITON and memory is not None and not memory.fits_gpu:
+            memory = None
     if tensors is None or memory is None:
         if form is scale_relu:  # once for both
             x, unit = x.relu(), unit._replace(form=scale)
@@ -284,6 +286,11 @@ class _Memory(NamedTuple):
     channels: int
     positions: int
     rows: bool
+
+    @property
+    def fits_gpu(self) -> bool:
+        """Whether the kernels of a GPU, which count the elements of a sample and of a map in 32 bits, can take it."""
+        return self.positions * max(self.samples, self.channels) < 2**31
 
     def for_form(self, values: Sequence[Tensor]) -> "_Memory":
         """With one channel, where coefficients are the same for all."""
@@ -522,9 +529,7 @@ class _GatedOnGPU(torch.autograd.Function):
         dx = None
         if needed[0]:
             statistic = _gpu_statistic(unit)
-            dx = gpu.input_backward(
-                form, statistic, memory, g, x, values, down.contiguous(), map_of_input
-            )
+            dx = gpu.input_backward(form, statistic, memory, g, x, values, down.contiguous(), map_of_input)
         return None, None, dx, *d_weights, *d_own
 
 

@@ -43,9 +43,7 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: f
 
             y: Tensor = ops.pointwise("pwlu", channel_dim, x, [curve], [min_width])
             return y
-        y = _PiecewiseLinear.apply(
-            kernels, channel_dim, min_width, library.dense(x), curve.contiguous()
-        )
+        y = _PiecewiseLinear.apply(kernels, channel_dim, min_width, library.dense(x), curve.contiguous())
         return y
     return _piecewise_linear(channel_dim, min_width, x, curve)
 

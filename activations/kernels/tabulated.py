@@ -208,7 +208,11 @@ class _DiTACOnGPU(torch.autograd.Function):
         x, velocity, heights, rows = library.saved(ctx)
         if library.needs_reference(g, library.TRITON):
             return library.reference_backward(ctx, ctx.reference, (x, velocity), g)
-        return None, None, *ditac.backward(ctx.form, library.match_layout(g, x), x, heights, rows, len(velocity))
+        return (
+            None,
+            None,
+            *ditac.backward(ctx.form, library.match_layout(g, x), x, heights, rows, len(velocity)),
+        )
 
 
 def warped(ends: Tensor, velocity: Tensor, points: int) -> Tensor:

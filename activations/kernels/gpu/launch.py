@@ -54,7 +54,9 @@ def tiles(outer: int, units: int, inner: int, sums: int, processors: int) -> Til
 
 def width_of(inner: int, size: int) -> int:
     """Return the widest power of two that wastes few lanes on the end of a plane, an eighth of them at most if that can be."""
-    wasted = {width: -(-inner // width) * width - inner for width in (2**k for k in range(5, size.bit_length()))}
+    wasted = {
+        width: -(-inner // width) * width - inner for width in (2**k for k in range(5, size.bit_length()))
+    }
     return max(wasted, key=lambda width: (-max(wasted[width], inner // 8), width))
 
 

@@ -71,7 +71,9 @@ def _neighbor(
     right: tl.constexpr,
 ):
     """Return the elements ``down`` rows below and ``right`` columns beside those of a tile; 0 outside the image."""
-    there = mask & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+    there = (
+        mask & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+    )
     return tl.load(x_ptr + offsets + (down * width + right) * step, there, other=0.0).to(tl.float32)
 
 
@@ -531,8 +533,6 @@ def backward(
             gamma=totals[b + 1].to(branch.gamma.dtype),
             beta=totals[0].to(branch.beta.dtype),
         )
-        for b, (branch, part, bias) in enumerate(
-            zip(branches, parts[:count], parts[count:], strict=True)
-        )
+        for b, (branch, part, bias) in enumerate(zip(branches, parts[:count], parts[count:], strict=True))
     ]
     return dx, gradients
