@@ -259,7 +259,7 @@ def test_a_wrong_word_in_the_environment_is_one_line(tmp_path) -> None:
         **PROCESS | {"env": PROCESS["env"] | {"ACTBENCH_KERNELS": "fast"}},
     )
     assert done.returncode == 1
-    assert done.stderr == "actbench: ACTBENCH_KERNELS='fast': must be one of auto, reference\n"
+    assert done.stderr == "actbench: ACTBENCH_KERNELS='fast': must be one of auto, reference, triton\n"
 
 
 def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

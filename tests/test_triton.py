@@ -189,7 +189,7 @@ def test_tilings_cover_every_element_once() -> None:
     ):
         for sums in (0, 1, 21, 40):
             tiles = launch.tiles(*at, sums=sums, processors=132)
-            outer, units, inner = at
+            _, units, inner = at
             assert tiles.height & (tiles.height - 1) == tiles.width & (tiles.width - 1) == 0
             assert tiles.height * tiles.width <= launch.MOST
             wide = units if tiles.by_rows else inner

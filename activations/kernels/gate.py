@@ -481,7 +481,11 @@ class _GatedOnGPU(torch.autograd.Function):
         x = next(rest)
         tensors, statistics, values = (list(islice(rest, count)) for count in ctx.counts)
         if library.needs_reference(g, library.TRITON):
-            return library.reference_backward(ctx, unit.of_tensors, (x, *tensors), g)
+
+            def reference(x: Tensor, *tensors: Tensor) -> Tensor:
+                return unit.of_tensors(upcast(x), *(t.float() for t in tensors)).to(x.dtype)
+
+            return library.reference_backward(ctx, reference, (x, *tensors), g)
         maps = next(rest, None)
         memory = _memory(x, unit.channel_dim)
         if memory is None:  # as in ``_Gated``

@@ -178,12 +178,13 @@ def ditac_on_gpu(
     form: Form, reference: Callable[[Tensor, Tensor], Tensor], x: Tensor, velocity: Tensor
 ) -> Tensor:
     """Return y of ``x`` for the velocities at the knots, (cells + 1,), which ``reference`` computes in torch operations."""
+    y: Tensor
     if torch.compiler.is_compiling():
         from activations.kernels.gpu import ops
 
-        y: Tensor = ops.ditac(*form, x, velocity)[0]
-        return y
-    y = _DiTACOnGPU.apply(reference, form, library.dense(x), velocity)
+        y = ops.ditac(*form, x, velocity)[0]
+    else:
+        y = _DiTACOnGPU.apply(reference, form, library.dense(x), velocity)
     return y
 
 

@@ -575,7 +575,7 @@ def _piece(x, p):
 
 @triton.jit
 def pwlu(x, p):
-    width, far, piece = _piece(x, p)
+    width, _, piece = _piece(x, p)
     low = tl.load(p[0] + piece.to(tl.int32)).to(tl.float32)
     high = tl.load(p[0] + piece.to(tl.int32) + 1).to(tl.float32)
     before, behind = x < p[2], x >= p[3]
