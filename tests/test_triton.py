@@ -1,14 +1,19 @@
 """The kernels for a GPU, in Triton's interpreter, on tensors of the CPU: values and gradients of the reference.
 
-What the interpreter does not show (that the kernels compile, and how fast they are) is not tested here.
+What the interpreter does not show, that the kernels compile, is a slow test; how fast they are nobody has measured.
 """
 
 import copy
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import PROCESS, ROOT
 from fused import POINTWISE, UNITS, arranged, draw, is_fused, make, run, takes
 from torch import Tensor
 
@@ -330,3 +335,15 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_long_tables_go_to_the_reference() -> None:
     unit, x = PWLU(3, segments=64), draw((2, 3), torch.float32)
     assert not uses_a_kernel(unit, x)
+
+
+@pytest.mark.slow
+def test_kernels_compile(tmp_path: Path) -> None:
+    """With the compiler for GPUs, which the interpreter replaces here."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "tests/triton_compiles.py"],
+        **PROCESS | {"env": env | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}},
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 300
