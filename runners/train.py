@@ -74,7 +74,8 @@ class Train:
             trained ("freeze, then thaw"), >= 0. Norms keep updating their running statistics meanwhile.
         device: auto (cuda, then cpu), or a torch device.
         threads: number of threads of torch on the CPU, >= 1; None for torch's choice.
-        kernels: auto (the rule of ``activations.kernels.library``) or reference (plain torch operations).
+        kernels: auto (the rule of ``activations.kernels.library``), reference (plain torch operations) or triton (the
+            kernels for a GPU alone).
         channels_last: whether image batches and networks are in the memory format channels_last.
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
         compile: off or on (torch.compile).
@@ -344,7 +345,7 @@ class Train:
                 "device": torch.cuda.get_device_name(task.device) if cuda else str(task.device),
                 "num_threads": torch.get_num_threads(),
                 "num_processes": size if (size := parallel.current().size) > 1 else None,
-                "kernels": library.described(),
+                "kernels": library.described(task.device.type),
                 "data_fingerprint": task.fingerprint,
                 "epochs": epochs,
                 "steps": epochs * steps,

@@ -5,6 +5,7 @@ python scripts/bench_activations.py --units 'pwlu*,ditac' --sizes 98x50 --no-ste
 python scripts/bench_activations.py --step                              # the training step alone
 python scripts/bench_activations.py --avx2                              # torch and kernels as on a processor without AVX-512
 python scripts/bench_tables.py                                          # tables and bars again, of what was measured
+python scripts/bench_activations.py --device cuda                       # on a GPU, in microseconds; see bench_gpu.py
 
 Times of one machine mean nothing elsewhere, so all are ratios to nn.ReLU, measured right before in the same process.
 In every round each unit has its turn, in a shuffled order; the table says the median over the rounds, in brackets the
@@ -39,6 +40,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bench_gpu
 import torch
 from bench_loop import ROOT, cifar_task
 from bench_tables import MAIN, PATHS, Parser, Row, chart, shown, tables
@@ -74,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         again = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
         os.execve(sys.executable, again, os.environ | {CAPABILITY: "avx2"})
     try:
+        card = bench_gpu.Card() if given.device == "cuda" else None
         given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
+        if card:
+            on_card(given, card)
+            return
         factories = {} if given.step else act_layers(given.units)
         stepping = {} if given.no_step else act_layers(given.units, ("relu", *STEP))
         if given.step and not any(match(name, given.units) for name in STEP):
@@ -92,6 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{chart(rows, given.output)}")
     except (ValueError, OSError) as error:
         sys.exit(f"actbench: {format_error(error)}")
+
+
+def on_card(given: argparse.Namespace, card: bench_gpu.Card) -> None:
+    """Measure on a GPU, and write gpu.csv."""
+    where = machine(card.device.type) | {"card": card.name}
+    print("torch {torch}, {card}, {kernels}".format(**where), flush=True)
+    rows: list[Row] = []
+    for found in bench_gpu.measure(given, act_layers(given.units, zoo=True), card):
+        rows += [row | where for row in found]
+        write_csv(given.output / "gpu.csv", rows)
+    for table in bench_gpu.tables(rows):
+        print(f"\n{table}", flush=True)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -114,10 +132,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     parser = Parser(usage=__doc__)
     parser.add_argument("--units", type=words, default=["*"])
-    parser.add_argument("--sizes", type=sizes, default=SIZES)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--sizes", type=sizes)
     parser.add_argument("--layouts", type=words)
     parser.add_argument("--threads", type=numbers, default=[1, 2])
-    parser.add_argument("--paths", type=words, default=list(PATHS))
+    parser.add_argument("--paths", type=words)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_activations")
     parser.add_argument("--avx2", action="store_true")
@@ -127,18 +146,26 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.step_layouts = given.layouts or ["contiguous"]  # a step takes one, unless more are asked for
     given.layouts = given.layouts or list(LAYOUTS)
-    for name, legal in (("layouts", LAYOUTS), ("paths", PATHS)):
-        if unknown := set(getattr(given, name)) - legal.keys():
+    on_card = given.device == "cuda"
+    paths = bench_gpu.PATHS if on_card else tuple(PATHS)
+    given.paths = given.paths or list(paths)
+    if on_card:
+        given.sizes = [(size, torch.float32) for size in given.sizes] if given.sizes else bench_gpu.SIZES
+    given.sizes = given.sizes or SIZES
+    for name, legal in (("layouts", tuple(LAYOUTS)), ("paths", paths)):
+        if unknown := set(getattr(given, name)) - set(legal):
             parser.error(f"--{name} {', '.join(sorted(unknown))}: legal are {', '.join(legal)}")
     if given.rounds < 2:
         parser.error(f"--rounds {given.rounds}: at least 2 are needed for quartiles")
     return given
 
 
-def act_layers(patterns: Sequence[str], among: Sequence[str] = ()) -> dict[str, ActLayer]:
-    """The factories of the zoo and of torch whose names match, or of those in ``among``, relu in any case."""
-    zoo = component_names("activation")
-    legal = among or [*zoo, *TORCH]
+def act_layers(
+    patterns: Sequence[str], among: Sequence[str] = (), *, zoo: bool = False
+) -> dict[str, ActLayer]:
+    """The factories of the zoo and of torch whose names match, of the ``zoo`` alone, or of those in ``among``, relu in any case."""
+    names = component_names("activation")
+    legal = among or (names if zoo else [*names, *TORCH])
     chosen = [name for name in legal if match(name, patterns) or (among and name == "relu")]
     if not chosen:
         raise ValueError(f"--units {','.join(patterns)}: none fits; there are {', '.join(legal)}")
@@ -368,10 +395,10 @@ def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
     return step
 
 
-def machine() -> Row:
+def machine(device: str = "cpu") -> Row:
     """Return the columns that say where a row was measured."""
     with library.using("auto"):
-        kernels = library.described()
+        kernels = library.described(device)
     facts = provenance()
     return {"cpu": facts["cpu"], "cores": os.cpu_count(), "torch": facts["torch"], "kernels": kernels}
 

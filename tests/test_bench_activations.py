@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import bench_activations
+import bench_gpu
 import bench_tables
 import pytest
 import torch
@@ -75,6 +76,14 @@ def test_tables_of_something_else_are_one_line(tmp_path: Path, text: str | None,
     assert "\n" not in str(stopped.value)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        bench_activations.main(["--device", "cuda", "--output", str(tmp_path / "new")])
+    assert str(stopped.value) == "actbench: --device cuda: torch finds no GPU"
+    assert not (tmp_path / "new").exists()
+
+
 def test_training_step(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +95,48 @@ def test_training_step(
     assert (row["kind"], row["unit"], row["size"]) == ("step", "pwlu", "2x3x32x32")
     assert 0 < float(row["step_low"]) <= float(row["step"]) <= float(row["step_high"]) < float("inf")
     assert "| pwlu | contiguous | 1 | " in capsys.readouterr().out
+
+
+def test_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU in the card's place, whose clock is another one, and nothing compiled."""
+    monkeypatch.setattr(bench_gpu, "Card", bench_gpu.Processor)
+    monkeypatch.setattr(torch, "compile", lambda unit: unit)
+    sizes = [((4, 3, 8, 8), torch.float32), ((2, 3, 8, 8), torch.bfloat16)]
+    monkeypatch.setattr(bench_gpu, "SIZES", sizes)
+    arguments = ["--device", "cuda", "--units", "pwlu,maxout", "--rounds", "3", "--output", str(tmp_path)]
+    bench_activations.main(arguments)
+    with (tmp_path / "gpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["size"], row["dtype"], row["layout"]) for row in rows} == {
+        (size, dtype, layout)
+        for size, dtype in (("4x3x8x8", "float32"), ("2x3x8x8", "bfloat16"))
+        for layout in ("contiguous", "channels_last")
+    }
+    paths = [(row["unit"], row["path"], bool(row["note"])) for row in rows[:7]]
+    assert paths[0] == ("relu", "torch", False)
+    assert {row[0] for row in paths if row[2]} == {"maxout"}  # three channels are no pairs: its rows say so
+    assert [row[1] for row in paths if row[0] == "pwlu"] == ["fused", "reference", "compiled"]
+    for row in rows:
+        if row["unit"] == "maxout":
+            continue
+        copied = float(row["copy_gb_per_s"])
+        for key, moved in (("fwd", 2), ("bwd", 3)):
+            low, middle, high = (float(row[f"{key}_us{end}"]) for end in ("_low", "", "_high"))
+            assert 0 < low <= middle <= high < float("inf")
+            bytes_of_x = 4 * 3 * 64 * 4 if row["dtype"] == "float32" else 2 * 3 * 64 * 2
+            gb_per_s = float(row[f"{key}_gb_per_s"])
+            assert gb_per_s == pytest.approx(moved * bytes_of_x / middle / 1000, rel=0.01)
+            assert float(row[f"{key}_share"]) == pytest.approx(gb_per_s / copied, rel=0.01)
+    assert "| pwlu | " in capsys.readouterr().out
+
+
+def test_buffers_are_larger_than_the_cache() -> None:
+    card = bench_gpu.Processor()
+    pairs = bench_gpu.buffers(card, (4, 3, 8, 8), torch.float32, "channels_last")
+    tensors = [tensor for pair in pairs for tensor in pair]
+    assert sum(tensor.nbytes for tensor in tensors) >= bench_gpu.ROTATED * card.cache
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
 
 
 def test_memory_is_that_of_known_modules() -> None:
@@ -104,6 +155,8 @@ def test_memory_is_that_of_known_modules() -> None:
         (["--layouts", "wide"], "--layouts wide: legal are contiguous, channels_last"),
         (["--paths", "fast"], "--paths fast: legal are fused, reference"),
         (["--rounds", "1"], "--rounds 1: at least 2"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--device", "cuda", "--paths", "torch"], "--paths torch: legal are fused, reference, compiled"),
         (["--step", "--units", "relu"], "--units relu: of a step there are pwlu, "),
         (["--step", "--no-step"], "not allowed with argument --step"),
     ],

@@ -256,7 +256,7 @@ def test_the_environment_switches(tmp_path) -> None:
     command = ["run.py", "runner=smoke", f"outputs={tmp_path}"]
     done = forked.run(command, cwd=ROOT, env=environment | {"ACTBENCH_KERNELS": "fast"})
     assert done.returncode == 1
-    assert done.stderr == "actbench: ACTBENCH_KERNELS='fast': must be one of auto, reference\n"
+    assert done.stderr == "actbench: ACTBENCH_KERNELS='fast': must be one of auto, reference, triton\n"
 
 
 def test_everything_works_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

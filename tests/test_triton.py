@@ -1,28 +1,30 @@
 """The kernels for a GPU, in Triton's interpreter, on tensors of the CPU: values and gradients of the reference.
 
-What the interpreter does not show (that the kernels compile, and how fast they are) is not tested here.
+What the interpreter does not show, that the kernels compile, is a slow test; how fast they are nobody has measured.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from fused import UNITS, WINDOWS, arranged, draw, is_fused, make, run, takes
+from conftest import PROCESS, ROOT
+from fused import POINTWISE, UNITS, arranged, draw, is_fused, make, run, takes
 from torch import Tensor
 
 from activations.base import Activation
 from activations.kernels import library
-from activations.kernels.gpu import ditac
-from activations.kernels.lookup import piecewise_linear
-from activations.kernels.pointwise import pointwise
-from activations.prelu import PReLU
 from activations.pwlu import PWLU
-from activations.swish import Swish
 
 if not library.HAS_TRITON or not library.INTERPRETED:
     pytest.skip("Triton is not installed, or TRITON_INTERPRET=1 not set", allow_module_level=True)
+
+from activations.kernels.gpu import ditac, launch, ops, window
 
 # The interpreter computes with numpy, which warns of what the hardware does silently.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -36,9 +38,28 @@ TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(ditac, "POINTS", 2048)  # one program, as the interpreter takes them one after the other
+    monkeypatch.setattr(
+        ditac, "POINTS", 2048
+    )  # one program, as the interpreter takes them one after the other
     with library.using("triton"):
         yield
+
+
+@pytest.fixture
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiles so small that a program has several of them, and an input several programs."""
+    for module, name, value in (
+        (launch, "MOST", 32),
+        (launch, "FEWEST", 32),
+        (launch, "PROGRAMS", 1),
+        (window, "BLOCK", 32),
+        (ditac, "TILE", 32),
+        (ditac, "SUMS", 256),
+    ):
+        monkeypatch.setattr(module, name, value)
+    launch.tiles.cache_clear()
+    yield
+    launch.tiles.cache_clear()
 
 
 def exact(unit: Activation, x: Tensor, g: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -76,6 +97,7 @@ def uses_a_kernel(unit: Activation, x: Tensor) -> bool:
     return is_fused(unit(x.detach().requires_grad_()))
 
 
+@pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_reference(name: str) -> None:
     cases = [
@@ -94,22 +116,234 @@ def test_is_the_reference(name: str) -> None:
         compare(unit, x, draw(shape, seed=1).to(dtype))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
-@pytest.mark.parametrize("name", NAMES)
-def test_extreme_inputs_do_what_the_reference_does(name: str, value: float) -> None:
-    """In float32; NaN and infinity are where the reference has them, in the gradients too."""
-    unit, x = make(name, 3, torch.float32), draw((4, 3), torch.float32)
-    x[1, 2] = value
-    found = run(unit, x, torch.ones_like(x))
+VALUES = [1e-30, 1e4, -1e4, 1e30, -1e30, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("name", [name for name in POINTWISE if name not in WITHOUT])
+def test_extreme_values(name: str) -> None:
+    """What is finite in y and its slope by the reference is so by the kernel, and the same; other elements do not change."""
+    unit, x = make(name, 3, torch.float32), draw((10, 3), torch.float32)
+    x[: len(VALUES), 1] = torch.tensor(VALUES)
+    g = torch.ones_like(x)
+    found, expected = run(unit, x, g), exact(unit, x, g, torch.float32)
+    others = torch.ones_like(x, dtype=torch.bool)
+    others[: len(VALUES), 1] = False
+    for key, tolerance in (("y", 1e-4), ("x", 1e-3)):
+        torch.testing.assert_close(found[key][others], expected[key][others], rtol=tolerance, atol=tolerance)
+    lost = ("finer", "fourier", "group_rational", "hermite", "pau", "sine", "snake", "staf")
+    for value, y, y_of, dx, dx_of in zip(
+        VALUES, *(each[key][:, 1] for key in ("y", "x") for each in (found, expected)), strict=False
+    ):
+        if (
+            abs(value) < 1e30 or not math.isfinite(value) or not name.startswith(lost)
+        ):  # no digits are left there
+            torch.testing.assert_close(y, y_of, rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert dx.isfinite() or not dx_of.isfinite(), value
+
+
+def test_a_nan_is_not_hidden_from_the_gradients() -> None:
+    x = torch.tensor([[1.0, 2.0], [math.nan, 3.0]])
+    for name in ("swish per channel", "pwlu per channel", "gct"):
+        rank = x.view(2, 2, 1) if name == "gct" else x
+        gradients = run(make(name, 2, torch.float32), rank, torch.ones_like(rank))
+        assert gradients["x"].flatten()[2].isnan()
+        last = gradients[{"swish per channel": "beta", "pwlu per channel": "curve", "gct": "gamma"}[name]]
+        assert last[0].isnan().any()
+        assert name == "gct" or last[1].isfinite().all()  # of the other channel, which has seen none
+
+
+# ---- where the channels are
+
+
+@pytest.mark.parametrize("name", ["prelu", "pwlu per channel", "gct", "dyrelu b"])
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+def test_channels_are_not_taken_for_another_dimension_of_their_number(
+    name: str, order: tuple[int, ...]
+) -> None:
+    """In any order of memory, for both places of the channels, where all dimensions have one length."""
+    x = draw((3, 3, 3), torch.float32).permute(order)
+    assert not x.is_contiguous()
+    for channel_dim in (1, 2):
+        compare(
+            make(name, 3, torch.float32, channel_dim=channel_dim), x, draw((3, 3, 3), torch.float32, seed=1)
+        )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 63, 65])
+@pytest.mark.parametrize("layout", ["planes", "rows"])
+def test_any_number_of_channels(channels: int, layout: str) -> None:
+    for name in ("prelu", "pwlu per channel", "dyrelu a", "meta_acon", "frelu light"):
+        shape = (2, channels, 2, 3)
+        compare(
+            make(name, channels, torch.float32),
+            arranged(draw(shape), layout).float(),
+            draw(shape, torch.float32, seed=1),
+        )
+
+
+def test_tilings_cover_every_element_once() -> None:
+    """The kernels' own arithmetic, for shapes of all kinds and sizes beyond 2^31."""
+    for at in (
+        (1, 1, 1),
+        (3, 5, 1),
+        (7, 64, 49),
+        (2, 3, 5000),
+        (128, 64, 3136),
+        (1, 1, 2**31 + 7),
+        (4, 70, 1),
+    ):
+        for sums in (0, 1, 21, 40):
+            tiles = launch.tiles(*at, sums=sums, processors=132)
+            _, units, inner = at
+            assert tiles.height & (tiles.height - 1) == tiles.width & (tiles.width - 1) == 0
+            assert tiles.height * tiles.width <= launch.MOST
+            wide = units if tiles.by_rows else inner
+            across = tiles.groups if tiles.by_rows else -(-inner // tiles.width)
+            assert (across - 1) * tiles.width < wide <= across * tiles.width
+            assert 1 <= tiles.programs <= max(1, launch.PROGRAMS * 132)
+            assert tiles.groups == (-(-units // tiles.width) if tiles.by_rows else units)
+
+
+# ---- bits, and autograd's rules
+
+
+@pytest.mark.parametrize("name", ["pau", "pwlu", "ditac", "dyrelu c", "frelu"])
+def test_same_input_same_bits(name: str) -> None:
+    x, g = draw((2, 3, 5, 4), torch.float32), draw((2, 3, 5, 4), torch.float32, seed=1)
+    first, second = (run(make(name, 3, torch.float32), x, g) for _ in range(2))
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("name", ["swish per channel", "pwlu", "ditac", "npwlu", "gct", "dyrelu c", "frelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_second_derivatives_are_the_references(name: str, dtype: torch.dtype) -> None:
+    def second(unit: Activation) -> list[Tensor]:
+        x = draw((2, 3, 2, 2)).to(dtype).requires_grad_()
+        y = unit(x)
+        (dx,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+        return list(torch.autograd.grad(dx.float().sum(), [x, *unit.parameters()], materialize_grads=True))
+
+    unit = make(name, 3, torch.float32)
+    other = copy.deepcopy(unit)
+    found = second(unit)
     with library.using("reference"):
-        expected = run(copy.deepcopy(unit), x, torch.ones_like(x))
-    rest = torch.ones_like(x, dtype=torch.bool)
-    rest[1, 2] = False
-    for key in ("y", "x"):
-        assert found[key][1, 2].isnan() == expected[key][1, 2].isnan()
-        torch.testing.assert_close(found[key][rest], expected[key][rest], rtol=1e-4, atol=1e-4)
-    if not math.isnan(value):
-        torch.testing.assert_close(found["y"], expected["y"], rtol=1e-4, atol=1e-4, equal_nan=True)
-    else:  # and the gradients of the parameters do not hide it
-        names = [key for key, _ in unit.named_parameters()]
-        assert any(found[key].isnan().any() for key in names) == any(expected[key].isnan().any() for key in names)
+        expected = second(other)
+    for own, value in zip(found, expected, strict=True):
+        tolerance = 1e-4 if dtype is torch.float32 else 0.1
+        scale = max(1.0, value.abs().max().item())
+        torch.testing.assert_close(own, value, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", ["prelu", "pwlu", "ditac", "gct", "dyrelu c", "frelu"])
+def test_what_a_kernel_refuses_is_the_references(name: str) -> None:
+    unit, x = make(name, 3, torch.float32, train=False), draw((2, 3, 2, 2), torch.float32)
+    with library.using("reference"):
+        expected = unit(x)
+    with torch.no_grad():
+        by_vmap = torch.func.vmap(unit)(x[:, None]).squeeze(1)
+        torch.testing.assert_close(by_vmap, expected, rtol=1e-4, atol=1e-4)
+        assert unit(x[:0]).shape == (0, 3, 2, 2)
+    wide = make(name, 3)
+    assert not uses_a_kernel(wide, x.double())
+    assert uses_a_kernel(unit, x)
+
+
+@pytest.mark.parametrize("name", ["prelu", "pau", "pwlu", "ditac", "gct", "dyrelu b", "frelu"])
+def test_saves_its_input_and_nothing_else_of_its_size(name: str) -> None:
+    unit, x = make(name, 3, torch.float32), draw((4, 3, 8, 8), torch.float32).requires_grad_()
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        unit(x)
+    table = 2048 * (1 + 16) * 4 if name == "ditac" else 0
+    assert x.untyped_storage().data_ptr() in sizes
+    assert sum(sizes.values()) < 1.6 * x.nbytes + table
+
+
+@pytest.mark.parametrize(
+    "name", ["swish per channel", "pwlu", "ditac", "dyrelu b", "gct", "meta_acon", "frelu"]
+)
+def test_under_autocast(name: str) -> None:
+    """x in bfloat16, as a convolution gives it, and parameters in float32."""
+    unit, x = make(name, 3, torch.float32), draw((2, 3, 2, 4)).bfloat16()
+    g = draw((2, 3, 2, 4), seed=1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert uses_a_kernel(copy.deepcopy(unit), x)
+        compare(unit, x, g)
+
+
+@pytest.mark.parametrize(
+    "name", ["swish per channel", "npwlu", "pwlu per channel", "ditac", "gct", "dyrelu c", "frelu"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_compile_has_one_graph(name: str, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    unit, x = make(name, 3, torch.float32, train=False), draw((2, 3, 2, 4)).to(dtype)
+    g = draw((2, 3, 2, 4), seed=1).to(dtype)
+    expected = run(unit, x, g)
+    compiled = torch.compile(copy.deepcopy(unit), backend="aot_eager", fullgraph=True)
+    leaf = x.requires_grad_()
+    y = compiled(leaf)
+    names, parameters = zip(("x", leaf), *compiled._orig_mod.named_parameters(), strict=True)
+    found = torch.autograd.grad(y, parameters, g, materialize_grads=True)
+    tolerance = 1e-4 if dtype is torch.float32 else 0.05
+    for key, own in zip(("y", *names), (y, *found), strict=True):
+        scale = max(1.0, expected[key].abs().max().item())
+        torch.testing.assert_close(own, expected[key], rtol=tolerance, atol=tolerance * scale)
+
+
+def test_the_operators_keep_torchs_rules() -> None:
+    x = draw((2, 3, 2, 2), torch.float32).requires_grad_()
+    curve = PWLU(3, segments=3).curve
+    velocity = torch.tensor([0.0, 0.4, -0.2, 0.0]).requires_grad_()
+    calls = [
+        (ops.pointwise, ("prelu", 1, x, [torch.rand(3, requires_grad=True)], [])),
+        (ops.pointwise, ("pwlu", 1, x.detach().bfloat16().requires_grad_(), [curve], [1e-6])),
+        (ops.ditac, ("ge", "x", -0.5, 2.0, 17, 0.01, x, velocity)),
+    ]
+    for operator, arguments in calls:
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+# ---- which kernels run
+
+
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, x = make("prelu", 3, torch.float32), draw((2, 3), torch.float32)
+    assert library.backend(x, unit.weight) == "triton"
+    assert library.described().startswith("triton ")
+    assert library.described("mps") == "reference (no Triton kernels on mps)"
+    for mode, backend, described in (("auto", "cpu", "fused "), ("reference", "", "reference (asked for)")):
+        with library.using(mode):
+            assert library.backend(x, unit.weight) == backend
+            assert library.described().startswith(described)
+    monkeypatch.setattr(library, "INTERPRETED", False)  # as on a machine with a GPU
+    assert library.backend(x, unit.weight) == ""
+    assert library.described("cuda").startswith("triton ")
+    with library.using("auto"):
+        assert library.described("cuda").startswith("triton ")
+        assert library.described("cpu").startswith("fused ")
+    monkeypatch.setattr(library, "HAS_TRITON", False)
+    assert library.described("cuda") == "reference (Triton is not installed)"
+
+
+def test_long_tables_go_to_the_reference() -> None:
+    unit, x = PWLU(3, segments=64), draw((2, 3), torch.float32)
+    assert not uses_a_kernel(unit, x)
+
+
+@pytest.mark.slow
+def test_kernels_compile(tmp_path: Path) -> None:
+    """With the compiler for GPUs, which the interpreter replaces here."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "tests/triton_compiles.py"],
+        **PROCESS | {"env": env | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}},
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 300

@@ -244,6 +244,8 @@ def gated(
         channels = x.shape[channel_dim]
         if network.fit(tensors, channels) and all(weight.shape == (channels,) for weight in weights):
             memory = _memory(x, channel_dim)
+        if kernels == library.TRITON and memory is not None and not memory.fits_gpu:
+            memory = None
     if tensors is None or memory is None:
         if form is scale_relu:  # once for both
             x, unit = x.relu(), unit._replace(form=scale)
@@ -284,6 +286,11 @@ class _Memory(NamedTuple):
     channels: int
     positions: int
     rows: bool
+
+    @property
+    def fits_gpu(self) -> bool:
+        """Whether the kernels of a GPU, which count the elements of a sample and of a map in 32 bits, can take it."""
+        return self.positions * max(self.samples, self.channels) < 2**31
 
     def for_form(self, values: Sequence[Tensor]) -> "_Memory":
         """With one channel, where coefficients are the same for all."""
@@ -474,7 +481,11 @@ class _GatedOnGPU(torch.autograd.Function):
         x = next(rest)
         tensors, statistics, values = (list(islice(rest, count)) for count in ctx.counts)
         if library.needs_reference(g, library.TRITON):
-            return library.reference_backward(ctx, unit.of_tensors, (x, *tensors), g)
+
+            def reference(x: Tensor, *tensors: Tensor) -> Tensor:
+                return unit.of_tensors(upcast(x), *(t.float() for t in tensors)).to(x.dtype)
+
+            return library.reference_backward(ctx, reference, (x, *tensors), g)
         maps = next(rest, None)
         memory = _memory(x, unit.channel_dim)
         if memory is None:  # as in ``_Gated``
@@ -522,9 +533,7 @@ class _GatedOnGPU(torch.autograd.Function):
         dx = None
         if needed[0]:
             statistic = _gpu_statistic(unit)
-            dx = gpu.input_backward(
-                form, statistic, memory, g, x, values, down.contiguous(), map_of_input
-            )
+            dx = gpu.input_backward(form, statistic, memory, g, x, values, down.contiguous(), map_of_input)
         return None, None, dx, *d_weights, *d_own
 
 

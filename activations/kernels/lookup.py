@@ -37,22 +37,26 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: f
         that of ``x``, dtype and memory format too.
     """
     kernels = library.backend(x, curve)
-    if kernels and _fit(x, curve, channel_dim) and (kernels == library.CPU or curve.shape[1] <= MOST_ON_GPU):
-        if torch.compiler.is_compiling():
-            from activations.kernels.gpu import ops
+    if not kernels or not _fit(kernels, x, curve, channel_dim):
+        return _piecewise_linear(channel_dim, min_width, x, curve)
+    y: Tensor
+    if torch.compiler.is_compiling():
+        from activations.kernels.gpu import ops
 
-            y: Tensor = ops.pointwise("pwlu", channel_dim, x, [curve], [min_width])
-            return y
-        y = _PiecewiseLinear.apply(kernels, channel_dim, min_width, library.dense(x), curve.contiguous())
-        return y
-    return _piecewise_linear(channel_dim, min_width, x, curve)
+        y = ops.pointwise("pwlu", channel_dim, x, [curve], [min_width])
+    else:
+        dense = library.dense(x), curve.contiguous()
+        y = _PiecewiseLinear.apply(kernels, channel_dim, min_width, *dense)
+    return y
 
 
-def _fit(x: Tensor, curve: Tensor, channel_dim: int) -> bool:
+def _fit(kernels: str, x: Tensor, curve: Tensor, channel_dim: int) -> bool:
     """Whether the kernel finds in ``curve`` what it reads."""
     if curve.ndim != 2:
         return False
     units, width = curve.shape
+    if kernels == library.TRITON and width > MOST_ON_GPU:
+        return False
     return width > 5 and (units == 1 or units == x.shape[channel_dim])
 
 

@@ -79,12 +79,11 @@ def pointwise(
     if not kernels:
         parameters = tuple([p if p.dtype is dtype else p.to(dtype) for p in parameters])
         kernels = library.backend(x, *parameters)
-    compiling = torch.compiler.is_compiling()
-    if kernels and not (
-        compiling and not parameters
-    ):  # a plain function is better compiled into its neighbors
-        count = _count_units if compiling else _units
-        units = count(name, *[p.shape for p in parameters])
+    if kernels:
+        compiling = kernels == library.TRITON and torch.compiler.is_compiling()
+        if compiling and not parameters:  # which is better compiled into its neighbors
+            return reference(x)
+        units = (_count_units if compiling else _units)(name, *[p.shape for p in parameters])
         if units == 1 or units == x.shape[channel_dim]:
             if compiling:
                 return _compiled(name, channel_dim, x, parameters)

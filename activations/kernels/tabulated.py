@@ -178,12 +178,13 @@ def ditac_on_gpu(
     form: Form, reference: Callable[[Tensor, Tensor], Tensor], x: Tensor, velocity: Tensor
 ) -> Tensor:
     """Return y of ``x`` for the velocities at the knots, (cells + 1,), which ``reference`` computes in torch operations."""
+    y: Tensor
     if torch.compiler.is_compiling():
         from activations.kernels.gpu import ops
 
-        y: Tensor = ops.ditac(*form, x, velocity)[0]
-        return y
-    y = _DiTACOnGPU.apply(reference, form, library.dense(x), velocity)
+        y = ops.ditac(*form, x, velocity)[0]
+    else:
+        y = _DiTACOnGPU.apply(reference, form, library.dense(x), velocity)
     return y
 
 
@@ -208,7 +209,11 @@ class _DiTACOnGPU(torch.autograd.Function):
         x, velocity, heights, rows = library.saved(ctx)
         if library.needs_reference(g, library.TRITON):
             return library.reference_backward(ctx, ctx.reference, (x, velocity), g)
-        return None, None, *ditac.backward(ctx.form, library.match_layout(g, x), x, heights, rows, len(velocity))
+        return (
+            None,
+            None,
+            *ditac.backward(ctx.form, library.match_layout(g, x), x, heights, rows, len(velocity)),
+        )
 
 
 def warped(ends: Tensor, velocity: Tensor, points: int) -> Tensor:

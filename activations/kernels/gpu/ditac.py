@@ -262,7 +262,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of ``x`` and of the velocity, (knots,), from ``g`` in the layout of ``x`` and ``forward``'s table."""
     columns = rows.shape[1]
-    tile = SUMS // columns
+    tile = max(1, SUMS // columns)
     dx, programs = torch.empty_like(x), _programs(x, tile)
     sums = x.new_empty(programs, columns, dtype=torch.float32)
     backward_kernel[(programs,)](

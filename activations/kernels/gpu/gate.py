@@ -248,7 +248,7 @@ def sums_kernel(
     )
     p = _load_numbers(tensors, counts, channels, sample, channel, inside)
     total = ()
-    for k in tl.static_range(sums):
+    for _ in tl.static_range(sums):
         total = total + (tl.zeros((height, width), tl.float32),)
     each: tl.constexpr = height if rows else width
     for tile in range(tl.program_id(1), tl.cdiv(positions, each), tl.num_programs(1)):

@@ -122,7 +122,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     columns = launch.power(velocity.shape[0])
     heights = velocity.new_empty(points, dtype=torch.float32)
-    return torch.empty_like(library.dense(x)), heights, velocity.new_empty(points, columns, dtype=torch.float32)
+    return (
+        torch.empty_like(library.dense(x)),
+        heights,
+        velocity.new_empty(points, columns, dtype=torch.float32),
+    )
 
 
 @ditac_backward.register_fake

@@ -312,7 +312,7 @@ def _tanh_of_exp(x):
 
 @triton.jit
 def tanh_exp(x, p):
-    e, m, r = _tanh_of_exp(x)
+    _, m, r = _tanh_of_exp(x)
     return x * (m * r)
 
 
@@ -342,7 +342,7 @@ def golu_backward(x, g, p):
 
 @triton.jit
 def serf(x, p):
-    value, slope = softplus(x)
+    value, _ = softplus(x)
     return x * tl.erf(value)
 
 
@@ -549,7 +549,8 @@ def finer_backward(x, g, p):
 @triton.jit
 def load_curve(parameters, numbers: tl.constexpr, units, unit, mask):
     pieces: tl.constexpr = numbers[0]
-    row = parameters[0] + unit * (pieces + 5)
+    # what is looked up later is looked up for all lanes
+    row = parameters[0] + tl.where(mask, unit, 0) * (pieces + 5)
     left = tl.load(row, mask, other=0.0).to(tl.float32)
     right = tl.load(row + 1, mask, other=1.0).to(tl.float32)
     size = tl.abs(left)
@@ -564,8 +565,8 @@ def load_curve(parameters, numbers: tl.constexpr, units, unit, mask):
 @triton.jit
 def _piece(x, p):
     """Return the width of a piece, how many of them x is from the left end, and the piece, of x held in the interval."""
-    width = tl.div_rn(p[3] - p[2], p[1] + 0.0 * p[3])
-    far = tl.div_rn(x - p[2], width + 0.0 * x)
+    width = tl.div_rn(p[3] - p[2], p[1] * 1.0)
+    far = tl.div_rn(x - p[2], width)
     piece = tl.floor(far)
     piece = tl.where(piece > p[1] - 1.0, p[1] - 1.0, piece)
     piece = tl.where(piece > 0.0, piece, 0.0)  # NaN as well
@@ -574,7 +575,7 @@ def _piece(x, p):
 
 @triton.jit
 def pwlu(x, p):
-    width, far, piece = _piece(x, p)
+    width, _, piece = _piece(x, p)
     low = tl.load(p[0] + piece.to(tl.int32)).to(tl.float32)
     high = tl.load(p[0] + piece.to(tl.int32) + 1).to(tl.float32)
     before, behind = x < p[2], x >= p[3]

@@ -71,7 +71,9 @@ def _neighbor(
     right: tl.constexpr,
 ):
     """Return the elements ``down`` rows below and ``right`` columns beside those of a tile; 0 outside the image."""
-    there = mask & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+    there = (
+        mask & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+    )
     return tl.load(x_ptr + offsets + (down * width + right) * step, there, other=0.0).to(tl.float32)
 
 
@@ -162,7 +164,7 @@ def statistics_kernel(
     count = tl.zeros((positions, across), tl.float32)
     means = ()
     squares = ()
-    for b in tl.static_range(len(sizes)):
+    for _ in tl.static_range(len(sizes)):
         means = means + (tl.zeros((positions, across), tl.float32),)
         squares = squares + (tl.zeros((positions, across), tl.float32),)
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
@@ -280,7 +282,7 @@ def sums_kernel(
     loaded, offset = _load_branches(weights, biases, channel, inside, sizes, biased)
     norms = _load_norms(norms_ptr, channels, channel, inside, len(sizes))
     total = (tl.zeros((positions, across), tl.float32),)
-    for b in tl.static_range(len(sizes)):
+    for _ in tl.static_range(len(sizes)):
         total = total + (tl.zeros((positions, across), tl.float32),)
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         offsets, mask, row, column = _tile(
@@ -344,7 +346,7 @@ def window_kernel(
     middle = tl.load(means_ptr + channel, inside, other=0.0)
     count: tl.constexpr = _numbers(sizes)
     total = ()
-    for k in tl.static_range(count):
+    for _ in tl.static_range(count):
         total = total + (tl.zeros((positions, across), tl.float32),)
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         offsets, mask, row, column = _tile(
@@ -531,8 +533,6 @@ def backward(
             gamma=totals[b + 1].to(branch.gamma.dtype),
             beta=totals[0].to(branch.beta.dtype),
         )
-        for b, (branch, part, bias) in enumerate(
-            zip(branches, parts[:count], parts[count:], strict=True)
-        )
+        for b, (branch, part, bias) in enumerate(zip(branches, parts[:count], parts[count:], strict=True))
     ]
     return dx, gradients

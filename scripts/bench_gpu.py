@@ -1,0 +1,183 @@
+"""What every activation costs on a GPU, in microseconds and as a share of the card's own bandwidth.
+
+python scripts/bench_activations.py --device cuda                                # all of it
+python scripts/bench_activations.py --device cuda --units 'pwlu*,ditac' --layouts contiguous     # some of it
+
+- ``fused`` are our kernels, ``reference`` plain torch operations, ``compiled`` torch.compile of these; ``relu`` is nn.ReLU.
+- Forward and backward are timed apart, by the card's own events, the median over the rounds with the quartiles. What a
+  forward must move is its input and its output, what a backward must move both gradients and the input: ``share`` is that
+  many bytes in this time, relative to the bytes per second of a copy of the same tensor.
+- Every call has another input and output gradient, in turns, so that together they are four times as large as the card's
+  cache: a result that lies in the cache would look faster than the memory is. A small tensor is bound by its launches
+  nevertheless; its row says what a call costs, not what a kernel could.
+- Parameters are in float32, whatever the input is, as under autocast.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from bench_tables import Row, markdown, shown
+from torch import Tensor, nn
+
+from activations.kernels import library
+from runners.errors import format_error
+from tasks.base import ActLayer
+
+# Sizes and dtypes: two that a card's memory bounds, and one that launches bound.
+SIZES = (
+    ((128, 64, 56, 56), torch.float32),
+    ((256, 64, 112, 112), torch.bfloat16),
+    ((32, 64, 32, 32), torch.float32),
+)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+PATHS = ("fused", "reference", "compiled")
+WARM = 3  # calls before the first that counts
+# Times the cache that the buffers of all turns take.
+ROTATED = 4
+
+Call = Callable[[], object]
+
+
+class Card:
+    """A GPU, and its clock."""
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no GPU")
+        properties = torch.cuda.get_device_properties(0)
+        self.device = torch.device("cuda", 0)
+        self.name, self.cache = properties.name, properties.L2_cache_size
+
+    def seconds(self, call: Call) -> float:
+        """Seconds that the card takes for ``call``, from the end of what was asked of it before."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+class Processor(Card):
+    """The CPU in the place of a card, for tests."""
+
+    def __init__(self) -> None:
+        self.device, self.name, self.cache = torch.device("cpu"), "cpu", 2**16
+
+    def seconds(self, call: Call) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+
+def measure(given: argparse.Namespace, factories: dict[str, ActLayer], card: Card) -> Iterator[list[Row]]:
+    """The rows of every size and layout."""
+    for size, dtype in given.sizes:
+        for layout in given.layouts if len(size) == 4 else ("contiguous",):
+            start = time.perf_counter()
+            facts = {"size": shown(size), "dtype": str(dtype).removeprefix("torch."), "layout": layout}
+            yield [row | facts for row in measured(given, factories, card, size, dtype, layout)]
+            print(f"{shown(size)} {layout}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+def measured(
+    given: argparse.Namespace,
+    factories: dict[str, ActLayer],
+    card: Card,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    layout: str,
+) -> list[Row]:
+    """A row for each unit and path; one that fails costs its own row."""
+    pairs = buffers(card, size, dtype, layout)
+    x = pairs[0][0]
+    room = torch.empty_like(x)
+    turns = iter(range(10**9))
+
+    def copy() -> object:
+        return room.copy_(pairs[next(turns) % len(pairs)][0].detach())
+
+    copied = 2 * x.nbytes / statistics.median(card.seconds(copy) for _ in range(WARM + given.rounds))
+    rows: list[Row] = []
+    for name, act_layer in {"relu": lambda channels: nn.ReLU(), **factories}.items():
+        for path in ("torch",) if name == "relu" else given.paths:
+            row: Row = {"kind": "gpu", "unit": name, "path": path, "copy_gb_per_s": rounded(copied / 1e9)}
+            try:
+                torch.manual_seed(0)
+                unit = act_layer(size[1]).to(card.device)
+                with library.using("auto" if path == "fused" else "reference"):
+                    model = torch.compile(unit) if path == "compiled" else unit
+                    found = timed(card, model, pairs, given.rounds)
+            except Exception as error:  # such as a unit of images at (98, 50)
+                rows.append(row | {"note": format_error(error)})
+                continue
+            for key, moved, seconds in (("fwd", 2, found[0]), ("bwd", 3, found[1])):
+                low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+                row |= {f"{key}_us": rounded(1e6 * middle), f"{key}_us_low": rounded(1e6 * low)}
+                row |= {f"{key}_us_high": rounded(1e6 * high)}
+                row |= {f"{key}_gb_per_s": rounded(moved * x.nbytes / middle / 1e9)}
+                row |= {f"{key}_share": rounded(moved * x.nbytes / middle / copied)}
+            rows.append(row)
+    return rows
+
+
+def buffers(card: Card, size: Sequence[int], dtype: torch.dtype, layout: str) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and output gradients for all turns."""
+    torch.manual_seed(0)
+
+    def draw() -> Tensor:
+        drawn = torch.randn(*size, device=card.device, dtype=dtype)
+        return drawn.contiguous(memory_format=LAYOUTS[layout])
+
+    first = draw()
+    count = max(2, -(-ROTATED * card.cache // (2 * first.nbytes)))
+    return [(draw().requires_grad_(), draw()) for _ in range(count)]
+
+
+def timed(
+    card: Card, model: Any, pairs: Sequence[tuple[Tensor, Tensor]], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of every round's forward, and of its backward."""
+    forward, backward = [], []
+    outputs: list[Tensor] = []
+    for turn in range(WARM + rounds):
+        x, g = pairs[turn % len(pairs)]
+        x.grad = None
+        model.zero_grad(set_to_none=True)
+        outputs.clear()
+        seconds = card.seconds(lambda x=x: outputs.append(model(x)))  # type: ignore[misc]
+        then = card.seconds(partial(outputs[0].backward, g))
+        if turn >= WARM:
+            forward.append(seconds)
+            backward.append(then)
+    return forward, backward
+
+
+def rounded(value: float) -> float:
+    """Four digits."""
+    return float(f"{value:.4g}")
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown, one for each size and layout: microseconds of forward and backward, in brackets the share of a copy."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["size"], row["dtype"], row["layout"]), []).append(row)
+    for (size, dtype, layout), group in groups.items():
+        paths = list(dict.fromkeys(row["path"] for row in group))
+        cells: dict[str, dict[str, str]] = {}
+        for row in group:
+            text = row.get("note") or " / ".join(
+                f"{row[f'{key}_us']:g} ({row[f'{key}_share']:.0%})" for key in ("fwd", "bwd")
+            )
+            cells.setdefault(row["unit"], {})[row["path"]] = text
+        title = f"{size} {dtype} {layout}: forward / backward in us (share of a copy, {group[0]['copy_gb_per_s']:g} GB/s)"
+        body = [[unit, *(found.get(path, "") for path in paths)] for unit, found in cells.items()]
+        yield markdown(title, ["unit", *paths], body)
