@@ -12,6 +12,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
 
+import bench_loop
 import pytest
 import torch
 from conftest import ACTIVATIONS, TASKS, config, make_factory, make_task, train
@@ -420,6 +421,23 @@ def test_a_missing_gpu_is_said() -> None:
     assert instantiate(config("task=digits").runner).device == "auto"
     with pytest.raises(Exception, match="device=cuda"):
         instantiate(config("task=digits", "runner=gpu").runner)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_loop.py", "--device", "cuda"])
+    with pytest.raises(SystemExit, match="2"):
+        bench_loop.main()
+    assert "device=cuda: must be one of auto, cpu" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_gpu_waits_where_no_stream_works() -> None:
+    """Of 0 to 20 the spans leave 5 to 8 and 12 to 14."""
+    spans = [(14.0, 20.0), (0.0, 4.0), (3.0, 5.0), (8.0, 12.0), (9.0, 10.0)]
+    assert bench_loop.idle_share(spans) == pytest.approx(5 / 20)
+    assert bench_loop.idle_share([(1.0, 2.0)]) == 0
 
 
 # ---- parts of a batch
