@@ -96,8 +96,16 @@ class Fourier(Pointwise):
 
     def coefficients(self, x: Tensor) -> Sequence[Tensor]:
         # The sinusoids' amplitudes first and the constant last; cos(z) is sin(z + pi / 2).
-        amplitudes = torch.cat([self.a[1:] * self.a.new_tensor(self.weights), self.a[:1]])
+        amplitudes = torch.cat([self.a[1:] * self._weights(), self.a[:1]])
         return self.f[:, None], (math.pi / 2 - self.phi)[:, None], amplitudes[:, None]
+
+    def _weights(self) -> Tensor:
+        """Return 1 / k! for all terms, the same bits either way."""
+        if self.a.is_cpu:
+            return self.a.new_tensor(self.weights)
+        # copying a list would make a GPU wait
+        steps = torch.arange(1, self.degree + 1, dtype=self.a.dtype, device=self.a.device)
+        return steps.cumprod(0).reciprocal()
 
     @staticmethod
     def formula(x: Tensor, frequency: Tensor, phase: Tensor, amplitude: Tensor) -> Tensor:

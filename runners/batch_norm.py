@@ -15,6 +15,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from activations.base import Activation
+
 
 def share_statistics(network: nn.Module, *, synchronized: bool) -> None:
     """Prepare the units of ``network`` for a batch that is spread over several processes.
@@ -25,8 +27,8 @@ def share_statistics(network: nn.Module, *, synchronized: bool) -> None:
     for module in network.modules():
         if synchronized and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = partial(_forward, module)  # type: ignore[method-assign]
-        if hasattr(module, "pooled"):
-            module.pooled, module.attached = synchronized, False
+        if isinstance(module, Activation) and hasattr(module, "pooled"):
+            module.pooled, module.attached = synchronized, False  # type: ignore[assignment]
 
 
 def batch_norm(
@@ -73,11 +75,9 @@ class _BatchNorm(torch.autograd.Function):
         var = (sums[2] / count - mean.square()).clamp_min(0)
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        narrow = [value.to(wide.dtype) for value in (mean, var)]
-        affine = [None if value is None else value.to(wide.dtype) for value in (weight, bias)]
-        y = F.batch_norm(wide, *narrow, *affine, False, 0.0, eps).to(x.dtype)
+        y = F.batch_norm(wide, mean.to(wide.dtype), var.to(wide.dtype), weight, bias, False, 0.0, eps)
         ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
+        return y.to(x.dtype), mean, var, count
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:

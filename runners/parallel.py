@@ -4,6 +4,7 @@ Rank 0 leads: it holds the lock of the cell, decides whether there is anything t
 do the same on their parts of every batch, and write nothing. Nothing here imports torch before there are several.
 """
 
+import logging
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A process that ends is noticed at once; this is for what rank 0 does alone, such as pictures.
 PATIENCE = timedelta(hours=6)
 LOST = re.compile(r"gloo|connection (?:closed|reset)|broken pipe|nccl", re.IGNORECASE)
+LEAD = 2.0  # seconds by which rank 0 tells of an error before the others
 SAID, MESSAGE = "said", "message"  # keys of the store
 
 
@@ -40,8 +42,10 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0, store: Any = None) -> None:
         self.rank, self.size, self.local, self.store = rank, size, local, store
+        self.control: Any = (
+            None  # a group beside that of the training, which is used from other threads as well
+        )
         self._votes: tuple[Any, torch.Tensor] | None = None
-        self._group: Any = None
         self._told = False
 
     @property
@@ -65,7 +69,7 @@ class World:
 
         flag = torch.tensor([int(go)])
         with self.guarded():
-            torch.distributed.broadcast(flag, 0)
+            torch.distributed.broadcast(flag, 0, group=self.control)
         return bool(flag.item())
 
     def agreed(self, received: signal.Signals | None) -> signal.Signals | None:
@@ -85,18 +89,10 @@ class World:
             answer = int(flag.item())
         flag = torch.tensor([int(received or 0)])
         work = torch.distributed.all_reduce(
-            flag, torch.distributed.ReduceOp.MAX, group=self._control(), async_op=True
+            flag, torch.distributed.ReduceOp.MAX, group=self.control, async_op=True
         )
         self._votes = work, flag
         return signal.Signals(answer) if answer else None
-
-    def _control(self) -> Any:
-        """A group of its own, as training uses the other from another thread."""
-        import torch
-
-        if self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-        return self._group
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
@@ -107,10 +103,10 @@ class World:
         import torch
 
         if not self.leads:
-            torch.distributed.barrier(self._control())
+            torch.distributed.barrier(self.control)
         yield
         if self.leads:
-            torch.distributed.barrier(self._control())
+            torch.distributed.barrier(self.control)
 
     def gather_objects(self, own: Any) -> list[Any]:
         """Return what each process passes, in the order of their ranks."""
@@ -119,7 +115,7 @@ class World:
         import torch
 
         found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, own, group=self._control())
+        torch.distributed.all_gather_object(found, own, group=self.control)
         return found
 
     def adopt_buffers(self, network: "nn.Module") -> None:
@@ -154,6 +150,9 @@ class World:
         """Print an error by which this process ends, unless another one of them has printed its own before."""
         if self.store is not None:
             message = f"process {self.rank} of {self.size}: {message}" if self.rank else message
+            # of an error that all of them have rank 0 tells
+            if not self.leads and self._message(timeout=LEAD) is not None:
+                return
             with suppress(Exception):  # torchrun's own process is gone, and the store with it
                 if self.store.add(SAID, 1) > 1:
                     return
@@ -170,11 +169,13 @@ class World:
                 raise
             raise ProcessLostError(self.size, self._message()) from error
 
-    def _message(self) -> str | None:
-        """What a process said that ended by an error of its own; None if none did."""
+    def _message(self, timeout: float = 0.5) -> str | None:
+        """What a process said that ended by an error of its own; None if none has within so many seconds."""
+        if self.store is None:
+            return None
         with suppress(Exception):
-            if self.store is not None and self.store.add(SAID, 0):
-                return str(self.store.get(MESSAGE).decode())
+            self.store.wait([MESSAGE], timedelta(seconds=timeout))
+            return str(self.store.get(MESSAGE).decode())
         return None
 
 
@@ -233,7 +234,9 @@ def joined() -> Iterator[World]:
             world_size=size,
             timeout=PATIENCE,
         )
+        _world.control = distributed.new_group(backend="gloo", timeout=PATIENCE)
     if not _world.leads:
+        logging.getLogger("actbench").addHandler(logging.NullHandler())  # rank 0 warns of the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     yield _world
     # Not after an error: a group that has lost a member need not come to an end.

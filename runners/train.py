@@ -224,7 +224,7 @@ class Train:
                     run.step += 1
 
                     # Metrics and progress bar.
-                    means.add(share.count, **step.values(task, share))
+                    means.add(share.samples, **step.values(task, share))
                     reads = run.step % CHECK_INTERVAL == 0
                     if reads and not means.finite():
                         break

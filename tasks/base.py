@@ -29,13 +29,13 @@ class Share(NamedTuple):
 
     Attributes:
         inputs, target: its rows.
-        count: number of samples of the whole batch.
+        samples: number of those of the whole batch.
         weight: part of the batch's mean that comes from these rows; None of a process that is alone.
     """
 
     inputs: Tensor
     target: Tensor
-    count: int
+    samples: int
     weight: Tensor | float | None = None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from activations.checks import check_number
 from tasks.base import Batch, Recipe, Task
-from tasks.data.augment import check_augment, draws_first
+from tasks.data.augment import Compose, Drawn, check_augment, draws_first
 from tasks.data.sets import SampleSet
 from tasks.data.splits import hold_out
 from tasks.data.store import one_threaded
@@ -99,7 +99,7 @@ class ImageTask(Task):
         for chunk, part in zip(chunks, own, strict=True):
             count = len(chunk)
             samples = next(read) if len(part) else torch.empty(0, *self.store.shape, dtype=torch.uint8)
-            if split == "train" and self.augment is not None:
+            if split == "train" and isinstance(self.augment, Compose | Drawn):
                 rows = self.processes.part(count)
                 samples = self.augment.of_batch(samples, generator, count, rows)
             yield *self._batch(samples, part, generator if split == "train" else None), count

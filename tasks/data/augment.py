@@ -34,7 +34,8 @@ class Drawn(ABC):
 
     def of_batch(self, images: Tensor, generator: torch.Generator, count: int, rows: slice) -> Tensor:
         """Augment ``images``, which are ``rows`` of a batch of ``count``, as they would be with the others."""
-        draws = self.draw(count, *images.shape[2:], generator)
+        height, width = images.shape[2:]
+        draws = self.draw(count, height, width, generator)
         return self.apply(images, *(send(drawn[rows], images.device) for drawn in draws))
 
     @abstractmethod
