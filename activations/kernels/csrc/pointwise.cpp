@@ -26,9 +26,9 @@ FORWARD {
 }
 BACKWARD {
     V d = p[0] - p[1], z = d * x, s = sigmoid<T>(p[2] * z), y = s * z, slope = fma(-y, s, y);
-    V dz = g * fma(p[2], slope, s), gx = g * x;
+    V dz = g * fma(p[2], slope, s);
     dp[0] = fma(dz, x, dp[0]);
-    dp[1] += fma(-dz, x, gx);
+    dp[1] = fma(g - dz, x, dp[1]);
     dp[2] = fma(g * z, slope, dp[2]);
     return fma(dz, d, g * p[1]);
 }
@@ -119,17 +119,16 @@ struct Apl : Unit {  // a_1 ... a_S, b_1 ... b_S
 };
 
 struct NPwlu : Unit {  // B_0 ... B_N, Y_0 ... Y_N, S_0 ... S_N+1
-    static constexpr int params = 4;
+    static constexpr int params = 4, usual = 16;
     static constexpr bool many = true;
     FORWARD {
         const int knots = (n - 1) / 3;
-        V anchor = p[0], value = p[knots], slope = p[2 * knots];
+        V y = fma(p[2 * knots], x - p[0], p[knots]);
         for (int k = 0; k < knots; k++) {
-            auto beyond = x >= p[k];
-            anchor = beyond ? p[k] : anchor, value = beyond ? p[knots + k] : value;
-            slope = beyond ? p[2 * knots + k + 1] : slope;
+            V next = fma(p[2 * knots + k + 1], x - p[k], p[knots + k]);
+            y = x >= p[k] ? next : y;
         }
-        return fma(slope, x - anchor, value);
+        return y;
     }
     // dp gathers the sums of g and of g (x - anchor) over every piece; the knots' follow from them
     BACKWARD {
@@ -191,14 +190,13 @@ INLINE V clamped(V x) {
     return x > V(saturated) ? V(saturated) : x;
 }
 FORWARD {
-    V e = exp<T>(clamped<T>(x)), m = expm1_of_few<T>(e + e);
+    V e = exp_below<T>(clamped<T>(x)), m = expm1_of_few<T>(e, T(2));
     return x * (m * reciprocal<T>(m + T(2)));
 }
 BACKWARD {
-    V e = exp<T>(clamped<T>(x)), m = expm1_of_few<T>(e + e), r = reciprocal<T>(m + T(2)), t = m * r;
-    // 1 - tanh^2 = 4 (m + 1) / (m + 2)^2, without the difference of what is nearly equal
-    V slope = fma(x * e, T(4) * (m + T(1)) * r * r, t);
-    return g * (x > V(T(20)) ? V(1) : slope);
+    V z = clamped<T>(x), e = exp_below<T>(z), m = expm1_of_few<T>(e, T(2)), r = reciprocal<T>(m + T(2)), t = m * r;
+    // 1 - tanh^2 = 4 (m + 1) / (m + 2)^2, without the difference of what is nearly equal; where z is not x, it is 0
+    return g * fma(z * e, fma(V(T(4)), m, V(T(4))) * r * r, t);
 }
 };
 

@@ -16,6 +16,7 @@ constexpr int MAX_PARAMS = 40;
 constexpr int64_t BLOCK = 64;
 
 struct Unit {
+    static constexpr int usual = 0;  // where their number varies, the one that has code of its own
     static void finish(double*, const double*, int) {}
 };
 
@@ -38,7 +39,8 @@ struct Runner {
     int n;
     explicit Runner(const Pointwise<T>& t) : t(t), n(Unit::many ? (int)t.n : Unit::params) {}
 
-    INLINE V apply(V x, V g, const V* p, V* dp, int n) {
+    template <class Count>
+    INLINE V apply(V x, V g, const V* p, V* dp, Count n) {
         if constexpr (back)
             return Unit::template backward<T>(x, g, p, dp, n);
         else
@@ -46,7 +48,8 @@ struct Runner {
     }
 
     // one unit along a run of memory
-    void run(const T* x, const T* g, T* out, int64_t size, const V* p, double* sums) const {
+    template <class Count>
+    void run(const T* x, const T* g, T* out, int64_t size, const V* p, double* sums, Count n) const {
         for (int64_t first = 0; first < size;) {
             V dp[MOST] = {};
             int64_t last = first + BLOCK * W < size ? first + BLOCK * W : size, i = first;
@@ -104,7 +107,10 @@ struct Runner {
                 V p[MOST];
                 double own[MOST] = {};
                 for (int k = 0; k < n; k++) p[k] = V(t.p[k][c]);
-                run(t.x + i, t.g + i, t.out + i, length, p, own);
+                if (Unit::usual && n == Unit::usual)
+                    run(t.x + i, t.g + i, t.out + i, length, p, own, Number<Unit::usual>());
+                else
+                    run(t.x + i, t.g + i, t.out + i, length, p, own, n);
                 if constexpr (back)
                     for (int k = 0; k < n; k++) sums[k * C + c] += own[k];
             }

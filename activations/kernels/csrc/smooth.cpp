@@ -17,11 +17,10 @@ BACKWARD {
 };
 
 UNIT(Serf, 0)
-FORWARD { return x * erf<T>(softplus<T>(x).value).erf; }
+FORWARD { return x * erf<T>(softplus<T>(x)).erf; }
 BACKWARD {
-    auto s = softplus<T>(x);
-    auto e = erf<T>(s.value);
-    return g * fma(within<T>(x, T(700)) * T(TWO_OVER_ROOT_PI) * e.gauss, s.slope, e.erf);
+    auto e = erf<T>(softplus<T>(x));
+    return g * fma(within<T>(x, T(700)) * T(TWO_OVER_ROOT_PI) * e.gauss, sigmoid<T>(x), e.erf);
 }
 };
 
@@ -97,38 +96,42 @@ BACKWARD {
 UNIT(Mish, 0)
 // tanh(log(1 + e)) = w / (w + 2) with e = exp(x) and w = e (e + 2), which is 1 from 20 on
 FORWARD {
-    V e = exp<T>(x > V(T(20)) ? V(T(20)) : x), w = fma(e, e, e + e);
+    V e = exp_below<T>(x > V(T(20)) ? V(T(20)) : x), w = fma(e, e, e + e);
     return x * (w / (w + T(2)));
 }
 BACKWARD {
-    V low = within<T>(x, T(700)), z = low > V(T(20)) ? V(T(20)) : low, e = exp<T>(z), w = fma(e, e, e + e);
-    V inverse = reciprocal<T>(w + T(2));
-    return g * fma(T(4) * z * e * inverse, (e + T(1)) * inverse, w * inverse);
+    V low = x < V(T(-700)) ? V(T(-700)) : x, z = low > V(T(20)) ? V(T(20)) : low;
+    V e = exp_below<T>(z), w = fma(e, e, e + e), inverse = reciprocal<T>(w + T(2));
+    return g * (inverse * fma(z * e * fma(V(T(4)), e, V(T(4))), inverse, w));
 }
 };
 
 UNIT(SoftplusUnit, 3)  // beta, 1 / beta, threshold
 FORWARD {
     V z = p[0] * x;
-    return z > p[2] ? x : nan_of<T>(x, softplus<T>(z).value * p[1]);
+    return z > p[2] ? x : softplus<T>(z) * p[1];
 }
 BACKWARD {
     V z = p[0] * x;
-    return z > p[2] ? g : g * softplus<T>(z).slope;
+    return z > p[2] ? g : g * sigmoid<T>(z);
 }
 };
 
 UNIT(Tanh, 0)
-FORWARD {
-    V a = abs(x), square = x * x, near = fma(x * square, BY_PRECISION(TANH, square), x);
-    V m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a)), t = m / (m + T(2));
-    return nan_of<T>(x, square < V(T(0.3)) ? near : (x < V(0) ? -t : t));
+// (1 - e) / (1 + e) with e = exp(-2 abs(x)), near 0 by its series, which also keeps NaN
+template <class T, class V = Vec<T>>
+INLINE V decay(V x) {
+    const V a = abs(x);
+    return exp_within<T>(a > V(T(40)) ? V(T(40)) : a, T(-2));
 }
-BACKWARD {
-    // near 0 of the tangent, elsewhere 4 (m + 1) / (m + 2)^2, which is 0 where the square overflows
-    V a = abs(x), square = x * x, near = fma(x * square, BY_PRECISION(TANH, square), x);
-    V m = expm1_of_few<T>(T(2) * (a > V(T(40)) ? V(T(40)) : a)), outer = m + T(2);
-    return g * (square < V(T(0.3)) ? fma(-near, near, V(T(1))) : T(4) * (m + T(1)) / (outer * outer));
+FORWARD {
+    V square = x * x, near = fma(x * square, BY_PRECISION(TANH, square), x);
+    V e = decay<T>(x), t = (T(1) - e) / (T(1) + e);
+    return square >= V(T(0.3)) ? (x < V(0) ? -t : t) : near;
+}
+BACKWARD {  // 4 e / (1 + e)^2
+    V e = decay<T>(x), half = fma(V(T(0.5)), e, V(T(0.5)));
+    return g * (e / (half * half));
 }
 };
 

@@ -27,6 +27,15 @@ struct Table {
     int64_t pieces() const { return before + after; }
 };
 
+// Whether a division is faster than what replaces it: on AVX2, where nothing else needs the divider.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <class T>
+constexpr bool DIVIDES = sizeof(T) == 4;
+#else
+template <class T>
+constexpr bool DIVIDES = false;
+#endif
+
 // what a vector of elements needs to know of its table
 template <class T>
 struct Place {
@@ -37,18 +46,24 @@ struct Place {
         return {V(t.origin), V(t.width), V(t.inverse), V(t.least),
                 V(t.most),   V(t.end),   V(t.at_end),  V(t.at_end - 1)};
     }
-    // the piece of each x, counted from the origin, and how far it is from the piece's anchor
+    // The piece of each x, counted from the origin, and how far it is from the piece's anchor. ``closed``: the tail on the
+    // right begins at the end.
+    template <bool closed>
     INLINE IVec<T> find(const Place& p, V x, V& beyond) {
         V distance = x - p.origin, held = distance > p.least ? distance : p.least;  // NaN as well
-        held = held < p.most ? held : p.most;
-        // the quotient rounded as by a division (Markstein's theorem): points on knots belong to the piece to the right
-        V q = held * p.inverse;
-        V i = floor(fma(fma(-q, p.width, held), p.inverse, q));
+        if constexpr (!closed) held = held < p.most ? held : p.most;
+        V i = floor(quotient(p, held));
         // the width is rounded, and so is where the end would be by it
-        V right = i > p.at_end ? i : p.at_end, left = i < p.before_end ? i : p.before_end;
+        V left = i < p.before_end ? i : p.before_end, right = closed ? p.at_end : i > p.at_end ? i : p.at_end;
         i = x >= p.end ? right : left;
         beyond = fma(-p.width, i, distance);
         return __builtin_convertvector(i, IVec<T>);
+    }
+    // ``held`` in widths, rounded as by a division, so that points on knots belong to the piece to the right
+    INLINE V quotient(const Place& p, V held) {
+        if constexpr (DIVIDES<T>) return held / p.width;
+        V q = held * p.inverse;  // Markstein's theorem
+        return fma(fma(-q, p.width, held), p.inverse, q);
     }
 };
 
@@ -84,6 +99,35 @@ struct InRegisters {
         return _mm512_permutex2var_ps(t.slopes[0], (__m512i)at, t.slopes[1]);
     }
 };
+#elif defined(__AVX2__)
+constexpr int64_t SMALL = 24;
+struct InRegisters {
+    alignas(32) float values[SMALL], slopes[SMALL];
+    int32_t before;
+    INLINE InRegisters of(const Table<float>& t) {
+        InRegisters found;
+        found.before = (int32_t)t.before;
+        for (int64_t p = 0; p < SMALL; p++) {
+            const bool inside = p < t.pieces();
+            found.values[p] = inside ? t.pairs[2 * p] : 0, found.slopes[p] = inside ? t.pairs[2 * p + 1] : 0;
+        }
+        return found;
+    }
+    // lane by lane: the lowest three bits of a place choose in each third of the numbers
+    INLINE Vec<float> third(const float* numbers, IVec<float> at) {
+        Vec<float> found;
+        found.lo = _mm256_permutevar8x32_ps(*(const __m256*)numbers, (__m256i)at.lo);
+        found.hi = _mm256_permutevar8x32_ps(*(const __m256*)numbers, (__m256i)at.hi);
+        return found;
+    }
+    INLINE Vec<float> number(const InRegisters& t, const float* all, IVec<float> at) {
+        at += t.before;
+        const Vec<float> low = at > 7 ? third(all + 8, at) : third(all, at);
+        return at > 15 ? third(all + 16, at) : low;
+    }
+    INLINE Vec<float> value(const InRegisters& t, IVec<float> at) { return number(t, t.values, at); }
+    INLINE Vec<float> slope(const InRegisters& t, IVec<float> at) { return number(t, t.slopes, at); }
+};
 #else
 constexpr int64_t SMALL = 0;
 #endif
@@ -109,17 +153,18 @@ struct Histogram {
 
     int64_t size() const { return kind == FEW ? 8 * pieces : last - first + 2 * WIDTH<T>; }
 
-    // the cell of each lane, from the piece counted from the origin
+    // in bytes, where the cell of each lane is, from the piece counted from the origin
     template <Kind kind>
     INLINE IVec<T> at(const Histogram& h, IVec<T> piece) {
+        constexpr I bytes = sizeof(Cell);
         const auto lane = lane_numbers<T>();
-        if constexpr (kind == FEW) return piece * 8 + ((lane & 7) + 8 * h.before);
+        if constexpr (kind == FEW) return piece * (8 * bytes) + ((lane & 7) + 8 * h.before) * bytes;
         const I inside = h.last - h.first;
         IVec<T> cell = piece - h.first;
         auto within = __builtin_convertvector(cell, Unsigned<T>) < (typename Lanes<T>::UInt)inside;
         cell = within ? cell : lane + inside;
         if constexpr (kind == TAILS) cell = piece >= h.last ? lane + (inside + WIDTH<T>) : cell;
-        return cell;
+        return cell * bytes;
     }
     // how many sums there are, and add the cells up to them and empty the cells
     int64_t sums() const { return kind == LEARNT ? last - first : pieces; }
@@ -160,11 +205,20 @@ INLINE void read_pairs(const T* origin, const typename Lanes<T>::Int* at, Vec<T>
             memcpy(&both, origin + 2 * (int64_t)at[l], 8);
             return both;
         };
+#ifdef __AVX512F__
         const Vec<double> low = {pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)};
         const Vec<double> high = {pair(8), pair(9), pair(10), pair(11), pair(12), pair(13), pair(14), pair(15)};
         const Vec<float> a = *(const Vec<float>*)&low, b = *(const Vec<float>*)&high;
         value = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         slope = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+        // in the order in which a shuffle within every 16 bytes sorts them
+        const Vec<double> low = {pair(0), pair(1), pair(4), pair(5), pair(8), pair(9), pair(12), pair(13)};
+        const Vec<double> high = {pair(2), pair(3), pair(6), pair(7), pair(10), pair(11), pair(14), pair(15)};
+        const Vec<float> a = *(const Vec<float>*)&low, b = *(const Vec<float>*)&high;
+        value = __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30);
+        slope = __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+#endif
     } else {
         for (int l = 0; l < WIDTH<T>; l++) value[l] = origin[2 * at[l]], slope[l] = origin[2 * at[l] + 1];
     }
@@ -194,10 +248,28 @@ INLINE void store_pairs(T* to, Vec<T> a, Vec<T> b) {
 template <class T>
 INLINE void count(const typename Lanes<T>::Int* cell, const T* pairs, Cell* cells) {
     typedef T Pair __attribute__((ext_vector_type(2)));
-    each(cell, WIDTH<T>, [&](int64_t i, int64_t c) {
-        Cell t = __builtin_convertvector(*(const Pair*)(pairs + 2 * i), Cell);
-        cells[c] = fma(t, Cell{1.0, t.x}, cells[c]);
+    each(cell, WIDTH<T>, [&](int64_t i, int64_t offset) {
+        const Cell t = __builtin_convertvector(*(const Pair*)(pairs + 2 * i), Cell);
+        Cell& sums = *(Cell*)((char*)cells + offset);
+        sums = fma(t, Cell{1.0, t.x}, sums);
     });
+}
+
+// first(i, n) for every vector of a run, n being the lanes that count, and second(i, n) ``delay`` elements later. Where all
+// lanes count the compiler knows it: a copy of some lanes would make it save its registers.
+template <int W, class First, class Second>
+INLINE void staggered(int64_t size, int64_t delay, First first, Second second) {
+    const Number<W> all;
+    int64_t i = 0;
+    for (; i + W <= size; i += W) {
+        first(i, all);
+        if (i >= delay) second(i - delay, all);
+    }
+    for (; i < size + delay; i += W) {
+        const int64_t start = i - delay;
+        if (i < size) first(i, (int)(size - i));
+        if (start >= 0) second(start, size - start < W ? (int)(size - start) : W);
+    }
 }
 
 template <class T, bool small>
@@ -205,34 +277,33 @@ INLINE void table_forward(const Table<T>& t, const T* x, T* y, int64_t size) {
     using V = Vec<T>;
     constexpr int W = WIDTH<T>;
     const auto place = Place<T>::of(t);
-    V beyond;
 #ifdef __AVX512F__
     if constexpr (small) {
         const auto table = InRegisters::of(t);
-        for (int64_t i = 0; i < size; i += W) {
-            int n = size - i < W ? (int)(size - i) : W;
-            auto piece = Place<T>::find(place, load(x + i, n), beyond);
+        auto all = [&](int64_t i, auto n) __attribute__((always_inline)) {
+            V beyond;
+            auto piece = Place<T>::template find<small>(place, load(x + i, n), beyond);
             store(y + i, fma(InRegisters::slope(table, piece), beyond, InRegisters::value(table, piece)), n);
-        }
-        return;
+        };
+        return staggered<W>(size, 0, all, [](int64_t, int) {});
     }
 #endif
     constexpr int64_t DELAY = LATE * W;
     alignas(64) typename Lanes<T>::Int pieces[2 * DELAY];  // counted from the origin
     alignas(64) T distances[2 * DELAY];
-    for (int64_t i = 0; i < size + DELAY; i += W) {
-        if (i < size) {
-            const int64_t at = i & (2 * DELAY - 1);
-            *(IVec<T>*)(pieces + at) = Place<T>::find(place, load(x + i, size - i < W ? (int)(size - i) : W), beyond);
-            store(distances + at, beyond);
-        }
-        if (i >= DELAY) {
-            const int64_t start = i - DELAY, at = start & (2 * DELAY - 1);
-            V value, slope;
-            read_pairs<T>(t.pairs + 2 * t.before, pieces + at, value, slope);
-            store(y + start, fma(slope, load(distances + at), value), size - start < W ? (int)(size - start) : W);
-        }
-    }
+    auto place_all = [&](int64_t i, auto n) __attribute__((always_inline)) {
+        const int64_t at = i & (2 * DELAY - 1);
+        V beyond;
+        *(IVec<T>*)(pieces + at) = Place<T>::template find<small>(place, load(x + i, n), beyond);
+        store(distances + at, beyond);
+    };
+    auto read_all = [&](int64_t i, auto n) __attribute__((always_inline)) {
+        const int64_t at = i & (2 * DELAY - 1);
+        V value, slope;
+        read_pairs<T>(t.pairs + 2 * t.before, pieces + at, value, slope);
+        store(y + i, fma(slope, load(distances + at), value), n);
+    };
+    staggered<W>(size, DELAY, place_all, read_all);
 }
 
 template <class T, bool small, Kind kind>
@@ -241,41 +312,41 @@ INLINE void table_backward(const Table<T>& t, const Histogram<T>& histogram, con
     using V = Vec<T>;
     constexpr int W = WIDTH<T>;
     const auto place = Place<T>::of(t);
-#ifdef __AVX512F__
+#ifdef __AVX2__  // AVX-512 as well
     const auto table = small ? InRegisters::of(*(const Table<float>*)&t) : InRegisters();
 #endif
     constexpr int64_t DELAY = LATE * W, AHEAD = 512;
     alignas(64) typename Lanes<T>::Int pieces[2 * DELAY], hit[2 * DELAY];
     alignas(64) T pairs[4 * DELAY];  // g and x - anchor
-    for (int64_t i = 0; i < size + DELAY; i += W) {
-        if (i < size) {
-            int n = size - i < W ? (int)(size - i) : W;
-            const int64_t at = i & (2 * DELAY - 1);
-            __builtin_prefetch(x + i + AHEAD);
-            __builtin_prefetch(g + i + AHEAD);
-            __builtin_prefetch(dx + i + AHEAD, 1);
-            V beyond, down = load(g + i, n);
-            auto piece = Place<T>::find(place, load(x + i, n), beyond);
-            store_pairs(pairs + 2 * at, down, beyond);
-            *(IVec<T>*)(hit + at) = Histogram<T>::template at<kind>(histogram, piece);
-#ifdef __AVX512F__
-            if constexpr (small) store(dx + i, down * InRegisters::slope(table, piece), n);
+    auto place_all = [&](int64_t i, auto n) __attribute__((always_inline)) {
+        const int64_t at = i & (2 * DELAY - 1);
+        __builtin_prefetch(x + i + AHEAD);
+        __builtin_prefetch(g + i + AHEAD);
+        __builtin_prefetch(dx + i + AHEAD, 1);
+        V beyond, down = load(g + i, n);
+        auto piece = Place<T>::template find<small>(place, load(x + i, n), beyond);
+        store_pairs(pairs + 2 * at, down, beyond);
+        *(IVec<T>*)(hit + at) = Histogram<T>::template at<kind>(histogram, piece);
+#ifdef __AVX2__
+        if constexpr (small) store(dx + i, down * InRegisters::slope(table, piece), n);
 #endif
-            if constexpr (!small) *(IVec<T>*)(pieces + at) = piece;
-        }
-        if (i >= DELAY) {
-            const int64_t start = i - DELAY, at = start & (2 * DELAY - 1);
-            if constexpr (!small) {
-                const int n = size - start < W ? (int)(size - start) : W;
-                store(dx + start, load(g + start, n) * read_slopes<T>(t.pairs + 2 * t.before, pieces + at), n);
-            }
-            count(hit + at, pairs + 2 * at, cells);
-        }
-    }
+        if constexpr (!small) *(IVec<T>*)(pieces + at) = piece;
+    };
+    auto count_all = [&](int64_t i, auto n) __attribute__((always_inline)) {
+        const int64_t at = i & (2 * DELAY - 1);
+        if constexpr (!small)
+            store(dx + i, load(g + i, n) * read_slopes<T>(t.pairs + 2 * t.before, pieces + at), n);
+        count(hit + at, pairs + 2 * at, cells);
+    };
+    staggered<W>(size, DELAY, place_all, count_all);
 }
 
 template <class T>
 constexpr int64_t SMALL_OF = sizeof(T) == 4 ? SMALL : 0;
+template <class T>
+bool is_small(const Table<T>& t) {
+    return t.pieces() <= SMALL_OF<T> && t.at_end == t.after - 1;
+}
 
 // One table for each unit, laid out as ``at`` says. ``sums``, in backward: (units, pieces) cells, empty.
 template <class T>
@@ -302,7 +373,7 @@ struct Lookup {
     int64_t samples() const { return GROUP / at.inner; }
 
     static void forward_run(const Table<T>& t, const T* x, T* y, int64_t size) {
-        if (t.pieces() <= SMALL_OF<T>)
+        if (is_small(t))
             table_forward<T, (SMALL_OF<T> > 0)>(t, x, y, size);
         else
             table_forward<T, false>(t, x, y, size);
@@ -311,7 +382,7 @@ struct Lookup {
                              Cell* cells) {
         if (histogram.kind == LEARNT)
             table_backward<T, false, LEARNT>(t, histogram, x, g, dx, size, cells);
-        else if (t.pieces() <= SMALL_OF<T>)
+        else if (is_small(t))
             table_backward<T, (SMALL_OF<T> > 0), FEW>(t, histogram, x, g, dx, size, cells);
         else if (histogram.kind == FEW)
             table_backward<T, false, FEW>(t, histogram, x, g, dx, size, cells);

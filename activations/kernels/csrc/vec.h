@@ -269,48 +269,114 @@ INLINE Vec<T> sigmoid(Vec<T> x) {
     const Vec<T> s = reciprocal<T>(exp<T>(-x) + T(1));
     return x < Vec<T>(-LIMIT<T>) ? Vec<T>(0) : s;
 }
-// exp(x) - 1 for x between 0 and 80
+// exp(factor x) where that is between -LIMIT and LIMIT; elsewhere any number. The factor costs nothing in float.
 template <class T>
-INLINE Vec<T> expm1_of_few(Vec<T> x) {
-    return expm1<T>(x);
+INLINE Vec<T> exp_within(Vec<T> x, T factor) {
+    return exp<T>(factor * x);
 }
-#ifdef __AVX512F__
-// in float with fewer instructions: 2^n 2^f, the latter by a minimax polynomial (2e-9), the former by an instruction
+// exp(x) for x up to LIMIT
+template <class T>
+INLINE Vec<T> exp_below(Vec<T> x) {
+    return exp<T>(x);
+}
+// exp(factor x) - 1 for factor x between 0 and 80
+template <class T>
+INLINE Vec<T> expm1_of_few(Vec<T> x, T factor = 1) {
+    return expm1<T>(factor * x);
+}
+// In float with fewer instructions: 2^n 2^f, the latter by a minimax polynomial (2e-9).
 struct Exp2 {
-    Vec<float> f, factor, n;  // 2^f = 1 + f * factor
+    Vec<float> f, factor;  // 2^f = 1 + f * factor
+#ifdef __AVX512F__
+    Vec<float> n;
+    // v 2^n, by an instruction that knows subnormal numbers and infinity
+    INLINE Vec<float> scaled(const Exp2& e, Vec<float> v) { return _mm512_scalef_ps(v, e.n); }
+#else
+    IVec<float> power;  // n, where a number's exponent stands
+    INLINE Vec<float> scaled(const Exp2& e, Vec<float> v) { return from_bits<float>(bits<float>(v) + e.power); }
+#endif
 };
-// of sign * x
-INLINE Exp2 split_exp2(Vec<float> x, float sign = 1) {
+// of 2^(factor x / ln 2)
+INLINE Exp2 split_exp2(Vec<float> x, float factor) {
     using V = Vec<float>;
-    const V log2e = V(sign * 1.44269504f), n = _mm512_roundscale_ps(x * log2e, 0);
-    const V f = fma(x, V(sign * 1.92596303e-8f), fma(x, log2e, -n));
+    const V log2e = V(factor * 1.44269504f);
+    Exp2 e;
+#ifdef __AVX512F__
+    const V n = e.n = _mm512_roundscale_ps(x * log2e, 0);
+#else
+    const V round = V(12582912.0f), t = fma(x, log2e, round), n = t - round;  // as in split_exp
+    e.power = bits<float>(t) << Lanes<float>::mantissa;
+#endif
+    const V f = e.f = fma(x, V(factor * 1.92596303e-8f), fma(x, log2e, -n));
     V p = fma(V(1.535336196e-4f), f, V(1.339887502e-3f));
     p = fma(p, f, V(9.618436918e-3f));
     p = fma(p, f, V(5.550332367e-2f));
     p = fma(p, f, V(2.402264774e-1f));
-    return {f, fma(p, f, V(6.931471825e-1f)), n};
+    e.factor = fma(p, f, V(6.931471825e-1f));
+    return e;
 }
+template <>
+inline __attribute__((always_inline)) Vec<float> expm1_of_few<float>(Vec<float> x, float factor) {
+    const auto e = split_exp2(x, factor);
+    const Vec<float> scale = Exp2::scaled(e, Vec<float>(1));
+    return fma(scale * e.f, e.factor, scale - 1);
+}
+#ifdef __AVX512F__
 // within -most and most; NaN stays
 INLINE Vec<float> held(Vec<float> x, float most) {
     x = x > Vec<float>(most) ? Vec<float>(most) : x;
     return x < Vec<float>(-most) ? Vec<float>(-most) : x;
 }
-template <>
-inline __attribute__((always_inline)) Vec<float> exp<float>(Vec<float> x) {
-    const auto e = split_exp2(held(x, 104));
-    return _mm512_scalef_ps(fma(e.f, e.factor, Vec<float>(1)), e.n);
+INLINE Vec<float> exp_held(Vec<float> x, float most, float sign) {
+    const auto e = split_exp2(held(x, most), sign);
+    return Exp2::scaled(e, fma(e.f, e.factor, Vec<float>(1)));
 }
 template <>
-inline __attribute__((always_inline)) Vec<float> expm1_of_few<float>(Vec<float> x) {
-    const auto e = split_exp2(x);
-    const Vec<float> scale = _mm512_scalef_ps(Vec<float>(1), e.n);
-    return fma(scale * e.f, e.factor, scale - 1);
+inline __attribute__((always_inline)) Vec<float> exp<float>(Vec<float> x) {
+    return exp_held(x, 104, 1);
 }
 template <>
 inline __attribute__((always_inline)) Vec<float> sigmoid<float>(Vec<float> x) {
-    const auto e = split_exp2(held(x, 88), -1);
-    const Vec<float> s = reciprocal<float>(_mm512_scalef_ps(fma(e.f, e.factor, Vec<float>(1)), e.n) + 1);
+    const Vec<float> s = reciprocal<float>(exp_held(x, 88, -1) + 1);
     return x < Vec<float>(-88) ? Vec<float>(0) : s;
+}
+#else
+// 2^n 2^f, or where shuffles have a port of their own 2^n 2^(j / 8) 2^f by a table and a shorter polynomial (3e-8)
+template <>
+inline __attribute__((always_inline)) Vec<float> exp_within<float>(Vec<float> x, float factor) {
+    using V = Vec<float>;
+#ifdef __AVX2__
+    typedef float Half __attribute__((ext_vector_type(8)));
+    // adding 1.5 * 2^20 rounds to eighths and leaves j in the three lowest bits, n in those above
+    const V log2e = V(factor * 1.44269504f), round = V(1572864.0f), t = fma(x, log2e, round), n = t - round;
+    const V f = fma(x, V(factor * 1.92596303e-8f), fma(x, log2e, -n));
+    const IVec<float> at = bits<float>(t), power = (at << (Lanes<float>::mantissa - 3)) & (int32_t)0xff800000;
+    const Half eighths = {1, 1.09050773f, 1.18920712f, 1.29683955f, 1.41421356f, 1.54221083f, 1.68179283f, 1.83400809f};
+    V root;
+    root.lo = _mm256_permutevar8x32_ps(eighths, (__m256i)at.lo), root.hi = _mm256_permutevar8x32_ps(eighths, (__m256i)at.hi);
+    const V p = fma(fma(V(5.5496224e-2f), f, V(2.4025763e-1f)), f, V(6.9314721e-1f));
+    return from_bits<float>(bits<float>(fma(root * f, p, root)) + power);
+#else
+    const auto e = split_exp2(x, factor);
+    return Exp2::scaled(e, fma(e.f, e.factor, V(1)));
+#endif
+}
+template <>
+inline __attribute__((always_inline)) Vec<float> exp_below<float>(Vec<float> x) {
+    const Vec<float> e = exp_within<float>(x, 1);
+    return x < Vec<float>(-LIMIT<float>) ? Vec<float>(0) : e;
+}
+template <>
+inline __attribute__((always_inline)) Vec<float> exp<float>(Vec<float> x) {
+    return exp_below<float>(x > Vec<float>(LIMIT<float>) ? Vec<float>(LIMIT<float>) : x);
+}
+// one bound is enough: beyond the other one the result, whatever it is, gives way to 0
+template <>
+inline __attribute__((always_inline)) Vec<float> sigmoid<float>(Vec<float> x) {
+    constexpr float most = LIMIT<float>;
+    const Vec<float> e = exp_within<float>(x > Vec<float>(most) ? Vec<float>(most) : x, -1);
+    const Vec<float> s = reciprocal<float>(e + 1);
+    return x < Vec<float>(-most) ? Vec<float>(0) : s;
 }
 #endif
 
