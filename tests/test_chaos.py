@@ -14,6 +14,7 @@ from conftest import PROCESS, ROOT, train
 from toy import Toy
 
 
+@pytest.mark.slow  # 19 s of processor time, most of it for the reports of three grids
 def test_workers_that_are_killed_inside_writes_come_to_the_same_end(tmp_path: Path) -> None:
     command = [
         "scripts/chaos.py",
