@@ -367,7 +367,7 @@ def test_what_cannot_be_tuned(arguments: list[str], said: str) -> None:
             "task.recipe.lr: is tuned, so the grid itself must have one value",
         ),
         (["task=digits", "study=a,b"], "study=a,b: tune one study at a time"),
-        (["task=digits", "tune.task.recipe.lx=[1,2]"], "tune.task.recipe.lx: no such name; did you mean lr?"),
+        (["task=digits", "tune.task.recipe.weightdecay=[1,2]"], "no such name; did you mean weight_decay?"),
     ],
 )
 def test_grids_that_cannot_be_tuned(arguments: list[str], said: str, tmp_path: Path) -> None:
