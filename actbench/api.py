@@ -245,7 +245,8 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     """Read the records of a study, one row per cell, including failed ones.
 
     ``task_label`` and ``activation_label`` are names that differ wherever settings do: only cells with equal labels are
-    seeds of the same comparison. ``folder`` is the folder of the cell.
+    seeds of the same comparison. ``folder`` is the folder of the cell. Where settings were tuned (``scripts/tune.py``), ``recipe``
+    is ``common`` or ``tuned``, and a cell that counts for both is there twice.
 
     Args:
         path: the study's folder, ``outputs/STUDY``.

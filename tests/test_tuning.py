@@ -367,7 +367,7 @@ def test_what_cannot_be_tuned(arguments: list[str], said: str) -> None:
             "task.recipe.lr: is tuned, so the grid itself must have one value",
         ),
         (["task=digits", "study=a,b"], "study=a,b: tune one study at a time"),
-        (["task=digits", "tune.task.recipe.lx=[1,2]"], "tune.task.recipe.lx: no such name; did you mean lr?"),
+        (["task=digits", "tune.task.recipe.weightdecay=[1,2]"], "no such name; did you mean weight_decay?"),
     ],
 )
 def test_grids_that_cannot_be_tuned(arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -431,7 +431,10 @@ def test_the_command(tmp_path: Path) -> None:
     record = json.loads((cells[0] / "record.json").read_text())
     assert record["command"].startswith("python scripts/tune.py activation=relu")
     assert not (tmp_path / "main-trials" / "report").exists()
-    assert "relu sines2d: task.recipe.lr=0.1 is chosen" in done.stdout
+    table = read_tuning([tmp_path / "main"])
+    best = table.loc[table["val"].idxmin(), "settings"]
+    assert list(table["settings"][table["chosen"]]) == [best]
+    assert f"relu sines2d: {best} is chosen" in done.stdout
     assert set(pd.read_csv(tmp_path / "main" / "report" / "leaderboard.csv")["recipe"]) == {"common", "tuned"}
 
 
