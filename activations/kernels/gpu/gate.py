@@ -186,7 +186,7 @@ def statistic_kernel(
         at = tile * each + lanes
         mask = inside & (at < positions)
         x = tl.load(x_ptr + base + at * (channels if rows else 1), mask, other=0.0).to(tl.float32)
-        value, _ = statistic(x)
+        value, _slope = statistic(x)
         total += tl.where(mask, value, 0.0)
     axis: tl.constexpr = 0 if rows else 1
     place = sums_ptr + tl.program_id(1) * samples * channels + sample * channels + channel
@@ -262,7 +262,7 @@ def sums_kernel(
             g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
         if mapped:
             g *= tl.load(map_ptr + sample * positions + at, mask, other=0.0)
-        _, terms = form(x, g, p)
+        _dx, terms = form(x, g, p)
         grown = ()
         for k in tl.static_range(sums):
             grown = grown + (total[k] + tl.where(mask, terms[k], 0.0),)
@@ -311,8 +311,8 @@ def input_kernel(
         g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
         if mapped:
             g *= tl.load(map_ptr + sample * positions + at, mask, other=0.0)
-        dx, _ = form(x, g, p)
-        _, slope = statistic(x)
+        dx, _terms = form(x, g, p)
+        _value, slope = statistic(x)
         dx += down * slope
         if mapped:
             dx += attention * tl.load(down_map_ptr + sample * positions + at, mask, other=0.0)

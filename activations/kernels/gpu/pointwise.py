@@ -36,6 +36,7 @@ def forward_kernel(
     load: tl.constexpr,
     formula: tl.constexpr,
     counts: tl.constexpr,
+    pieces: tl.constexpr,
     by_rows: tl.constexpr,
     height: tl.constexpr,
     width: tl.constexpr,
@@ -62,7 +63,10 @@ def forward_kernel(
             mask = (rows < outer) & (at < inner)
         offsets = rows * step + at
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
-        y = formula(x, p)
+        if pieces:
+            y = formula(x, p, pieces)
+        else:
+            y = formula(x, p)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask)
 
 
@@ -79,6 +83,7 @@ def backward_kernel(
     load: tl.constexpr,
     formula: tl.constexpr,
     counts: tl.constexpr,
+    pieces: tl.constexpr,
     sums: tl.constexpr,
     by_rows: tl.constexpr,
     height: tl.constexpr,
@@ -111,7 +116,10 @@ def backward_kernel(
         offsets = rows * step + at
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
-        dx, terms = formula(x, g, p)
+        if pieces:
+            dx, terms = formula(x, g, p, pieces)
+        else:
+            dx, terms = formula(x, g, p)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
         grown = ()
         for k in tl.static_range(sums):
@@ -133,13 +141,14 @@ class Kernel(NamedTuple):
     counts: tuple[float, ...]  # of which it knows this
     units: int
     sums: int  # numbers that are summed up for the parameters
+    pieces: int = 0  # of a curve
 
 
 def kernel(name: str, parameters: Sequence[Tensor], numbers: Sequence[float]) -> Kernel:
     """Return the kernel of the unit ``name``."""
     if name == "pwlu":
         rows, width = parameters[0].shape
-        return Kernel(units.load_curve, (width - 5, *numbers), rows, width)
+        return Kernel(units.load_curve, (width - 5, *numbers), rows, width, width - 5)
     counts = tuple(p.shape[0] if p.ndim > 1 else 1 for p in parameters)
     total = sum(counts)
     sums = 2 * (total + 2) // 3 if name == "npwlu" else LEARNED.get(name, total)
@@ -164,6 +173,7 @@ def forward(
         load=one.load,
         formula=getattr(units, name),
         counts=one.counts,
+        pieces=one.pieces,
         by_rows=tiles.by_rows,
         height=tiles.height,
         width=tiles.width,
@@ -190,6 +200,7 @@ def backward(
         load=one.load,
         formula=getattr(units, f"{name}_backward"),
         counts=one.counts,
+        pieces=one.pieces,
         sums=one.sums,
         by_rows=tiles.by_rows,
         height=tiles.height,

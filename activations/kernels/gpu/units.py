@@ -542,8 +542,8 @@ def finer_backward(x, g, p):
     return g * (p[0] * (p[1] * tl.abs(x) + 1.0)) * tl.cos(p[0] * ((tl.abs(x) + 1.0) * x)), ()
 
 
-# ---- PWLU, csrc/table.cpp. ``p`` is the address of the unit's row of ``curve``, the number of pieces n, left and right end,
-# whether the right one is free, and the slopes of the tails: what ``load_curve`` returns.
+# ---- PWLU, csrc/table.cpp. ``p`` is the address of the heights, left and right end, whether the right one is free, and the
+# slopes of the tails: what ``load_curve`` returns. The functions also take the number of pieces between the ends.
 
 
 @triton.jit
@@ -559,54 +559,54 @@ def load_curve(parameters, numbers: tl.constexpr, units, unit, mask):
     right = tl.where(right < least, least, right)
     slope_left = tl.load(row + pieces + 3, mask, other=0.0).to(tl.float32)
     slope_right = tl.load(row + pieces + 4, mask, other=0.0).to(tl.float32)
-    return row + 2, pieces, left, right, free, slope_left, slope_right
+    return row + 2, left, right, free, slope_left, slope_right
 
 
 @triton.jit
-def _piece(x, p):
+def _piece(x, p, pieces: tl.constexpr):
     """Return the width of a piece, how many of them x is from the left end, and the piece, of x held in the interval."""
-    width = tl.div_rn(p[3] - p[2], p[1] * 1.0)
-    far = tl.div_rn(x - p[2], width)
+    width = tl.div_rn(p[2] - p[1], pieces * 1.0)
+    far = tl.div_rn(x - p[1], width)
     piece = tl.floor(far)
-    piece = tl.where(piece > p[1] - 1.0, p[1] - 1.0, piece)
+    piece = tl.where(piece > pieces - 1.0, pieces - 1.0, piece)
     piece = tl.where(piece > 0.0, piece, 0.0)  # NaN as well
     return width, far, piece
 
 
 @triton.jit
-def pwlu(x, p):
-    width, _, piece = _piece(x, p)
+def pwlu(x, p, pieces: tl.constexpr):
+    width, _, piece = _piece(x, p, pieces)
     low = tl.load(p[0] + piece.to(tl.int32)).to(tl.float32)
     high = tl.load(p[0] + piece.to(tl.int32) + 1).to(tl.float32)
-    before, behind = x < p[2], x >= p[3]
-    anchor = tl.where(before, p[2], tl.where(behind, p[3], p[2] + width * piece))
-    slope = tl.where(before, p[5], tl.where(behind, p[6], (high - low) / width))
+    before, behind = x < p[1], x >= p[2]
+    anchor = tl.where(before, p[1], tl.where(behind, p[2], p[1] + width * piece))
+    slope = tl.where(before, p[4], tl.where(behind, p[5], (high - low) / width))
     return tl.where(behind, high, low) + slope * (x - anchor)
 
 
 @triton.jit
-def pwlu_backward(x, g, p):
-    width, far, piece = _piece(x, p)
+def pwlu_backward(x, g, p, pieces: tl.constexpr):
+    width, far, piece = _piece(x, p, pieces)
     low = tl.load(p[0] + piece.to(tl.int32)).to(tl.float32)
     high = tl.load(p[0] + piece.to(tl.int32) + 1).to(tl.float32)
-    before, behind = x < p[2], x >= p[3]
-    slope = tl.where(before, p[5], tl.where(behind, p[6], (high - low) / width))
+    before, behind = x < p[1], x >= p[2]
+    slope = tl.where(before, p[4], tl.where(behind, p[5], (high - low) / width))
     dx = g * slope
     # of the height on the right; a unit's height on the left gets the rest
     share = tl.where(before, 0.0, tl.where(behind, 1.0, far - piece))
     right = g * share
     left = g - right
     # an end that moves takes the pieces with it
-    to_right = tl.where(before, 0.0, tl.where(behind, -dx, -dx * (far / p[1])))
-    to_left = tl.where(before, -dx, tl.where(behind, 0.0, -dx * (1.0 - far / p[1])))
-    to_left += tl.where(p[4], 0.0, to_right)
-    terms = to_left, tl.where(p[4], to_right, 0.0)
+    to_right = tl.where(before, 0.0, tl.where(behind, -dx, -dx * (far / pieces)))
+    to_left = tl.where(before, -dx, tl.where(behind, 0.0, -dx * (1.0 - far / pieces)))
+    to_left += tl.where(p[3], 0.0, to_right)
+    terms = to_left, tl.where(p[3], to_right, 0.0)
     here = piece == 0.0
     terms = terms + (tl.where(here, left, 0.0),)
-    for k in tl.static_range(1, p[1]):
+    for k in tl.static_range(1, pieces):
         following = piece == k
         terms = terms + (tl.where(here, right, tl.where(following, left, 0.0)),)
         here = following
     terms = terms + (tl.where(here, right, 0.0),)
-    tails = tl.where(before, g * (x - p[2]), 0.0), tl.where(behind, g * (x - p[3]), 0.0)
+    tails = tl.where(before, g * (x - p[1]), 0.0), tl.where(behind, g * (x - p[2]), 0.0)
     return dx, terms + tails

@@ -297,7 +297,7 @@ def sums_kernel(
             )
             normal = normal + ((z - norms[b][0]) * norms[b][1],)
             top += normal[b] * norms[b][2] + norms[b][3]
-        down, _ = _down(x_ptr, g_ptr, offsets, mask, top, with_input)
+        down, _beside = _down(x_ptr, g_ptr, offsets, mask, top, with_input)
         grown = (total[0] + tl.where(mask, down, 0.0),)
         for b in tl.static_range(len(sizes)):
             grown = grown + (total[b + 1] + tl.where(mask, down * normal[b], 0.0),)
