@@ -42,9 +42,8 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0, store: Any = None) -> None:
         self.rank, self.size, self.local, self.store = rank, size, local, store
-        self.control: Any = (
-            None  # a group beside that of the training, which is used from other threads as well
-        )
+        # a group of its own, as training uses the default one from other threads as well
+        self.control: Any = None
         self._votes: tuple[Any, torch.Tensor] | None = None
         self._told = False
 
@@ -135,12 +134,19 @@ class World:
         # Buffers are equal, or rank 0's are taken at the end of an epoch: none are sent at every step.
         names = ("forward_sync_buffers", "broadcast_buffers")  # since torch 2.14, and before
         name = next(name for name in names if name in signature(DistributedDataParallel).parameters)
-        return DistributedDataParallel(
+        # It never looks again at a parameter that is frozen now, which a later phase may train.
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        wrapped = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             find_unused_parameters=True,  # a phase of an activation may leave some out
             **{name: False},  # type: ignore[arg-type]
         )
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        return wrapped
 
     def follow(self, cell: Cell) -> Cell:
         """Return ``cell`` as a process that does not write it sees it."""
