@@ -17,10 +17,11 @@ BACKWARD {
 };
 
 UNIT(Serf, 0)
-FORWARD { return x * erf<T>(softplus<T>(x)).erf; }
+FORWARD { return x * erf<T>(softplus<T>(x).value).erf; }
 BACKWARD {
-    auto e = erf<T>(softplus<T>(x));
-    return g * fma(within<T>(x, T(700)) * T(TWO_OVER_ROOT_PI) * e.gauss, sigmoid<T>(x), e.erf);
+    auto s = softplus<T>(x);
+    auto e = erf<T>(s.value);
+    return g * fma(within<T>(x, T(700)) * T(TWO_OVER_ROOT_PI) * e.gauss, s.slope, e.erf);
 }
 };
 
@@ -109,7 +110,7 @@ BACKWARD {
 UNIT(SoftplusUnit, 3)  // beta, 1 / beta, threshold
 FORWARD {
     V z = p[0] * x;
-    return z > p[2] ? x : softplus<T>(z) * p[1];
+    return z > p[2] ? x : softplus<T>(z).value * p[1];
 }
 BACKWARD {
     V z = p[0] * x;

@@ -68,7 +68,7 @@ template <class T>
 INLINE Vec<T> gauss(Vec<T> x) {
     const Vec<T> square = x * x, lost = fma(x, x, -square);
     const auto far = square > Vec<T>(LIMIT<T>);
-    const Vec<T> e = exp_within<T>(far ? Vec<T>(0) : square, T(-1));
+    const Vec<T> e = exp<T>(far ? Vec<T>(0) : -square);
     return far ? Vec<T>(0) : fma(-lost, e, e);
 }
 // exp(a^2) erfc(a) for a from 0 on; beyond 10 in float, where erfc is 0, any number
@@ -93,8 +93,12 @@ template <class T>
 INLINE Vec<T> log1p_of_unit(Vec<T> u) {
     return fma(-u * u, BY_PRECISION(LOG1P, u), u);
 }
-// log(1 + exp(z)); its derivative is the sigmoid
 template <class T>
-INLINE Vec<T> softplus(Vec<T> z) {
-    return relu(z) + log1p_of_unit<T>(exp_below<T>(-abs(z)));
+struct Softplus {
+    Vec<T> value, slope;  // log(1 + exp(z)), 1 / (1 + exp(-z))
+};
+template <class T>
+INLINE Softplus<T> softplus(Vec<T> z) {
+    const Vec<T> e = exp_below<T>(-abs(z));
+    return {relu(z) + log1p_of_unit<T>(e), (z < Vec<T>(0) ? e : Vec<T>(T(1))) / (e + T(1))};
 }

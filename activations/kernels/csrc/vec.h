@@ -361,14 +361,17 @@ inline __attribute__((always_inline)) Vec<float> exp_within<float>(Vec<float> x,
     return Exp2::scaled(e, fma(e.f, e.factor, V(1)));
 #endif
 }
+// where more is made of the result than a sum with 1: by the longer polynomial
 template <>
 inline __attribute__((always_inline)) Vec<float> exp_below<float>(Vec<float> x) {
-    const Vec<float> e = exp_within<float>(x, 1);
-    return x < Vec<float>(-LIMIT<float>) ? Vec<float>(0) : e;
+    const auto e = split_exp2(x, 1);
+    return x < Vec<float>(-LIMIT<float>) ? Vec<float>(0) : Exp2::scaled(e, fma(e.f, e.factor, Vec<float>(1)));
 }
 template <>
 inline __attribute__((always_inline)) Vec<float> exp<float>(Vec<float> x) {
-    return exp_below<float>(x > Vec<float>(LIMIT<float>) ? Vec<float>(LIMIT<float>) : x);
+    constexpr float most = LIMIT<float>;
+    const Vec<float> e = exp_within<float>(x > Vec<float>(most) ? Vec<float>(most) : x, 1);
+    return x < Vec<float>(-most) ? Vec<float>(0) : e;
 }
 // one bound is enough: beyond the other one the result, whatever it is, gives way to 0
 template <>
