@@ -90,10 +90,10 @@ class Launcher(Watched, SlurmLauncher):
         try:
             return super().__call__(*arguments)
         except SystemExit as end:
-            number = end.code - 128 if isinstance(end.code, int) else 0
+            by = end.code - 128 if isinstance(end.code, int) else 0
             job = submitit.JobEnvironment().job_id
-            cancelled = number == signal.SIGTERM and (states(job) or {}).get(job) != "RUNNING"
-            if number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) and not cancelled:
+            canceled = by == signal.SIGTERM and (states(job) or {}).get(job) != "RUNNING"
+            if by in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) and not canceled:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a job gets that is requeued
                 signal.raise_signal(signal.SIGUSR2)  # submitit requeues it
             raise

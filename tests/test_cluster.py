@@ -48,12 +48,12 @@ class Grid:
     def finish(self, status: int) -> str:
         """Return what the grid has said on stdout; its exit status must be ``status``."""
         try:
-            out, err = self.process.communicate(timeout=600)
+            out, self.err = self.process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
-        assert self.process.returncode == status, out + err
-        assert "Traceback" not in err
+        assert self.process.returncode == status, out + self.err
+        assert "Traceback" not in self.err
         return out
 
     def training(self) -> tuple[Path, int]:
@@ -279,6 +279,10 @@ def test_a_worker_of_joblib_that_is_killed(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     out = grid.finish(1)
     assert out.splitlines()[-1].startswith("page: ")
+    assert re.search(
+        r"^actbench: prelu digits seed=\d interrupted \S+; its process was killed, ", grid.err, re.M
+    )
+    assert "cells were not begun; the same command runs them" in grid.err
 
 
 def pids(outputs: Path) -> set[int]:
