@@ -153,7 +153,8 @@ class DiTAC(Activation):
         return self._function(x)
 
     def _function(self, x: Tensor) -> Tensor:
-        wide, theta = library.widen(x), self.theta
+        wide = library.widen(x)
+        theta: Tensor = self.theta
         # a cast to what it is would take 2 us of 30; the kernels of a GPU take x in half precision and theta as it is
         if theta.dtype is not wide.dtype and wide.dtype not in library.HALF:
             theta = theta.to(wide.dtype)

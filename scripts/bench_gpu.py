@@ -10,7 +10,7 @@ python scripts/bench_activations.py --device cuda --units 'pwlu*,ditac' --layout
 - Every call has another input and output gradient, in turns, so that together they are four times as large as the card's
   cache: a result that lies in the cache would look faster than the memory is. A small tensor is bound by its launches
   nevertheless; its row says what a call costs, not what a kernel could.
-- Parameters are in float32, whatever the input is, as under autocast.
+- Parameters are in float32; inputs in half precision come under autocast, which some references need.
 """
 
 import argparse
@@ -106,7 +106,8 @@ def measured(
 
     copied = 2 * x.nbytes / statistics.median(card.seconds(copy) for _ in range(WARM + given.rounds))
     rows: list[Row] = []
-    for name, act_layer in {"relu": lambda channels: nn.ReLU(), **factories}.items():
+    base: dict[str, Any] = {"relu": lambda channels: nn.ReLU()}
+    for name, act_layer in (base | factories).items():
         for path in ("torch",) if name == "relu" else given.paths:
             row: Row = {"kind": "gpu", "unit": name, "path": path, "copy_gb_per_s": rounded(copied / 1e9)}
             try:
@@ -147,12 +148,18 @@ def timed(
     """Seconds of every round's forward, and of its backward."""
     forward, backward = [], []
     outputs: list[Tensor] = []
+    dtype = pairs[0][0].dtype
+
+    def call(x: Tensor) -> None:
+        with torch.autocast(card.device.type, dtype, enabled=dtype is not torch.float32):
+            outputs.append(model(x))
+
     for turn in range(WARM + rounds):
         x, g = pairs[turn % len(pairs)]
         x.grad = None
         model.zero_grad(set_to_none=True)
         outputs.clear()
-        seconds = card.seconds(lambda x=x: outputs.append(model(x)))  # type: ignore[misc]
+        seconds = card.seconds(partial(call, x))
         then = card.seconds(partial(outputs[0].backward, g))
         if turn >= WARM:
             forward.append(seconds)

@@ -101,29 +101,33 @@ def test_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: py
     """With the CPU in the card's place, whose clock is another one, and nothing compiled."""
     monkeypatch.setattr(bench_gpu, "Card", bench_gpu.Processor)
     monkeypatch.setattr(torch, "compile", lambda unit: unit)
-    sizes = [((4, 3, 8, 8), torch.float32), ((2, 3, 8, 8), torch.bfloat16)]
+    sizes = [((4, 3, 8, 8), torch.float32), ((2, 3, 8, 8), torch.bfloat16), ((5, 3), torch.float32)]
     monkeypatch.setattr(bench_gpu, "SIZES", sizes)
-    arguments = ["--device", "cuda", "--units", "pwlu,maxout", "--rounds", "3", "--output", str(tmp_path)]
+    arguments = ["--device", "cuda", "--units", "pwlu,frelu", "--rounds", "3", "--output", str(tmp_path)]
     bench_activations.main(arguments)
     with (tmp_path / "gpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["size"], row["dtype"], row["layout"]) for row in rows} == {
-        (size, dtype, layout)
-        for size, dtype in (("4x3x8x8", "float32"), ("2x3x8x8", "bfloat16"))
-        for layout in ("contiguous", "channels_last")
+        ("5x3", "float32", "contiguous"),
+        *(
+            (size, dtype, layout)
+            for size, dtype in (("4x3x8x8", "float32"), ("2x3x8x8", "bfloat16"))
+            for layout in ("contiguous", "channels_last")
+        ),
     }
-    paths = [(row["unit"], row["path"], bool(row["note"])) for row in rows[:7]]
-    assert paths[0] == ("relu", "torch", False)
-    assert {row[0] for row in paths if row[2]} == {"maxout"}  # three channels are no pairs: its rows say so
-    assert [row[1] for row in paths if row[0] == "pwlu"] == ["fused", "reference", "compiled"]
+    paths = [(row["unit"], row["path"]) for row in rows[:7]]
+    assert paths[0] == ("relu", "torch")
+    assert [path for unit, path in paths if unit == "pwlu"] == ["fused", "reference", "compiled"]
+    # a unit of images alone: its rows say so, and the others do not suffer
+    assert {(row["unit"], row["size"]) for row in rows if row["note"]} == {("frelu", "5x3")}
     for row in rows:
-        if row["unit"] == "maxout":
+        if row["note"]:
             continue
         copied = float(row["copy_gb_per_s"])
         for key, moved in (("fwd", 2), ("bwd", 3)):
             low, middle, high = (float(row[f"{key}_us{end}"]) for end in ("_low", "", "_high"))
             assert 0 < low <= middle <= high < float("inf")
-            bytes_of_x = 4 * 3 * 64 * 4 if row["dtype"] == "float32" else 2 * 3 * 64 * 2
+            bytes_of_x = {"4x3x8x8": 4 * 3 * 64 * 4, "2x3x8x8": 2 * 3 * 64 * 2, "5x3": 5 * 3 * 4}[row["size"]]
             gb_per_s = float(row[f"{key}_gb_per_s"])
             assert gb_per_s == pytest.approx(moved * bytes_of_x / middle / 1000, rel=0.01)
             assert float(row[f"{key}_share"]) == pytest.approx(gb_per_s / copied, rel=0.01)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROCESS, ROOT
-from fused import POINTWISE, UNITS, arranged, draw, is_fused, make, run, takes
+from fused import GATED, POINTWISE, UNITS, arranged, draw, is_fused, make, run, takes
 from torch import Tensor
 
 from activations.base import Activation
@@ -29,8 +29,8 @@ from activations.kernels.gpu import ditac, launch, ops, window
 # The interpreter computes with numpy, which warns of what the hardware does silently.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-# These have no kernel for a GPU: a table of 2,048 heights without a fixed function outside.
-WITHOUT = ("ditac inf",)
+# No kernel: a table of 2,048 heights without a fixed function outside. No float32 throughout: torch's ELU in half precision.
+WITHOUT = ("ditac inf", "gct elu")
 NAMES = [name for name in UNITS if name not in WITHOUT]
 # Relative to the largest number of a tensor: half a unit in the last place of y and of every factor of a gradient.
 TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -49,8 +49,8 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tiles so small that a program has several of them, and an input several programs."""
     for module, name, value in (
-        (launch, "MOST", 32),
-        (launch, "FEWEST", 32),
+        (launch, "MOST", 64),
+        (launch, "FEWEST", 64),
         (launch, "PROGRAMS", 1),
         (window, "BLOCK", 32),
         (ditac, "TILE", 32),
@@ -79,6 +79,9 @@ def compare(unit: Activation, x: Tensor, g: Tensor) -> None:
     for key, value in expected.items():
         own = found[key]
         assert own.shape == value.shape
+        if not value.is_floating_point():
+            assert torch.equal(own, value)
+            continue
         tolerance = TOLERANCES[own.dtype if key in ("y", "x") else torch.float32]
         limit = torch.finfo(own.dtype).max
         value = torch.where(value.abs() > limit, value.sign() * math.inf, value)
@@ -93,6 +96,13 @@ def compare(unit: Activation, x: Tensor, g: Tensor) -> None:
         )
 
 
+def small(name: str, channels: int, **hyper: int) -> Activation:
+    """A unit in float32; one with a table has a short one, which takes the interpreter less time."""
+    if name.startswith("ditac"):
+        hyper["table_size"] = 65
+    return make(name, channels, torch.float32, **hyper)
+
+
 def uses_a_kernel(unit: Activation, x: Tensor) -> bool:
     return is_fused(unit(x.detach().requires_grad_()))
 
@@ -103,16 +113,16 @@ def test_is_the_reference(name: str) -> None:
     cases = [
         ((2, 3, 5, 4), "planes", torch.float32, 1),
         ((3, 5, 2, 2), "rows", torch.bfloat16, 1),
-        ((5, 7), "planes", torch.float16, 1),
-        ((2, 3, 2, 3), "transposed", torch.float32, -1),
-        ((1, 33, 6, 1), "planes", torch.float32, 1),
+        ((2, 3, 2, 3), "transposed", torch.float16, -1),
     ]
     for shape, layout, dtype, channel_dim in cases:
         if not takes(name, shape):
             continue
-        unit = make(name, shape[channel_dim], torch.float32, channel_dim=channel_dim)
+        if name in GATED and layout == "transposed":
+            layout = "planes"  # with channels in the last dimension: rows; gates take no other layout
+        unit = small(name, shape[channel_dim], channel_dim=channel_dim)
         x = arranged(2 * draw(shape), layout).to(dtype)
-        assert uses_a_kernel(unit, x) or len(shape) == 2  # a gate without positions is the reference's
+        assert uses_a_kernel(unit, x)
         compare(unit, x, draw(shape, seed=1).to(dtype))
 
 
@@ -122,7 +132,7 @@ VALUES = [1e-30, 1e4, -1e4, 1e30, -1e30, math.inf, -math.inf, math.nan]
 @pytest.mark.parametrize("name", [name for name in POINTWISE if name not in WITHOUT])
 def test_extreme_values(name: str) -> None:
     """What is finite in y and its slope by the reference is so by the kernel, and the same; other elements do not change."""
-    unit, x = make(name, 3, torch.float32), draw((10, 3), torch.float32)
+    unit, x = small(name, 3), draw((10, 3), torch.float32)
     x[: len(VALUES), 1] = torch.tensor(VALUES)
     g = torch.ones_like(x)
     found, expected = run(unit, x, g), exact(unit, x, g, torch.float32)
@@ -146,10 +156,11 @@ def test_a_nan_is_not_hidden_from_the_gradients() -> None:
     for name in ("swish per channel", "pwlu per channel", "gct"):
         rank = x.view(2, 2, 1) if name == "gct" else x
         gradients = run(make(name, 2, torch.float32), rank, torch.ones_like(rank))
-        assert gradients["x"].flatten()[2].isnan()
         last = gradients[{"swish per channel": "beta", "pwlu per channel": "curve", "gct": "gamma"}[name]]
         assert last[0].isnan().any()
-        assert name == "gct" or last[1].isfinite().all()  # of the other channel, which has seen none
+        if name != "gct":  # a channel that has seen none
+            assert last[1].isfinite().all()
+            assert not gradients["x"][0].isnan().any()
 
 
 # ---- where the channels are
@@ -169,8 +180,7 @@ def test_channels_are_not_taken_for_another_dimension_of_their_number(
         )
 
 
-@pytest.mark.parametrize("channels", [1, 2, 63, 65])
-@pytest.mark.parametrize("layout", ["planes", "rows"])
+@pytest.mark.parametrize(("channels", "layout"), [(1, "planes"), (5, "planes"), (1, "rows"), (65, "rows")])
 def test_any_number_of_channels(channels: int, layout: str) -> None:
     for name in ("prelu", "pwlu per channel", "dyrelu a", "meta_acon", "frelu light"):
         shape = (2, channels, 2, 3)
@@ -210,7 +220,7 @@ def test_tilings_cover_every_element_once() -> None:
 @pytest.mark.parametrize("name", ["pau", "pwlu", "ditac", "dyrelu c", "frelu"])
 def test_same_input_same_bits(name: str) -> None:
     x, g = draw((2, 3, 5, 4), torch.float32), draw((2, 3, 5, 4), torch.float32, seed=1)
-    first, second = (run(make(name, 3, torch.float32), x, g) for _ in range(2))
+    first, second = (run(small(name, 3), x, g) for _ in range(2))
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
 
@@ -218,26 +228,26 @@ def test_same_input_same_bits(name: str) -> None:
 @pytest.mark.parametrize("name", ["swish per channel", "pwlu", "ditac", "npwlu", "gct", "dyrelu c", "frelu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_second_derivatives_are_the_references(name: str, dtype: torch.dtype) -> None:
-    def second(unit: Activation) -> list[Tensor]:
-        x = draw((2, 3, 2, 2)).to(dtype).requires_grad_()
+    def second(unit: Activation, dtype: torch.dtype) -> list[Tensor]:
+        x = draw((2, 3, 2, 2)).bfloat16().to(dtype).requires_grad_()
         y = unit(x)
         (dx,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
         return list(torch.autograd.grad(dx.float().sum(), [x, *unit.parameters()], materialize_grads=True))
 
-    unit = make(name, 3, torch.float32)
+    unit = small(name, 3)
     other = copy.deepcopy(unit)
-    found = second(unit)
+    found = second(unit, dtype)
     with library.using("reference"):
-        expected = second(other)
+        expected = second(other, torch.float32)  # with parameters in it, some take nothing else
     for own, value in zip(found, expected, strict=True):
         tolerance = 1e-4 if dtype is torch.float32 else 0.1
         scale = max(1.0, value.abs().max().item())
-        torch.testing.assert_close(own, value, rtol=tolerance, atol=tolerance * scale)
+        torch.testing.assert_close(own.float(), value, rtol=tolerance, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize("name", ["prelu", "pwlu", "ditac", "gct", "dyrelu c", "frelu"])
 def test_what_a_kernel_refuses_is_the_references(name: str) -> None:
-    unit, x = make(name, 3, torch.float32, train=False), draw((2, 3, 2, 2), torch.float32)
+    unit, x = small(name, 3, train=False), draw((2, 3, 2, 2), torch.float32)
     with library.using("reference"):
         expected = unit(x)
     with torch.no_grad():
@@ -251,7 +261,7 @@ def test_what_a_kernel_refuses_is_the_references(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["prelu", "pau", "pwlu", "ditac", "gct", "dyrelu b", "frelu"])
 def test_saves_its_input_and_nothing_else_of_its_size(name: str) -> None:
-    unit, x = make(name, 3, torch.float32), draw((4, 3, 8, 8), torch.float32).requires_grad_()
+    unit, x = small(name, 3), draw((4, 3, 8, 8), torch.float32).requires_grad_()
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -260,7 +270,7 @@ def test_saves_its_input_and_nothing_else_of_its_size(name: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         unit(x)
-    table = 2048 * (1 + 16) * 4 if name == "ditac" else 0
+    table = 65 * (1 + 16) * 4 if name == "ditac" else 0
     assert x.untyped_storage().data_ptr() in sizes
     assert sum(sizes.values()) < 1.6 * x.nbytes + table
 
@@ -270,7 +280,7 @@ def test_saves_its_input_and_nothing_else_of_its_size(name: str) -> None:
 )
 def test_under_autocast(name: str) -> None:
     """x in bfloat16, as a convolution gives it, and parameters in float32."""
-    unit, x = make(name, 3, torch.float32), draw((2, 3, 2, 4)).bfloat16()
+    unit, x = small(name, 3), draw((2, 3, 2, 4)).bfloat16()
     g = draw((2, 3, 2, 4), seed=1).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert uses_a_kernel(copy.deepcopy(unit), x)
@@ -278,12 +288,15 @@ def test_under_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["swish per channel", "npwlu", "pwlu per channel", "ditac", "gct", "dyrelu c", "frelu"]
+    ("name", "dtype"),
+    [
+        *((name, torch.bfloat16) for name in ("swish per channel", "npwlu", "pwlu per channel", "ditac")),
+        *((name, torch.float32) for name in ("pwlu", "golu", "dyrelu c", "frelu")),
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torch_compile_has_one_graph(name: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
-    unit, x = make(name, 3, torch.float32, train=False), draw((2, 3, 2, 4)).to(dtype)
+    unit, x = small(name, 3, train=False), draw((2, 3, 2, 4)).to(dtype)
     g = draw((2, 3, 2, 4), seed=1).to(dtype)
     expected = run(unit, x, g)
     compiled = torch.compile(copy.deepcopy(unit), backend="aot_eager", fullgraph=True)
@@ -302,8 +315,8 @@ def test_the_operators_keep_torchs_rules() -> None:
     curve = PWLU(3, segments=3).curve
     velocity = torch.tensor([0.0, 0.4, -0.2, 0.0]).requires_grad_()
     calls = [
-        (ops.pointwise, ("prelu", 1, x, [torch.rand(3, requires_grad=True)], [])),
-        (ops.pointwise, ("pwlu", 1, x.detach().bfloat16().requires_grad_(), [curve], [1e-6])),
+        (ops.pointwise, ("prelu", 1, x, [torch.rand(3, requires_grad=True)], 0.0)),
+        (ops.pointwise, ("pwlu", 1, x.detach().bfloat16().requires_grad_(), [curve], 1e-6)),
         (ops.ditac, ("ge", "x", -0.5, 2.0, 17, 0.01, x, velocity)),
     ]
     for operator, arguments in calls:

@@ -279,7 +279,7 @@ class _Unit(NamedTuple):
         return tensors[:weights], tensors[weights:]
 
 
-class _Memory(NamedTuple):
+class Memory(NamedTuple):
     """How samples lie: one plane after another, or rows of channels, one for each position."""
 
     samples: int
@@ -292,21 +292,21 @@ class _Memory(NamedTuple):
         """Whether the kernels of a GPU, which count the elements of a sample and of a map in 32 bits, can take it."""
         return self.positions * max(self.samples, self.channels) < 2**31
 
-    def for_form(self, values: Sequence[Tensor]) -> "_Memory":
+    def for_form(self, values: Sequence[Tensor]) -> "Memory":
         """With one channel, where coefficients are the same for all."""
         if values[0].shape[1] > 1:
             return self
-        return _Memory(self.samples, 1, self.channels * self.positions, False)
+        return Memory(self.samples, 1, self.channels * self.positions, False)
 
 
-def _memory(x: Tensor, channel_dim: int) -> _Memory | None:
+def _memory(x: Tensor, channel_dim: int) -> Memory | None:
     dim = channel_dim % x.ndim
     samples, channels = x.shape[0], x.shape[dim]
     positions = x.numel() // (samples * channels)
     planes = x if dim == 1 else x.movedim(dim, 1)
     if (positions > 1 or channels == 1) and planes.is_contiguous():
-        return _Memory(samples, channels, positions, False)
-    return _Memory(samples, channels, positions, True) if x.movedim(dim, -1).is_contiguous() else None
+        return Memory(samples, channels, positions, False)
+    return Memory(samples, channels, positions, True) if x.movedim(dim, -1).is_contiguous() else None
 
 
 def _operands(tensors: Sequence[Tensor]) -> Any:
@@ -328,7 +328,7 @@ def _operands(tensors: Sequence[Tensor]) -> Any:
 
 def _run(
     kernel: tuple[str, int, bool],
-    memory: _Memory,
+    memory: Memory,
     x: Tensor,
     *,
     g: Tensor | None = None,
@@ -364,7 +364,7 @@ class _Gated(torch.autograd.Function):
     """A whole unit as one node; saves x and small tensors: parameters, statistics, coefficients, the network's own."""
 
     @staticmethod
-    def forward(ctx: Any, unit: _Unit, memory: _Memory, x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, unit: _Unit, memory: Memory, x: Tensor, *tensors: Tensor) -> Tensor:
         weights, own = unit.split(tensors)
         variant, averaged = _STATISTICS[unit.statistic]
         statistics = [x.new_empty(memory.samples, memory.channels)]
@@ -459,7 +459,7 @@ class _GatedOnGPU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, unit: _Unit, memory: _Memory, x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, unit: _Unit, memory: Memory, x: Tensor, *tensors: Tensor) -> Tensor:
         from activations.kernels.gpu import gate as gpu
 
         weights, own = unit.split(tensors)

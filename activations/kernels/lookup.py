@@ -43,7 +43,7 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: f
     if torch.compiler.is_compiling():
         from activations.kernels.gpu import ops
 
-        y = ops.pointwise("pwlu", channel_dim, x, [curve], [min_width])
+        y = ops.pointwise("pwlu", channel_dim, x, [curve], min_width)
     else:
         dense = library.dense(x), curve.contiguous()
         y = _PiecewiseLinear.apply(kernels, channel_dim, min_width, *dense)

@@ -97,7 +97,7 @@ def _compiled(name: str, channel_dim: int, x: Tensor, parameters: Sequence[Tenso
     """Return y by an operator that torch.compile does not look into."""
     from activations.kernels.gpu import ops
 
-    y: Tensor = ops.pointwise(name, channel_dim, x, list(parameters), [])
+    y: Tensor = ops.pointwise(name, channel_dim, x, list(parameters), 0.0)
     return y
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from activations.kernels.gate import Memory
 from activations.kernels.gpu import launch, units
 
 # ---- Statistics: what is summed up over the positions, and its derivative. See ``activations.kernels.gate``.
@@ -368,15 +369,6 @@ def map_kernel(
 # ---- Calls
 
 
-class Memory(NamedTuple):
-    """How samples lie; as in ``activations.kernels.gate``."""
-
-    samples: int
-    channels: int
-    positions: int
-    rows: bool
-
-
 class _Grid(NamedTuple):
     grid: tuple[int, int]
     tile: dict[str, Any]
@@ -392,7 +384,7 @@ def _grid(memory: Memory, sums: int, processors: int) -> _Grid:
         groups, tiles = samples * -(-channels // width), -(-positions // height)
     else:
         width = launch.width_of(positions, size)
-        height = 1 if positions > width else min(size // width, launch.power(samples * channels))
+        height = min(size // width, launch.power(samples * channels))
         groups, tiles = -(-samples * channels // height), -(-positions // width)
     parts = min(tiles, -(-launch.PROGRAMS * processors // groups))
     return _Grid((groups, parts), {"rows": rows, "height": height, "width": width})

@@ -20,48 +20,48 @@ from activations.kernels.tabulated import Form
 
 
 @torch.library.custom_op("actbench::pointwise", mutates_args=())
-def pointwise(
-    name: str, channel_dim: int, x: Tensor, parameters: Sequence[Tensor], numbers: Sequence[float]
-) -> Tensor:
+def pointwise(name: str, channel_dim: int, x: Tensor, parameters: Sequence[Tensor], number: float) -> Tensor:
     """Return y of the unit ``name``; see ``kernels.forward``."""
     if not x.numel():
         return torch.empty_like(x)
-    return kernels.forward(name, channel_dim, library.dense(x), [p.contiguous() for p in parameters], numbers)
+    return kernels.forward(
+        name, channel_dim, library.dense(x), [p.contiguous() for p in parameters], [number]
+    )
 
 
 @torch.library.custom_op("actbench::pointwise_backward", mutates_args=())
 def pointwise_backward(
-    name: str, channel_dim: int, g: Tensor, x: Tensor, parameters: Sequence[Tensor], numbers: Sequence[float]
+    name: str, channel_dim: int, g: Tensor, x: Tensor, parameters: Sequence[Tensor], number: float
 ) -> list[Tensor]:
     """Return the gradients of x and of the parameters; see ``kernels.backward``."""
     if not x.numel():
         return [torch.empty_like(x), *[p.new_zeros(p.shape) for p in parameters]]
     x = library.dense(x)
-    return kernels.backward(
-        *(name, channel_dim, library.match_layout(g, x), x, [p.contiguous() for p in parameters], numbers)
-    )
+    dense = [p.contiguous() for p in parameters]
+    dx, *gradients = kernels.backward(name, channel_dim, library.match_layout(g, x), x, dense, [number])
+    return [dx, *[gradient.clone() for gradient in gradients]]  # what an operator returns shares no memory
 
 
 @pointwise.register_fake
-def _(name: str, channel_dim: int, x: Tensor, parameters: Sequence[Tensor], numbers: Any) -> Tensor:
+def _(name: str, channel_dim: int, x: Tensor, parameters: Sequence[Tensor], number: float) -> Tensor:
     return torch.empty_like(library.dense(x))
 
 
 @pointwise_backward.register_fake
 def _(
-    name: str, channel_dim: int, g: Tensor, x: Tensor, parameters: Sequence[Tensor], numbers: Any
+    name: str, channel_dim: int, g: Tensor, x: Tensor, parameters: Sequence[Tensor], number: float
 ) -> list[Tensor]:
     return [torch.empty_like(library.dense(x)), *[p.new_empty(p.shape) for p in parameters]]
 
 
 def _save_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.name, ctx.channel_dim, x, parameters, ctx.numbers = inputs
+    ctx.name, ctx.channel_dim, x, parameters, ctx.number = inputs
     ctx.save_for_backward(x, *parameters)
 
 
 def _of_pointwise(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, *parameters = ctx.saved_tensors
-    dx, *gradients = pointwise_backward(ctx.name, ctx.channel_dim, g, x, parameters, ctx.numbers)
+    dx, *gradients = pointwise_backward(ctx.name, ctx.channel_dim, g, x, parameters, ctx.number)
     return None, None, dx, gradients, None
 
 
@@ -106,7 +106,7 @@ def ditac_backward(
     x = library.dense(x)
     unit = Form(form, gelu_of, a, b, points, negative_slope)
     dx, d_velocity = tables.backward(unit, library.match_layout(g, x), x, heights, rows, knots)
-    return dx, d_velocity.clone()  # what an operator returns is no view
+    return dx, d_velocity.clone()  # as above
 
 
 @ditac.register_fake

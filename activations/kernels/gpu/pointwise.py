@@ -211,9 +211,10 @@ def backward(
         return [dx, total.T.to(parameters[0].dtype, memory_format=torch.contiguous_format)]
     if name == "npwlu":
         total = _finish_npwlu(total, torch.cat([p.float().view(-1, tiles.units) for p in parameters]))
-    if missing := sum(one.counts) - len(total):
+    counts = [int(count) for count in one.counts]
+    if missing := sum(counts) - len(total):
         total = torch.cat([total, total.new_zeros(missing, tiles.units)])
-    parts = total.split(one.counts)
+    parts = total.split(counts)
     return [dx, *[part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]]
 
 
