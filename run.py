@@ -26,6 +26,7 @@ from runners.grid import (
     GridStoppedError,
     ReportAfterGrid,
     SeveralGridsError,
+    asks_for_grid,
     composable,
     end_with_parent,
     end_workers,
@@ -69,12 +70,11 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     if not grid and (message := is_grid(hydra_cfg)):
         raise ValueError(message)
     parts, world = Parts(cfg, hydra_cfg), parallel.current()
-    if grid and world.size > 1:
-        raise ValueError("torchrun: trains a single cell; a grid is started without it")
     cell = world.follow(parts.cell(grid=grid))
     if not world.leads:  # rank 0 decides, and says the rest
-        if world.tell(False):
-            parts.train(cell)
+        if world.tell(False) and "signal" in (record := parts.train(cell)):
+            world.end_together()
+            sys.exit(128 + record["signal"])
         return
     if record := cell.completed_record():
         print(cell.summary(record, note=" (finished before)"))
@@ -100,6 +100,7 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     if "signal" in record:
         if is_worker():
             os._exit(128 + record["signal"])  # else it would go on with the next cell
+        world.end_together()
         sys.exit(128 + record["signal"])
 
 
@@ -109,7 +110,9 @@ def main() -> None:
         signal.signal(number, stop)
     good = False
     try:
-        with suppress(GridStoppedError), parallel.joined():
+        with suppress(GridStoppedError), parallel.joined() as world:
+            if world.size > 1 and asks_for_grid(sys.argv):
+                raise ValueError("torchrun: trains a single cell; a grid is started without it")
             good = all_ran()
         good &= ReportAfterGrid.report()
     except Exception as error:
