@@ -26,6 +26,7 @@ from runners.errors import format_error
 from runners.grid import (
     ReportAfterGrid,
     SeveralGridsError,
+    asks_for_grid,
     composable,
     end_with_parent,
     end_workers,
@@ -79,12 +80,11 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> str | None:
     if not grid and (message := is_grid(hydra_cfg)):
         raise ValueError(message)
     parts, world = Parts(cfg, hydra_cfg), parallel.current()
-    if grid and world.size > 1:
-        raise ValueError("torchrun: trains a single cell; a grid is started without it")
     cell = world.follow(parts.cell(grid=grid))
     if not world.leads:  # rank 0 decides, and says the rest
-        if world.tell(False):
-            parts.train(cell)
+        if world.tell(False) and "signal" in (record := parts.train(cell)):
+            world.end_together()
+            sys.exit(128 + record["signal"])
         return None
     if record := cell.completed_record():
         return cell.summary(record, note=" (finished before)")
@@ -107,6 +107,7 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> str | None:
         if is_worker():
             os._exit(128 + record["signal"])  # else it would go on with the next cell
         print(line, flush=True)
+        world.end_together()
         sys.exit(128 + record["signal"])
     return line
 
@@ -121,7 +122,9 @@ def main(work: Callable[[], bool] | None = None) -> None:
         signal.signal(number, stop)
     good = False
     try:
-        with suppress(GridStoppedError), parallel.joined():
+        with suppress(GridStoppedError), parallel.joined() as world:
+            if world.size > 1 and asks_for_grid(sys.argv):
+                raise ValueError("torchrun: trains a single cell; a grid is started without it")
             good = (work or all_ran)()
         good &= ReportAfterGrid.report()
     except Exception as error:

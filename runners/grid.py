@@ -156,6 +156,11 @@ def is_chosen(config: Mapping[str, Any], status: str | None) -> bool:
     return {"retry": True, "skip": not failed, "only": failed}[config["grid"]["failed"]]
 
 
+def asks_for_grid(argv: list[str]) -> bool:
+    """Return whether a command line is that of a grid."""
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv))
+
+
 def composable(argv: list[str]) -> list[str]:
     """Return the command line of a grid in a form that Hydra can compose before it knows the cells.
 
@@ -163,7 +168,7 @@ def composable(argv: list[str]) -> list[str]:
     in ``activation=prelu,prelu_shared activation.init=0.1``. It does not apply sweeps to them, so such a setting becomes
     a sweep over one value.
     """
-    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
+    if not asks_for_grid(argv):
         return argv
     return [_as_sweep(argument) for argument in argv]
 

@@ -107,6 +107,14 @@ class World:
         if self.leads:
             torch.distributed.barrier(self.control)
 
+    def end_together(self) -> None:
+        """Wait for the other processes, lest torchrun ends those that still write when the first has ended by a signal."""
+        if self.size > 1:
+            import torch
+
+            with self.guarded():
+                torch.distributed.barrier(self.control)
+
     def gather_objects(self, own: Any) -> list[Any]:
         """Return what each process passes, in the order of their ranks."""
         if self.size == 1:
