@@ -82,9 +82,9 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> str | None:
     parts, world = Parts(cfg, hydra_cfg), parallel.current()
     cell = world.follow(parts.cell(grid=grid))
     if not world.leads:  # rank 0 decides, and says the rest
-        if world.tell(False) and "signal" in (record := parts.train(cell)):
+        if world.tell(False) and (number := parts.train(cell).get("signal")):
             world.end_together()
-            sys.exit(128 + record["signal"])
+            sys.exit(128 + number)
         return None
     if record := cell.completed_record():
         return cell.summary(record, note=" (finished before)")

@@ -91,8 +91,8 @@ class Parts:
     ) -> None:
         self.cfg, self.objects = cfg, objects or {}
         self.names = check_composed(cfg, hydra_cfg)
+        self._files, self._hydra = dict(self.names), hydra_cfg
         self.config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-        self.spellings = spellings_of(self.config, self.names, hydra_cfg)
         activation = overridden_class_name(cfg.activation._target_, self.names["activation"], hydra_cfg)
         self.names["activation"] = activation or self.names["activation"]
         # a network of another library is a choice and a name
@@ -107,10 +107,19 @@ class Parts:
         """
         if sys.platform == "win32":
             raise ValueError("training runs on Linux and macOS; on Windows use WSL")
-        names = {name: self.names[name] for name in ("activation", "task", "network")}
-        spec = CellSpec.from_config(self.config, **names, spellings=self.spellings)
         source = self.objects.get("activation")
-        return Cell(spec, force=self.config["force"], grid=grid, caller=caller, source=source)
+        return Cell(self.spec(), force=self.config["force"], grid=grid, caller=caller, source=source)
+
+    def spec(self, config: Mapping[str, Any] | None = None) -> CellSpec:
+        """Return what identifies the cell of this configuration, or of another ``config`` of the same components."""
+        config = self.config if config is None else config
+        return CellSpec.from_config(
+            config,
+            activation=self.names["activation"],
+            task=self.names["task"],
+            network=self.names["network"],
+            spellings=spellings_of(config, self._files, self._hydra),
+        )
 
     def act_layer(self) -> "partial[Activation]":
         """Return the activation's factory, validated."""

@@ -23,7 +23,7 @@ from activations.checks import check_int
 from results.collect import FOLDS
 from results.files import flat, words
 from results.tuning import COLUMNS, choose, identity, merged, read_trial, read_tuning, write_tuning
-from runners.cell import Cell, CellSpec
+from runners.cell import Cell
 from runners.errors import no_such_name
 from runners.grid import ReportAfterGrid, varied
 from runners.plan import Planned, planned
@@ -246,13 +246,12 @@ class Tuning:
 
     def folders(self, combination: Combination, settings: Mapping[str, Any]) -> list[Path]:
         """Return the folders of a trial's cells, one for each seed, as ``trial_overrides`` lead to them."""
-        spec = combination.first.cell.spec
-        config = OmegaConf.create(dict(spec.config))
+        parts = combination.first.parts
+        config = OmegaConf.create(parts.config)
         for name, value in {"study": self.trial_study, "runner.test": False, **settings}.items():
             OmegaConf.update(config, name, value)
-        names = {"activation": spec.activation, "task": spec.task, "network": spec.network}
         values = cast(dict[str, Any], OmegaConf.to_container(config))
-        return [CellSpec.from_config(values | {"seed": seed}, **names).folder for seed in self.plan.seeds]
+        return [parts.spec(values | {"seed": seed}).folder for seed in self.plan.seeds]
 
     def rows(self, read: Callable[[Sequence[Path]], dict[str, Any]] = lambda folders: {}) -> pd.DataFrame:
         """Return the rows of ``tuning.csv``.

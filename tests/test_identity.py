@@ -142,8 +142,8 @@ def test_the_folder_is_that_of_a_cell_computed_elsewhere(tmp_path: Path) -> None
 def test_spellings_are_those_of_the_files() -> None:
     overrides = ("task=cifar10_small", "task.recipe.lr=1", "task.recipe.batch_size=64.0", "runner.epochs=7")
     parts = Parts(*compose("activation=prelu", "+activation.other=2.0", *overrides))
-    assert parts.spellings == {"task.recipe.lr": 1.0, "task.recipe.batch_size": 64}
-    assert type(parts.spellings["task.recipe.lr"]) is float
+    assert parts.spec().spellings == {"task.recipe.lr": 1.0, "task.recipe.batch_size": 64}
+    assert type(parts.spec().spellings["task.recipe.lr"]) is float
     cfg, hydra_cfg = compose("task.recipe.lr=1e300")
     assert spellings_of(dict(cfg), {"task": "digits"}, hydra_cfg) == {}
 
