@@ -73,12 +73,16 @@ def metrics(folder: Path) -> pd.DataFrame:
 
 
 def assert_same_to_rounding(one: Path, several: Path, tolerance: float) -> None:
-    """Weights, statistics and metrics, relative to the largest value of each tensor or column."""
+    """Weights, statistics and metrics, relative to the largest value of each tensor, or to 0.05 if that is more.
+
+    Such as FReLU's biases, which a norm makes idle, are noise around 0.
+    """
     weights, others = (state(folder)["network"] for folder in (one, several))
     assert weights.keys() == others.keys()
     for name, value in weights.items():
-        scale = max(1e-3, value.double().abs().max().item())
-        torch.testing.assert_close(others[name], value, rtol=0, atol=tolerance * scale, msg=name)
+        scale = max(0.05, value.double().abs().max().item())
+        difference = (others[name].double() - value.double()).abs().max().item() / scale
+        assert difference <= tolerance, f"{name}: {difference:.1e}"
     pd.testing.assert_frame_equal(metrics(one), metrics(several), rtol=20 * tolerance, atol=1e-4)
     assert one.name == several.name  # the cell's id
 
@@ -108,7 +112,11 @@ def test_two_processes_come_to_the_end_of_one(tmp_path: Path) -> None:
         ("task=digits", "activation=frelu"),
         ("task=digits", "activation=ditac", "task.recipe.clip_norm=0.1"),  # a penalty
         ("task=digits", "activation=prelu", "task.recipe.mixup=0.2", "runner.activation_only_epochs=1"),
-        ("task=shapes_small", "activation=prelu", "runner.limit_batches=4"),
+        # not Adam, whose steps follow the sign of gradients however small
+        (
+            *("task=shapes_small", "activation=prelu", "runner.limit_batches=4"),
+            *("task.recipe.optimizer=sgd", "task.recipe.lr=0.05"),
+        ),
         ("task=sines2d", "activation=pwlu", "runner.limit_batches=30"),
         ("task=diabetes", "activation=pwlu_channel"),
         ("task=digits", "activation=npwlu", "runner.amp=bf16", "runner.channels_last=true"),
