@@ -72,9 +72,9 @@ def run_cell(cfg: DictConfig, hydra_cfg: DictConfig, grid: bool) -> None:
     parts, world = Parts(cfg, hydra_cfg), parallel.current()
     cell = world.follow(parts.cell(grid=grid))
     if not world.leads:  # rank 0 decides, and says the rest
-        if world.tell(False) and "signal" in (record := parts.train(cell)):
+        if world.tell(False) and "signal" in (followed := parts.train(cell)):
             world.end_together()
-            sys.exit(128 + record["signal"])
+            sys.exit(128 + followed["signal"])
         return
     if record := cell.completed_record():
         print(cell.summary(record, note=" (finished before)"))
