@@ -38,6 +38,10 @@ _TARGETS = {
 CLASSES = sorted({found[1]: name for name, found in reversed(_TARGETS.items()) if found}.values())
 
 
+# Whose kernels compute on the CPU: our own in C++, or none. Those for a GPU have test_triton.py.
+CPU_MODES = ("auto", "reference")
+
+
 @cache
 def config(*overrides: str) -> DictConfig:
     """The composed configuration for a command line."""

@@ -14,7 +14,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import ACTIVATIONS, CLASSES, ROOT, make_factory
+from conftest import ACTIVATIONS, CLASSES, CPU_MODES, ROOT, make_factory
 from torch import Tensor, nn
 
 from activations.base import Activation
@@ -120,7 +120,7 @@ WRONG_SHAPES = [(2, 8, 5, 4), (2, 4, 5, 4), (2, 1, 5, 4), (2, 5, CHANNELS), (3, 
 WRONG_DTYPES = [torch.int64, torch.uint8, torch.bool, torch.complex64]
 
 
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 @pytest.mark.parametrize("any_name", [*OURS, *VARIANTS])
 def test_refuses_what_is_no_input_of_its_site(any_name: str, mode: str) -> None:
     """More channels, fewer, one; channels in another dimension; none at all; other than floating point.
@@ -157,7 +157,7 @@ def test_adapters_are_exact_on_whole_numbers_or_torch_refuses_them(name: str) ->
     torch.testing.assert_close(y.float(), unit(x.float()))
 
 
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 def test_samples_without_a_batch(name: str, mode: str) -> None:
     """With channels counted from the end; units that look at a whole sample say that there is none."""
     unit = make(name, channel_dim=-3)
@@ -175,7 +175,7 @@ def test_other_devices_are_errors_by_either_path(name: str) -> None:
     unit = make(name)
     for one, x in ((unit, draw().to("meta")), (copy.deepcopy(unit).to("meta"), draw())):
         outcomes = set()
-        for mode in library.MODES:
+        for mode in CPU_MODES:
             with library.using(mode):
                 try:
                     outcomes.add(one(x).device.type)
@@ -193,7 +193,7 @@ def test_parameters_of_another_shape_reach_no_kernel(any_name: str) -> None:
             if other.shape == parameter.shape or other.numel() == 1:
                 continue
             outcomes = []
-            for mode in library.MODES:
+            for mode in CPU_MODES:
                 with library.using(mode):
                     try:
                         outcomes.append(torch.func.functional_call(unit, {key: other}, (x,)))
@@ -253,7 +253,7 @@ def test_slopes_at_kinks_are_the_references(any_name: str, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_prelu_at_zero_is_torchs(dtype: torch.dtype, mode: str, layout: torch.memory_format) -> None:
     """The slope at 0 of either sign is a."""
@@ -268,7 +268,7 @@ def test_prelu_at_zero_is_torchs(dtype: torch.dtype, mode: str, layout: torch.me
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 @pytest.mark.parametrize("b", [2.0, 2.7, 1.1, 0.3])
 def test_ditac_at_its_ends(dtype: torch.dtype, mode: str, b: float) -> None:
     """At a the slope is T's, at b that of the line beyond: GE-DiTAC is x there."""
@@ -311,7 +311,7 @@ def test_the_default_device_does_not_matter(any_name: str) -> None:
     penalty = penalty_of(unit)
     torch.set_default_device("meta")
     try:
-        for mode in library.MODES:
+        for mode in CPU_MODES:
             one = copy.deepcopy(unit)
             with library.using(mode):
                 found = run(one, x)
@@ -431,7 +431,7 @@ def test_saved_tensors_of_another_kind_are_said(name: str, spoil: Callable[[Tens
 # ---- limits
 
 
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("a", [0.0, -0.0, 1e-45, 1e-30, -1e-20, 1e-9, 1e-4, -3e-3, 0.3, 0.6, 2.0, -7.0])
 def test_snake_near_zero(a: float, dtype: torch.dtype, mode: str) -> None:
@@ -456,7 +456,7 @@ def test_snake_near_zero(a: float, dtype: torch.dtype, mode: str) -> None:
                 )
 
 
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 def test_any_value_of_every_parameter_is_finite(name: str, mode: str) -> None:
     """Zero, and what is small or large, in one parameter after the other and in all."""
     for dtype, value in itertools.product(DTYPES, (0.0, 1e-30, -1e-30, 50.0, -50.0)):
@@ -476,7 +476,7 @@ def test_any_value_of_every_parameter_is_finite(name: str, mode: str) -> None:
                 )
 
 
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 @pytest.mark.parametrize("value", [-1e9, -3.0, 0.0])
 def test_pelu_holds_its_parameters_at_the_minimum(value: float, mode: str) -> None:
     """However far below; the gradient is that at the minimum."""
@@ -488,7 +488,7 @@ def test_pelu_holds_its_parameters_at_the_minimum(value: float, mode: str) -> No
         assert_same(run(unit, draw()), run(held, draw()), 0.0)
 
 
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 def test_empty_input_has_gradients_of_zero(any_name: str, mode: str) -> None:
     """No samples, or maps without positions; running statistics stay."""
     unit = make(any_name)

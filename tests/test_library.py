@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ROOT, make_factory
+from conftest import CPU_MODES, ROOT, make_factory
 from torch import nn
 
 from activations import torch_private
@@ -100,7 +100,7 @@ def test_a_compiled_file_with_another_table_is_not_used(
     torch.testing.assert_close(make_factory("prelu")(4)(x), torch.where(x >= 0, x, 0.25 * x))
 
 
-@pytest.mark.parametrize("mode", library.MODES)
+@pytest.mark.parametrize("mode", CPU_MODES)
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("position", ["after", "before"])
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from conftest import CPU_MODES, draw
 from numpy.polynomial import hermite_e
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ from activations.sugar import SUGAR
 from activations.xielu import XIELU
 
 C = 6
-MODES = pytest.mark.parametrize("mode", library.MODES)
+MODES = pytest.mark.parametrize("mode", CPU_MODES)
 
 
 @MODES

@@ -156,9 +156,9 @@ def _load_numbers(tensors, counts: tl.constexpr, channels, sample, channel, insi
     """Return the numbers of each unit; ``counts``: of each tensor whether by sample, whether by channel, and how many."""
     p = ()
     for k in tl.static_range(len(counts)):
-        row = sample * 0
+        row = (sample + channel) * 0  # a block, as the mask is
         if counts[k][0]:
-            row = sample
+            row += sample
         if counts[k][1]:
             row = row * channels + channel
         for j in tl.static_range(counts[k][2]):
