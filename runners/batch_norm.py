@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from activations.base import Activation
+from activations.torch_private import BatchNorm
 
 
 def share_statistics(network: nn.Module, *, synchronized: bool) -> None:
@@ -25,8 +26,8 @@ def share_statistics(network: nn.Module, *, synchronized: bool) -> None:
     ``synchronized``, else what this process has of it.
     """
     for module in network.modules():
-        if synchronized and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.forward = partial(_forward, module)  # type: ignore[method-assign]
+        if synchronized and isinstance(module, BatchNorm):
+            module.forward = partial(_forward, module)
         if isinstance(module, Activation) and hasattr(module, "pooled"):
             module.pooled, module.attached = synchronized, False  # type: ignore[assignment]
 

@@ -374,7 +374,7 @@ def test_steps_read_nothing_between_the_checks(
     monkeypatch.setattr(runner, "waits_for", lambda device: True)
     monkeypatch.setattr(runner, "tqdm", lambda **settings: Bar())
     monkeypatch.setattr(
-        runner.Train, "_test", lambda self, cell, *others: self._finish(cell, others[-1], "interrupted")
+        runner.Train, "_end", lambda self, cell, *others: self._finish(cell, others[-1], "interrupted")
     )
     evaluate, counts = runner.Train._evaluate, []
 

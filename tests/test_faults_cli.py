@@ -29,7 +29,7 @@ STEEP = "_target_: activations.prelu.PReLU\n_partial_: true\nshared: false\ninit
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "added at the top": (
         ("+lr=0.001",),
-        "lr: no such name; did you mean task.recipe.lr? Legal: activation, force, grid, network, outputs, report, runner, seed, study, task",
+        "lr: no such name; did you mean task.recipe.lr? Legal: activation, force, grid, logger, network, outputs, report, runner, seed, study, task",
     ),
     "added at the top, in a grid": (
         ("-m", "+epochs=1,50"),
@@ -147,7 +147,7 @@ def test_every_task_is_read_in_full(name: str) -> None:
 def check_all(*overrides: str) -> None:
     composed = OmegaConf.to_container(config(*overrides), resolve=True)
     for component in RUNTIME_ARGUMENTS:
-        check_component(component, composed[component])
+        check_component(component, composed.get(component))
 
 
 def test_the_network_decides_what_a_site_is() -> None:
@@ -341,7 +341,8 @@ def test_scripts_run_the_code_beside_them(tmp_path: Path) -> None:
             text.find(f"\nfrom {name}") % len(text) for name in ("activations", "results", "runners", "tasks")
         )
         assert 0 < max(
-            text.find(f"\n{name}") for name in ("import _here", "from _here", "from bench_loop")
+            text.find(f"\n{name}")
+            for name in ("import _here", "from _here", "from bench_loop", "from bench_tables")
         ) < first or ("from _here" in text), script
 
 

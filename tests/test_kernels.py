@@ -75,10 +75,10 @@ def test_the_flow_between_any_ends(data: st.DataObject) -> None:
             found[mode] = heights, *torch.autograd.grad(heights, inputs, g)
     for got, expected in zip(*found.values(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8 * max(1, expected.abs().max().item()))
-    single = warped(*(value.detach().float() for value in inputs), points)
-    torch.testing.assert_close(
-        single.double(), found["auto"][0], rtol=0, atol=1e-5 * (1 + found["auto"][0].abs().max().item())
-    )
+    largest = found["auto"][0].abs().max().item()
+    if largest < torch.finfo(torch.float32).max:
+        single = warped(*(value.detach().float() for value in inputs), points)
+        torch.testing.assert_close(single.double(), found["auto"][0], rtol=0, atol=1e-5 * (1 + largest))
 
 
 def test_the_flow_can_be_differentiated_twice() -> None:
