@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,19 @@ def test_what_was_not_defined_at_the_top_level_is_refused() -> None:
         smoke(Local)
 
 
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C with its usual effect, which other tests of the process may have changed."""
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_an_interrupt_is_raised_after_the_run_was_saved() -> None:
+    Stopping.calls = 0
     with pytest.raises(KeyboardInterrupt):
         smoke(Stopping)
     (path,) = Path("outputs").glob("**/record.json")
