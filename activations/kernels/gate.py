@@ -309,6 +309,16 @@ def _memory(x: Tensor, channel_dim: int) -> Memory | None:
     return Memory(samples, channels, positions, True) if x.movedim(dim, -1).is_contiguous() else None
 
 
+def _readable(x: Tensor, channel_dim: int) -> tuple[Tensor, Memory]:
+    """Return ``x``, which a saved-tensor hook may have given back in a layout that no kernel takes, in one, and that."""
+    memory = _memory(x, channel_dim)
+    if memory is None:
+        x = x.movedim(channel_dim, 1).contiguous().movedim(1, channel_dim)
+        memory = _memory(x, channel_dim)
+        assert memory is not None
+    return x, memory
+
+
 def _operands(tensors: Sequence[Tensor]) -> Any:
     """Return for each tensor, contiguous (N or 1, C or 1) or (N or 1, C or 1, numbers), its address, the steps from
     sample to sample and from channel to channel, and numbers, as an array for C.
@@ -403,11 +413,7 @@ class _Gated(torch.autograd.Function):
         tensors, statistics, values = (list(islice(rest, count)) for count in ctx.counts)
         if library.needs_reference(g):
             return library.reference_backward(ctx, unit.of_tensors, (x, *tensors), g)
-        memory = _memory(x, unit.channel_dim)
-        if memory is None:  # a saved-tensor hook gave it back in a layout that no kernel takes
-            x = x.movedim(unit.channel_dim, 1).contiguous().movedim(1, unit.channel_dim)
-            memory = _memory(x, unit.channel_dim)
-            assert memory is not None
+        x, memory = _readable(x, unit.channel_dim)
         dx, d_values = torch.empty_like(x), [torch.empty_like(v) for v in values]
         maps, coefficients = _split(values)
         dmaps, writes = _split(d_values)
@@ -487,11 +493,7 @@ class _GatedOnGPU(torch.autograd.Function):
 
             return library.reference_backward(ctx, reference, (x, *tensors), g)
         maps = next(rest, None)
-        memory = _memory(x, unit.channel_dim)
-        if memory is None:  # as in ``_Gated``
-            x = x.movedim(unit.channel_dim, 1).contiguous().movedim(1, unit.channel_dim)
-            memory = _memory(x, unit.channel_dim)
-            assert memory is not None
+        x, memory = _readable(x, unit.channel_dim)
         g = library.match_layout(g, x)
         weights, own = unit.split(tensors)
         form = getattr(gpu, f"{_gpu_form(unit)}_backward")

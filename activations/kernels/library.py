@@ -206,11 +206,9 @@ def _takes_triton(x: Tensor, parameters: Sequence[Tensor]) -> bool:
     )
 
 
-def widen(x: Tensor, *parameters: Tensor) -> Tensor:
+def widen(x: Tensor) -> Tensor:
     """Return ``x`` in float32 if it is in half precision and the Triton kernels, which compute in float32, do not take it."""
-    if x.dtype not in HALF or backend(x, *parameters) == TRITON:
-        return x
-    return x.float()
+    return x if x.dtype not in HALF or backend(x) == TRITON else x.float()
 
 
 def fusable(x: Tensor, *parameters: Tensor) -> bool:

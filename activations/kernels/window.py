@@ -240,5 +240,6 @@ def _update(setting: _Setting, mean: Tensor, var: Tensor, count: int) -> None:
     unbiased = var * (count / (count - 1))
     for b, momentum in enumerate(setting.numbers[1::2]):
         for running, batch in zip(setting.running[2 * b : 2 * b + 2], (mean[b], unbiased[b]), strict=True):
-            new = torch.lerp(running.double(), batch, momentum)
-            running.copy_(torch.where(new.isfinite(), new, running.double()))
+            old = running.double()
+            new = torch.lerp(old, batch, momentum)
+            running.copy_(torch.where(new.isfinite(), new, old))

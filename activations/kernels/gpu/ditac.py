@@ -156,13 +156,16 @@ def _outside(x, form: tl.constexpr, b: tl.constexpr, negative_slope: tl.constexp
 
 
 @triton.jit
-def _place(x, a: tl.constexpr, b: tl.constexpr, points):
-    """Return the point of the table left of x, and how far x is to the next one."""
-    far = (x - a) * ((points - 1).to(tl.float32) / (b - a))
+def _looked_up(x, heights_ptr, points, a: tl.constexpr, b: tl.constexpr):
+    """Return whether x is in [a, b), the point of the table left of it, how far it is to the next, and the heights of both."""
+    inside = (x >= a) & (x < b)
+    far = (tl.where(inside, x, a) - a) * ((points - 1).to(tl.float32) / (b - a))
     point = tl.floor(far)
     point = tl.where(point > (points - 2).to(tl.float32), (points - 2).to(tl.float32), point)
     point = tl.where(point > 0.0, point, 0.0)
-    return point.to(tl.int32), far - point
+    share = far - point
+    point = point.to(tl.int32)
+    return inside, point, share, tl.load(heights_ptr + point), tl.load(heights_ptr + point + 1)
 
 
 @triton.jit
@@ -183,9 +186,7 @@ def forward_kernel(
         offsets = tl.full((), tile, tl.int64) * k + lanes
         mask = offsets < size
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
-        inside = (x >= a) & (x < b)
-        point, share = _place(tl.where(inside, x, a), a, b, points)
-        low, high = tl.load(heights_ptr + point), tl.load(heights_ptr + point + 1)
+        inside, _point, share, low, high = _looked_up(x, heights_ptr, points, a, b)
         y, _ = _outside(x, form, b, negative_slope, x < a)
         y = tl.where(inside, low + (high - low) * share, y)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask)
@@ -217,9 +218,7 @@ def backward_kernel(
         mask = offsets < size
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
-        inside = (x >= a) & (x < b)
-        point, share = _place(tl.where(inside, x, a), a, b, points)
-        low, high = tl.load(heights_ptr + point), tl.load(heights_ptr + point + 1)
+        inside, point, share, low, high = _looked_up(x, heights_ptr, points, a, b)
         _, slope = _outside(x, form, b, negative_slope, x < a)
         dx = g * tl.where(inside, (high - low) * per_width, slope)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask)

@@ -122,11 +122,6 @@ def lines_backward(x, g, p):
     return dx, slopes + shares
 
 
-@triton.jit
-def weighted(x, p):
-    return p[0] * x
-
-
 # ---- Kernels. Planes of positions, (samples, channels, positions), or ``rows`` of channels, (samples, positions, channels)
 
 
@@ -149,6 +144,12 @@ def _units(
         base = unit.to(tl.int64) * positions
         lanes = tl.arange(0, width)[None, :]
     return sample, channel, base, inside, lanes
+
+
+@triton.jit
+def _elements(at, base, inside, channels, positions, rows: tl.constexpr):
+    """Return of the elements at some positions of units: position, address, and whether there is one."""
+    return at, base + at * (channels if rows else 1), inside & (at < positions)
 
 
 @triton.jit
@@ -184,9 +185,8 @@ def statistic_kernel(
     total = tl.zeros((height, width), tl.float32)
     each: tl.constexpr = height if rows else width
     for tile in range(tl.program_id(1), tl.cdiv(positions, each), tl.num_programs(1)):
-        at = tile * each + lanes
-        mask = inside & (at < positions)
-        x = tl.load(x_ptr + base + at * (channels if rows else 1), mask, other=0.0).to(tl.float32)
+        _at, offsets, mask = _elements(tile * each + lanes, base, inside, channels, positions, rows)
+        x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         value, _slope = statistic(x)
         total += tl.where(mask, value, 0.0)
     axis: tl.constexpr = 0 if rows else 1
@@ -216,9 +216,7 @@ def form_kernel(
     p = _load_numbers(tensors, counts, channels, sample, channel, inside)
     each: tl.constexpr = height if rows else width
     for tile in range(tl.program_id(1), tl.cdiv(positions, each), tl.num_programs(1)):
-        at = tile * each + lanes
-        mask = inside & (at < positions)
-        offsets = base + at * (channels if rows else 1)
+        at, offsets, mask = _elements(tile * each + lanes, base, inside, channels, positions, rows)
         y = form(tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32), p)
         if mapped:
             y *= tl.load(map_ptr + sample * positions + at, mask, other=0.0)
@@ -248,14 +246,10 @@ def sums_kernel(
         tl.program_id(0), samples, channels, positions, rows, height, width
     )
     p = _load_numbers(tensors, counts, channels, sample, channel, inside)
-    total = ()
-    for _ in tl.static_range(sums):
-        total = total + (tl.zeros((height, width), tl.float32),)
+    total = units.no_sums(sums, height, width)
     each: tl.constexpr = height if rows else width
     for tile in range(tl.program_id(1), tl.cdiv(positions, each), tl.num_programs(1)):
-        at = tile * each + lanes
-        mask = inside & (at < positions)
-        offsets = base + at * (channels if rows else 1)
+        at, offsets, mask = _elements(tile * each + lanes, base, inside, channels, positions, rows)
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         if g_is_map:
             g = tl.load(g_ptr + sample * positions + at, mask, other=0.0)
@@ -264,10 +258,7 @@ def sums_kernel(
         if mapped:
             g *= tl.load(map_ptr + sample * positions + at, mask, other=0.0)
         _dx, terms = form(x, g, p)
-        grown = ()
-        for k in tl.static_range(sums):
-            grown = grown + (total[k] + tl.where(mask, terms[k], 0.0),)
-        total = grown
+        total = units.added(total, terms, mask, sums)
     axis: tl.constexpr = 0 if rows else 1
     # (parts, samples, channels, sums)
     place = sums_ptr + ((tl.program_id(1) * samples + sample) * channels + channel) * sums
@@ -305,9 +296,7 @@ def input_kernel(
         attention = tl.load(attention_ptr + channel, inside, other=0.0).to(tl.float32)
     each: tl.constexpr = height if rows else width
     for tile in range(tl.program_id(1), tl.cdiv(positions, each), tl.num_programs(1)):
-        at = tile * each + lanes
-        mask = inside & (at < positions)
-        offsets = base + at * (channels if rows else 1)
+        at, offsets, mask = _elements(tile * each + lanes, base, inside, channels, positions, rows)
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
         if mapped:
@@ -405,13 +394,13 @@ def statistic(function: Callable[..., Any], memory: Memory, x: Tensor) -> Tensor
 
 def attended(memory: Memory, x: Tensor, attention: Tensor) -> Tensor:
     """Return the sums (N, P) over the channels, weighted with ``attention`` (C,)."""
-    return _map(weighted, memory, x, None, [attention.view(1, -1, 1)])
+    return _map(scale, memory, x, None, [attention.view(1, -1, 1)])
 
 
 def _map(
     form: Callable[..., Any], memory: Memory, x: Tensor, g: Tensor | None, tensors: Sequence[Tensor]
 ) -> Tensor:
-    (_, _), tile = _grid(memory, 1, launch.processors(x))
+    tile = _grid(memory, 1, launch.processors(x)).tile
     sums = x.new_empty(memory.samples, memory.positions, dtype=torch.float32)
     if memory.rows:
         tile = tile | {"height": min(tile["height"], 16)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from activations.kernels import library
 from activations.kernels.gpu import launch, units
+from activations.kernels.gpu.units import added, no_sums
 
 # How many of a unit's numbers are learned, where that is not all of them: the first.
 LEARNED = {"finer": 0, "gaussian": 0, "leaky_relu_squared": 0, "smu": 1}
@@ -23,6 +24,33 @@ def load_parameters(parameters, counts: tl.constexpr, units, unit, mask):
         for row in tl.static_range(counts[k]):
             p = p + (tl.load(parameters[k] + row * units + unit, mask, other=1.0).to(tl.float32),)
     return p
+
+
+@triton.jit
+def _units(group, by_rows: tl.constexpr, width: tl.constexpr):
+    """Return the units of a group: side by side (1, width), of which the last may not exist, or a single one."""
+    unit = group.to(tl.int64)
+    if by_rows:
+        unit = unit * width + tl.arange(0, width)[None, :]
+    return unit
+
+
+@triton.jit
+def _elements(
+    tile, unit, units, outer, inner, by_rows: tl.constexpr, height: tl.constexpr, width: tl.constexpr
+):
+    """Return the addresses of a tile's elements, and which of them there are."""
+    across = tl.cdiv(inner, width)
+    rows = (tile // across) * height + tl.arange(0, height)[:, None]
+    step = tl.full((), 1, tl.int64) * units * inner  # an argument that is 1 is no tensor
+    if by_rows:
+        at = unit
+        mask = (rows < outer) & (unit < units)
+    else:
+        place = (tile % across) * width + tl.arange(0, width)[None, :].to(tl.int64)
+        at = unit * inner + place
+        mask = (rows < outer) & (place < inner)
+    return rows * step + at, mask
 
 
 @triton.jit
@@ -42,26 +70,10 @@ def forward_kernel(
     width: tl.constexpr,
 ):
     group = tl.program_id(0)
-    step = tl.full((), 1, tl.int64) * units * inner  # an argument that is 1 is no tensor
-    across = tl.cdiv(inner, width)
-    columns = tl.arange(0, width)[None, :].to(tl.int64)
-    if by_rows:
-        columns += group * width
-        inside = columns < units
-        p = load(parameters, counts, units, columns, inside)
-    else:
-        p = load(parameters, counts, units, group, group < units)
-        x_ptr += group.to(tl.int64) * inner
-        y_ptr += group.to(tl.int64) * inner
-    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * across, tl.num_programs(1)):
-        rows = (tile // across) * height + tl.arange(0, height)[:, None]
-        if by_rows:
-            at = columns
-            mask = (rows < outer) & inside
-        else:
-            at = (tile % across) * width + columns
-            mask = (rows < outer) & (at < inner)
-        offsets = rows * step + at
+    unit = _units(group, by_rows, width)
+    p = load(parameters, counts, units, unit, unit < units)
+    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * tl.cdiv(inner, width), tl.num_programs(1)):
+        offsets, mask = _elements(tile, unit, units, outer, inner, by_rows, height, width)
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         if pieces:
             y = formula(x, p, pieces)
@@ -90,30 +102,11 @@ def backward_kernel(
     width: tl.constexpr,
 ):
     group = tl.program_id(0)
-    step = tl.full((), 1, tl.int64) * units * inner  # an argument that is 1 is no tensor
-    across = tl.cdiv(inner, width)
-    columns = tl.arange(0, width)[None, :].to(tl.int64)
-    if by_rows:
-        columns += group * width
-        inside = columns < units
-        p = load(parameters, counts, units, columns, inside)
-    else:
-        p = load(parameters, counts, units, group, group < units)
-        x_ptr += group.to(tl.int64) * inner
-        g_ptr += group.to(tl.int64) * inner
-        dx_ptr += group.to(tl.int64) * inner
-    total = ()
-    for _ in tl.static_range(sums):
-        total = total + (tl.zeros((height, width), tl.float32),)
-    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * across, tl.num_programs(1)):
-        rows = (tile // across) * height + tl.arange(0, height)[:, None]
-        if by_rows:
-            at = columns
-            mask = (rows < outer) & inside
-        else:
-            at = (tile % across) * width + columns
-            mask = (rows < outer) & (at < inner)
-        offsets = rows * step + at
+    unit = _units(group, by_rows, width)
+    p = load(parameters, counts, units, unit, unit < units)
+    total = no_sums(sums, height, width)
+    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * tl.cdiv(inner, width), tl.num_programs(1)):
+        offsets, mask = _elements(tile, unit, units, outer, inner, by_rows, height, width)
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
         if pieces:
@@ -121,17 +114,14 @@ def backward_kernel(
         else:
             dx, terms = formula(x, g, p)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
-        grown = ()
-        for k in tl.static_range(sums):
-            grown = grown + (total[k] + tl.where(mask, terms[k], 0.0),)
-        total = grown
+        total = added(total, terms, mask, sums)
     for k in tl.static_range(sums):
         # (programs, sums, units)
         row = sums_ptr + (tl.program_id(1) * sums + k) * units
         if by_rows:
-            tl.store(row + tl.ravel(columns), tl.sum(total[k], 0), tl.ravel(inside))
+            tl.store(row + tl.ravel(unit), tl.sum(total[k], 0), tl.ravel(unit < units))
         else:
-            tl.store(row + group, tl.sum(total[k]))
+            tl.store(row + unit, tl.sum(total[k]))
 
 
 class Kernel(NamedTuple):

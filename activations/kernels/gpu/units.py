@@ -15,6 +15,24 @@ import triton.language as tl
 
 
 @triton.jit
+def no_sums(count: tl.constexpr, height: tl.constexpr, width: tl.constexpr):
+    """Return ``count`` sums of a tile's elements, each of them 0."""
+    sums = ()
+    for _ in tl.static_range(count):
+        sums = sums + (tl.zeros((height, width), tl.float32),)
+    return sums
+
+
+@triton.jit
+def added(sums, terms, mask, count: tl.constexpr):
+    """Return ``sums`` with ``terms`` of the elements that there are."""
+    grown = ()
+    for k in tl.static_range(count):
+        grown = grown + (sums[k] + tl.where(mask, terms[k], 0.0),)
+    return grown
+
+
+@triton.jit
 def sigmoid(z):
     return 1.0 / (1.0 + tl.exp(-z))
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from activations.kernels.gpu import launch
+from activations.kernels.gpu.units import added, no_sums
 
 BLOCK = 512  # elements of a tile
 
@@ -138,6 +139,34 @@ def _load_norms(norms_ptr, channels, channel, inside, branches: tl.constexpr):
 
 
 @triton.jit
+def _branches(
+    x_ptr,
+    offsets,
+    mask,
+    row,
+    column,
+    height,
+    width,
+    step,
+    weights,
+    biases,
+    norms,
+    sizes: tl.constexpr,
+):
+    """Return T, and the normal output of each branch's window."""
+    top = 0.0
+    normal = ()
+    for b in tl.static_range(len(sizes)):
+        z = biases[b] + _window(
+            *(x_ptr, offsets, mask, row, column, height, width, step, weights[b]),
+            *(sizes[b][0], sizes[b][1], 1),
+        )
+        normal = normal + ((z - norms[b][0]) * norms[b][1],)
+        top += normal[b] * norms[b][2] + norms[b][3]
+    return top, normal
+
+
+@triton.jit
 def statistics_kernel(
     x_ptr,
     stats_ptr,
@@ -162,11 +191,8 @@ def statistics_kernel(
     step = channels if rows else 1
     loaded, offset = _load_branches(weights, biases, channel, inside, sizes, biased)
     count = tl.zeros((positions, across), tl.float32)
-    means = ()
-    squares = ()
-    for _ in tl.static_range(len(sizes)):
-        means = means + (tl.zeros((positions, across), tl.float32),)
-        squares = squares + (tl.zeros((positions, across), tl.float32),)
+    means = no_sums(len(sizes), positions, across)
+    squares = no_sums(len(sizes), positions, across)
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         offsets, mask, row, column = _tile(
             tile, group, samples, channels, height, width, rows, wide, positions, across
@@ -227,13 +253,9 @@ def forward_kernel(
         offsets, mask, row, column = _tile(
             tile, group, samples, channels, height, width, rows, wide, positions, across
         )
-        top = 0.0
-        for b in tl.static_range(len(sizes)):
-            z = offset[b] + _window(
-                *(x_ptr, offsets, mask, row, column, height, width, step, loaded[b]),
-                *(sizes[b][0], sizes[b][1], 1),
-            )
-            top += (z - norms[b][0]) * norms[b][1] * norms[b][2] + norms[b][3]
+        top, _normal = _branches(
+            *(x_ptr, offsets, mask, row, column, height, width, step, loaded, offset, norms), sizes
+        )
         if with_input:
             x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
             y = tl.where((top > x) | (top != top), top, x)
@@ -281,27 +303,19 @@ def sums_kernel(
     step = channels if rows else 1
     loaded, offset = _load_branches(weights, biases, channel, inside, sizes, biased)
     norms = _load_norms(norms_ptr, channels, channel, inside, len(sizes))
-    total = (tl.zeros((positions, across), tl.float32),)
-    for _ in tl.static_range(len(sizes)):
-        total = total + (tl.zeros((positions, across), tl.float32),)
+    total = no_sums(len(sizes) + 1, positions, across)
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         offsets, mask, row, column = _tile(
             tile, group, samples, channels, height, width, rows, wide, positions, across
         )
-        top = 0.0
-        normal = ()
-        for b in tl.static_range(len(sizes)):
-            z = offset[b] + _window(
-                *(x_ptr, offsets, mask, row, column, height, width, step, loaded[b]),
-                *(sizes[b][0], sizes[b][1], 1),
-            )
-            normal = normal + ((z - norms[b][0]) * norms[b][1],)
-            top += normal[b] * norms[b][2] + norms[b][3]
+        top, normal = _branches(
+            *(x_ptr, offsets, mask, row, column, height, width, step, loaded, offset, norms), sizes
+        )
         down, _beside = _down(x_ptr, g_ptr, offsets, mask, top, with_input)
-        grown = (total[0] + tl.where(mask, down, 0.0),)
+        terms = (down,)
         for b in tl.static_range(len(sizes)):
-            grown = grown + (total[b + 1] + tl.where(mask, down * normal[b], 0.0),)
-        total = grown
+            terms = terms + (down * normal[b],)
+        total = added(total, terms, mask, len(sizes) + 1)
     at = sums_ptr + tl.program_id(1) * (len(sizes) + 1) * channels + channel
     for k in tl.static_range(len(sizes) + 1):
         tl.store(at + k * channels, tl.sum(total[k], 0)[None, :], inside)
@@ -345,22 +359,14 @@ def window_kernel(
     norms = _load_norms(norms_ptr, channels, channel, inside, len(sizes))
     middle = tl.load(means_ptr + channel, inside, other=0.0)
     count: tl.constexpr = _numbers(sizes)
-    total = ()
-    for _ in tl.static_range(count):
-        total = total + (tl.zeros((positions, across), tl.float32),)
+    total = no_sums(count, positions, across)
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         offsets, mask, row, column = _tile(
             tile, group, samples, channels, height, width, rows, wide, positions, across
         )
-        top = 0.0
-        normal = ()
-        for b in tl.static_range(len(sizes)):
-            z = offset[b] + _window(
-                *(x_ptr, offsets, mask, row, column, height, width, step, loaded[b]),
-                *(sizes[b][0], sizes[b][1], 1),
-            )
-            normal = normal + ((z - norms[b][0]) * norms[b][1],)
-            top += normal[b] * norms[b][2] + norms[b][3]
+        top, normal = _branches(
+            *(x_ptr, offsets, mask, row, column, height, width, step, loaded, offset, norms), sizes
+        )
         down, beside = _down(x_ptr, g_ptr, offsets, mask, top, with_input)
         tl.store(dx_ptr + offsets, beside.to(dx_ptr.dtype.element_ty), mask)
         terms = ()
@@ -368,7 +374,6 @@ def window_kernel(
         for b in tl.static_range(len(sizes)):
             turned = tl.load(means_ptr + (b + 1) * channels + channel, inside, other=0.0)
             dz = norms[b][1] * norms[b][2] * (down - middle - normal[b] * turned)
-            dz = tl.where(mask, dz, 0.0)
             tl.store(dz_ptr + b * size + offsets, dz, mask)
             ends = ends + (dz,)
             for i in tl.static_range(sizes[b][0]):
@@ -377,12 +382,8 @@ def window_kernel(
                         *(x_ptr, offsets, mask, row, column, height, width, step),
                         *(i - sizes[b][0] // 2, j - sizes[b][1] // 2),
                     )
-                    terms = terms + (tl.where(mask, dz * neighbor, 0.0),)
-        terms = terms + ends
-        grown = ()
-        for k in tl.static_range(count):
-            grown = grown + (total[k] + terms[k],)
-        total = grown
+                    terms = terms + (dz * neighbor,)
+        total = added(total, terms + ends, mask, count)
     at = sums_ptr + tl.program_id(1) * count * channels + channel
     for k in tl.static_range(count):
         tl.store(at + k * channels, tl.sum(total[k], 0)[None, :], inside)
