@@ -70,7 +70,7 @@ def read_studies(studies: Sequence[Path]) -> pd.DataFrame:
         rows += [
             _read_cell(study, place)
             if (study / place).is_dir()
-            else packed[place.as_posix()] | {"folder": shown(unpack(study) / place)}
+            else _row(packed[place.as_posix()], unpack(study) / place)
             for place in places
         ]
     records = pd.DataFrame(rows)
@@ -106,8 +106,16 @@ def _read_cell(study: Path, place: Path) -> dict[str, Any]:
     assert record is not None
     if record["status"] not in FINISHED and _is_running(study, folder):
         record |= {"status": RUNNING, "reason": "not finished yet"}
-    elif record["status"] == "ok" and record.get("primary") is None:
-        record |= {"status": UNTESTED, "reason": "its test split was not evaluated (runner.test=false)"}
+    return _row(record, folder)
+
+
+def _row(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The row of a record that can be relied on; a cell without a test is no score."""
+    if record["status"] == "ok" and record.get("primary") is None:
+        record = record | {
+            "status": UNTESTED,
+            "reason": "its test split was not evaluated (runner.test=false)",
+        }
     return record | {"folder": shown(folder)}
 
 

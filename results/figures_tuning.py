@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from results.collect import setting_text
 from results.escape import figure_text
 from results.metrics import is_wide
 from results.palette import Look
-from results.tuning import Tuned, is_grid, names_of, profile, settings_of
+from results.tuning import Tuned, is_grid, is_number, names_of, profile, settings_of
 
 MAX_COLUMNS = 4  # panels side by side
+MAX_TICKS = 4
 
 
 def draw(tuned: Tuned, looks: Mapping[str, Look]) -> Iterator[tuple[str, str, Figure]]:
@@ -46,7 +48,7 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
         common = trials[(trials["activation_label"] == label) & trials["common"]]
         if len(common):
             at = settings_of(common["settings"].iloc[0]).get(name)
-            if _key(at) in places or places.log:
+            if is_number(at) and at > 0 if places.log else _key(at) in places:
                 ax.axvline(places(at), lw=0.8, ls=":", color="black")
         width = tuned.good_range(task, label, name)
         ax.set_title(f"{figure_text(label)}{f': {width.text} decades' if width else ''}", size=9)
@@ -55,6 +57,11 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
         ax.set_axis_off()
     if places.log:
         axes[0].set_xscale("log")
+        # Log ticks of less than a decade write over each other.
+        values = sorted({float(value) for curve in curves.values() for value in curve["value"]})
+        some = values[:: math.ceil(len(values) / MAX_TICKS)]
+        axes[0].set_xticks(some, [f"{value:g}" for value in some])
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
     else:
         axes[0].set_xticks(range(len(places)), list(places))
     if is_wide(scores):
@@ -96,7 +103,7 @@ def _key(value: object) -> str:
 
 def _places(values: pd.Series) -> _Places:
     places = _Places({key: float(k) for k, key in enumerate(dict.fromkeys(map(_key, values)))})
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [value for value in values if is_number(value)]
     places.log = len(numbers) == len(values) and min(numbers) > 0
     return places
 
@@ -132,7 +139,7 @@ def _line(
         mec=look.color,
         zorder=order,
     )
-    lost = curve[curve["diverged"] + curve["failed"] > 0]
+    lost = curve[curve["lost"] > 0]
     ax.plot(
         [places(value) for value in lost["value"]],
         [0.97] * len(lost),

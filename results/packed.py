@@ -28,7 +28,7 @@ def pack(study: Path) -> int:
     its folder.
 
     Raises:
-        ValueError: no finished cell, or one whose record is damaged.
+        ValueError: no finished cell, or one whose record is damaged or that of another folder.
     """
     packed = read_packed(study)
     files = {(place, name): unpack(study) / place / name for place in packed for name in KEPT}
@@ -36,6 +36,10 @@ def pack(study: Path) -> int:
         record = read_record(folder / RECORD)
         if record is not None and record["status"] in FINISHED:
             place = folder.relative_to(study).as_posix()
+            if record.get("cell") is None or place_of(record) != place:
+                raise ValueError(
+                    f"{folder}: its record is that of another folder, so this is a copy or was renamed"
+                )
             packed[place] = record
             files |= {(place, name): folder / name for name in KEPT}
     if not packed:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -116,7 +116,7 @@ def choose(rows: pd.DataFrame) -> pd.DataFrame:
     trials = rows[rows["trial"].notna() & (rows["n"] > 0)]
     if trials.empty:
         return rows
-    order = trials.assign(lost=_lost(trials), loss=_loss(trials)).sort_values(["lost", "loss"], kind="stable")
+    order = _ranked(trials)
     best = order.iloc[0]
     rows.loc[best.name, "chosen"] = True
     margin = METRICS.get(best["metric"], UNKNOWN).margin_at(best["val"])
@@ -126,14 +126,19 @@ def choose(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def _ranked(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return trials with ``lost``, the number of seeds without a score, and ``loss``, best first."""
+    return trials.assign(lost=_lost(trials), loss=_loss(trials)).sort_values(["lost", "loss"], kind="stable")
+
+
 def _edges(rows: pd.DataFrame, chosen: Mapping[str, Any]) -> Iterator[str]:
     for name, value in chosen.items():
         tried = [settings_of(text)[name] for text in rows["settings"][rows["trial"].notna()]]
-        if all(map(_is_number, tried)) and min(tried) < max(tried) and value in (min(tried), max(tried)):
+        if all(map(is_number, tried)) and min(tried) < max(tried) and value in (min(tried), max(tried)):
             yield f"{name} {'lowest' if value == min(tried) else 'highest'}"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -313,7 +318,7 @@ def good_range(curve: pd.DataFrame, margin: float | None = None) -> GoodRange | 
         margin: the largest difference that does not matter; None for the metric's own.
     """
     values = curve["value"].tolist()
-    if len(values) < 2 or not all(_is_number(value) and value > 0 for value in values):
+    if len(values) < 2 or not all(is_number(value) and value > 0 for value in values):
         return None
     curve = curve.sort_values("value")
     loss = _loss(curve).where(_lost(curve) == 0).to_numpy(dtype=float)
@@ -346,9 +351,8 @@ def profile(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     values = [settings_of(text)[name] for text in trials["settings"]]
     texts = [json.dumps(value) for value in values]  # lists cannot be compared
     table = trials.assign(value=pd.Series(values, index=trials.index, dtype=object), text=texts)
-    table = table.assign(lost=_lost(trials), loss=_loss(trials)).sort_values(["lost", "loss"], kind="stable")
-    table = table.drop_duplicates("text")
-    numbers = all(map(_is_number, values))
+    table = _ranked(table).drop_duplicates("text")
+    numbers = all(map(is_number, values))
     return table.sort_values("value" if numbers else "trial", kind="stable").reset_index(drop=True)
 
 

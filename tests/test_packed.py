@@ -82,3 +82,27 @@ def test_values_survive_the_table(tmp_path: Path, value: object) -> None:
 
     assert _value(_text(value)) == value
     assert type(_value(_text(value))) is type(value)
+
+
+def test_a_copied_folder_is_not_packed(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / study.name
+    shutil.copytree(study, copy)
+    place, record = next(iter(read_packed(copy).items()))
+    folder = copy / place.replace("/0-", "/7-")
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{folder}: its record is that of another folder"):
+        pack(copy)
+
+
+def test_a_packed_cell_without_a_test_has_no_score(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / study.name
+    shutil.copytree(study, copy)
+    place, record = next(iter(read_packed(copy).items()))
+    (copy / place).mkdir(parents=True)
+    untested = {name: value for name, value in record.items() if name != "primary"} | {"runner.test": False}
+    (copy / place / "record.json").write_text(json.dumps(untested))
+    before = list(read_records(copy)["status"])
+    pack(copy)
+    shutil.rmtree(copy / place)
+    assert list(read_records(copy)["status"]) == before == ["untested", "ok"]

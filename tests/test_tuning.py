@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -18,6 +19,7 @@ from test_docs import documented
 
 from activations.torch_nn import ReLU
 from results.collect import read_records
+from results.figures_tuning import sensitivity
 from results.files import read_json, write_json
 from results.leaderboard import leaderboard
 from results.metrics import METRICS
@@ -319,6 +321,18 @@ def test_the_good_range_ends_where_the_score_has_lost_the_margin() -> None:
 
 def test_a_setting_without_a_logarithm_has_no_range() -> None:
     assert good_range(profile(choose(rows(1, 2, lr=(0, 0.1))), "task.recipe.lr")) is None
+
+
+@pytest.mark.parametrize(("common", "lines"), [("0.005", 1), ("null", 0), ("0", 0)])
+def test_the_figure_shows_what_was_tried_and_the_common_recipe_where_it_can(common: str, lines: int) -> None:
+    trials = rows(3.0, 2.0, 1.0, metric="mse", lr=(0.002, 0.005, 0.01))
+    recipe = trials.iloc[[0]].assign(trial=None, n=0, common=True, settings=f"task.recipe.lr={common}")
+    trials = pd.concat([choose(trials), recipe]).astype(COLUMNS).assign(task_label="t", activation_label="a")
+    order = pd.DataFrame({"task": ["t"], "activation": ["a"], "tuned_rank_low": [1]})
+    tuned = SimpleNamespace(trials=trials, activations=order, good_range=lambda *of: None)
+    (ax,) = sensitivity(tuned, "t", "task.recipe.lr", {}).axes  # type: ignore[arg-type]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.002", "0.005", "0.01"]
+    assert len([line for line in ax.lines if line.get_linestyle() == ":"]) == lines
 
 
 def test_trials_of_ranges_are_the_same_for_all_and_those_of_fewer_are_among_more() -> None:
