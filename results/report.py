@@ -88,6 +88,7 @@ def write_report(
     if over:
         drawings += draw_over_tasks(over, seen)
         tables |= {"over_tasks": over.activations, "pairs": over.pairs}
+    figures = [*drawings, *sensitivity]
     shapes = read_shapes(records, seen)
     damaged += shapes.damaged
     provenance = [*_provenance(records)]
@@ -104,7 +105,7 @@ def write_report(
         *_section("Where the numbers come from", (line.markdown for line in provenance)),
         *_failures(records),
         *_section("Cells without curves", (f"- {markdown(line)}" for line in damaged)),
-        *(f"![{drawing.name}](figures/{drawing.name}.png)" for drawing in (*drawings, *sensitivity)),
+        *(f"![{drawing.name}](figures/{drawing.name}.png)" for drawing in figures),
     ]
     about = Report(
         name=study_name,
@@ -133,8 +134,8 @@ def write_report(
             folder / PAGE: page(about),
             **{folder / f"{name}.csv": rows.to_csv(index=False).encode() for name, rows in tables.items()},
             folder / "leaderboard.tex": to_latex(table).encode(),
-            **{folder / "figures" / f"{d.name}.svg": d.svg for d in (*drawings, *sensitivity)},
-            **{folder / "figures" / f"{d.name}.png": d.png for d in (*drawings, *sensitivity)},
+            **{folder / "figures" / f"{d.name}.svg": d.svg for d in figures},
+            **{folder / "figures" / f"{d.name}.png": d.png for d in figures},
         }
     )
     return path, table

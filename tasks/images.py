@@ -13,6 +13,7 @@ from tasks.data.splits import hold_out
 from tasks.data.store import one_threaded
 from tasks.data.survey import count_copies
 from tasks.data.transfer import deliver, send
+from tasks.processes import ALONE, Processes
 from tasks.settings import within
 
 
@@ -83,25 +84,26 @@ class ImageTask(Task):
         mixed = split == "train" and (self.recipe.mixup > 0 or not draws_first(self.augment))
         if self.processes.size == 1 or mixed:
             return super().parts(split, generator)
-        return one_threaded(self._parts(split, generator or torch.default_generator))
+        return one_threaded(self._parts(split, generator or torch.default_generator, self.processes))
 
     def _batches(self, split: str, generator: torch.Generator) -> Iterator[Batch]:
-        chunks = self._chunks(split, generator)
-        for chunk, samples in zip(chunks, deliver(self.store, chunks, self.device), strict=True):
-            if split == "train" and self.augment is not None:
-                samples = self.augment(samples, generator)
-            yield self._batch(samples, chunk, generator if split == "train" else None)
+        for inputs, target, _ in self._parts(split, generator, ALONE):
+            yield inputs, target
 
-    def _parts(self, split: str, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def _parts(
+        self, split: str, generator: torch.Generator, processes: Processes
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
         chunks = self._chunks(split, generator)
-        own = [chunk[self.processes.part(len(chunk))] for chunk in chunks]
+        own = [chunk[processes.part(len(chunk))] for chunk in chunks]
         read = deliver(self.store, [part for part in own if len(part)], self.device)
+        augment = self.augment if split == "train" else None
         for chunk, part in zip(chunks, own, strict=True):
             count = len(chunk)
             samples = next(read) if len(part) else torch.empty(0, *self.store.shape, dtype=torch.uint8)
-            if split == "train" and isinstance(self.augment, Compose | Drawn):
-                rows = self.processes.part(count)
-                samples = self.augment.of_batch(samples, generator, count, rows)
+            if processes.size > 1 and isinstance(augment, Compose | Drawn):
+                samples = augment.of_batch(samples, generator, count, processes.part(count))
+            elif augment is not None:
+                samples = augment(samples, generator)
             yield *self._batch(samples, part, generator if split == "train" else None), count
 
     def _chunks(self, split: str, generator: torch.Generator) -> Sequence[Tensor]:

@@ -42,11 +42,11 @@ def _resize(images: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor 
         places, weights, digits = _taps(start, length, out, side)
         if dim == 3 and flips is not None:
             places, weights = (torch.where(flips, x.flip(2), x) for x in (places, weights))
-        shape = [1, 1, 1]
-        shape[dim - 1] = out
-        total = _half(digits)
+        shape, resized = [1, 1, 1], [*images.shape]
+        shape[dim - 1] = resized[dim] = out
+        total = (1 << (digits - 1)).view(-1, 1, 1, 1)  # a half, so that the shift below rounds
         for place, weight in zip(places, weights, strict=True):
-            index = place.view(-1, *shape).expand(*_replaced(images.shape, dim, out))
+            index = place.view(-1, *shape).expand(resized)
             total = total + images.gather(dim, index).int() * weight.view(-1, *shape)
         images = (total >> digits.view(-1, 1, 1, 1)).clamp(0, 255).byte()
     return images
@@ -82,11 +82,3 @@ def _taps(start: Tensor, length: Tensor, out: int, side: int) -> tuple[Tensor, T
     rounded = (weights * (1 << digits).double() + 0.5).int()
     # a place beyond the box has a weight of 0
     return start + (first + tap).minimum(length - 1), rounded, digits.int()
-
-
-def _half(digits: Tensor) -> Tensor:
-    return (1 << (digits - 1)).view(-1, 1, 1, 1)
-
-
-def _replaced(shape: torch.Size, dim: int, size: int) -> list[int]:
-    return [size if i == dim else n for i, n in enumerate(shape)]
