@@ -147,15 +147,17 @@ def all_ran(typed: Sequence[str] = ()) -> bool:
     Args:
         typed: the command line that records state, if it is another than ``sys.argv``.
     """
-    ReportAfterGrid.typed, sys.argv = list(typed) or sys.argv, composable(sys.argv)
+    given = sys.argv
+    ReportAfterGrid.typed, sys.argv = list(typed) or given, composable(given)
     try:
         run()
     except CellFailedError:
         return False
     except SeveralGridsError as several:
         good = True
-        for sys.argv in several.commands:
-            good &= all_ran()
+        for line, name in several.experiments:
+            sys.argv = [name if argument == line else argument for argument in given]
+            good &= all_ran(typed)
         return good
     return True
 

@@ -195,11 +195,12 @@ def fit(
         if not trains(parts.cfg.runner):
             raise ValueError(f"runner={runner}: trains nothing; must be one of train, short, smoke")
         cell = parts.cell(caller=_call(**components, **settings, overrides=overrides, **hyper))
-        if cell.completed_record() is None:
+        written = cell.completed_record()
+        if written is None:
             record = cell.run(partial(parts.train, cell))
             if "signal" in record:
                 signal.raise_signal(record["signal"])  # has now the effect that it would have had at once
-    written = read_record(cell.folder / RECORD)
+            written = read_record(cell.folder / RECORD)
     assert written is not None
     return written | {"folder": str(cell.folder)}
 

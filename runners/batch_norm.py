@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from activations.base import Activation
+from activations.base import Activation, along, upcast
 from activations.torch_private import BatchNorm
 
 
@@ -64,7 +64,7 @@ class _BatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, ...]:
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = upcast(x)
         dims = _others(x)
         sums = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)  # of 1, x, x^2
         if x.numel():
@@ -84,16 +84,16 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
-        mean, scale = (_along(value.to(wide), x) for value in (mean, scale))
+        mean, scale = (along(value.to(wide), x, 1) for value in (mean, scale))
         g, normal = g.to(wide), (x.to(wide) - mean) * scale
         dims = _others(x)
         own = torch.stack([g.sum(dims), (g * normal).sum(dims)])
         total = own.double()
         distributed.all_reduce(total)
-        by_mean, by_scale = (_along((value / count).to(wide), x) for value in total)
+        by_mean, by_scale = (along((value / count).to(wide), x, 1) for value in total)
         dx = (g - by_mean - normal * by_scale) * scale
         if weight is not None:
-            dx = dx * _along(weight.to(wide), x)
+            dx = dx * along(weight.to(wide), x, 1)
         dweight = own[1].to(weight.dtype) if weight is not None else None
         return dx.to(x.dtype), dweight, own[0].to(ctx.bias_dtype) if ctx.bias_dtype else None, None
 
@@ -101,10 +101,6 @@ class _BatchNorm(torch.autograd.Function):
 def _others(x: Tensor) -> list[int]:
     """All dimensions but that of the channels."""
     return [dim for dim in range(x.ndim) if dim != 1]
-
-
-def _along(value: Tensor, x: Tensor) -> Tensor:
-    return value.view(1, -1, *[1] * (x.ndim - 2))
 
 
 def _forward(norm: nn.Module, x: Tensor) -> Any:

@@ -71,11 +71,11 @@ class ReportAfterGrid(Callback):
         try:
             check_installed(config.hydra)
             add_search_path(loader, config)
-            if commands := one_experiment_each(loader, config):
-                for experiment, _ in commands:
+            if experiments := one_experiment_each(loader, config):
+                for experiment, _ in experiments:
                     overrides = [*config.hydra.overrides.hydra, *experiment]
                     _studies(loader, loader.load_configuration(config_name, overrides, RunMode.MULTIRUN))
-                raise SeveralGridsError([argv for _, argv in commands])
+                raise SeveralGridsError([named for _, named in experiments])
             studies = _studies(loader, config)
             if studies:
                 print_anything()
@@ -144,10 +144,10 @@ def _watch(parent: int) -> None:
 
 
 class SeveralGridsError(BaseException):
-    """A command line means several, to run one after the other: ``commands``, each as ``sys.argv``."""
+    """A command line means several, to run one after the other: an argument of it, and what each has in its place."""
 
-    def __init__(self, commands: list[list[str]]) -> None:
-        self.commands = commands
+    def __init__(self, experiments: list[tuple[str, str]]) -> None:
+        self.experiments = experiments
 
 
 def is_chosen(config: Mapping[str, Any], status: str | None) -> bool:
@@ -279,7 +279,7 @@ def composed(loader: ConfigLoader, master: DictConfig) -> Iterator[tuple[list[st
     for overrides, settings in cells_of(loader, master):
         plain_overrides = overrides[: len(overrides) - len(settings)]
         seeds = [override.partition("=")[2] for override in plain_overrides if override.startswith("seed=")]
-        others = tuple(override for override in plain_overrides if not override.startswith("seed="))
+        others = without_seed(plain_overrides)
         plain = len(seeds) == 1 and seeds[0].isdecimal()
         if others not in known or not plain:
             cfg = loader.load_sweep_config(master, plain_overrides)
@@ -292,6 +292,11 @@ def composed(loader: ConfigLoader, master: DictConfig) -> Iterator[tuple[list[st
         for name, value in settings.items():
             OmegaConf.update(cfg, name, value)
         yield overrides, cfg, own
+
+
+def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides of a cell but that of its seed."""
+    return tuple(override for override in overrides if not override.startswith("seed="))
 
 
 def leave_out_finished(
@@ -346,24 +351,22 @@ def _distinct(cells: list[list[str]]) -> Iterator[tuple[tuple[str, ...], list[st
             yield choices, cell
 
 
-def one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], list[str]]]:
-    """Return overrides and command line of each experiment in a sweep over experiments, as each sweeps over its own keys.
+def one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], tuple[str, str]]]:
+    """Return the overrides of each experiment in a sweep over experiments, as each sweeps over its own keys.
 
-    The sweep is on the command line, or in the experiment that is named there.
+    The sweep is on the command line, or in the experiment that is named there. Beside the overrides stand the argument that
+    names it and the one that names the experiment alone.
     """
     task = list(master.hydra.overrides.task)
     swept = OmegaConf.select(master, "hydra.sweeper.params.experiment")
     for override in _parsed(task, loader):
         if _key(override) == "experiment":
-            line = override.input_line
+            line = str(override.input_line)
             sweep = override if swept is None else _parsed([f"experiment={swept}"], loader)[0]
             if not sweep.is_sweep_override():
                 return []
             names = [f"experiment={name}" for name in sweep.sweep_string_iterator()]
-            return [
-                ([name if a == line else a for a in task], [name if a == line else a for a in sys.argv])
-                for name in names
-            ]
+            return [([name if a == line else a for a in task], (line, name)) for name in names]
     return []
 
 

@@ -151,9 +151,8 @@ class Progress:
     def _tell_ended(self) -> None:
         """Say which cells have ended since the last look."""
         for overrides, cell in self.cells.items():
-            if overrides in self.told or cell is None or _written(cell) in (None, self.before[overrides]):
+            if cell is None or overrides in self.told or (record := self._news(overrides, cell)) is None:
                 continue
-            record = _record(cell)
             if record.get("status") in FINISHED:
                 self._tell(overrides, cell.summary(record))
             elif record.get("status") == "failed":
@@ -182,21 +181,29 @@ class Progress:
         """Say which cells have saved their state because the grid is ended by an exception, and why that is."""
         self._stop()
         for overrides, cell in self.cells.items():
-            if overrides not in self.told and cell and _written(cell) not in (None, self.before[overrides]):
-                record = _record(cell)
-                if record.get("reason"):
-                    self._tell_failed(overrides, cell.summary(record))
+            if cell is None or overrides in self.told or (record := self._news(overrides, cell)) is None:
+                continue
+            if record.get("reason"):
+                self._tell_failed(overrides, cell.summary(record))
         if isinstance(by, GridStoppedError) and not self.failed and str(by):
             self.bar.write(f"actbench: {by}", file=sys.stderr)
 
     def _interruption(self, overrides: tuple[str, ...]) -> str:
         """Return the line about a cell whose process has ended without a result; empty if it was not begun."""
         cell = self.cells.get(overrides)
-        if cell is None or _written(cell) in (None, self.before[overrides]):
+        if cell is None or (record := self._news(overrides, cell)) is None:
             return ""
-        record = _record(cell)
         killed = "" if record.get("reason") else "; its process was killed, the same command resumes it"
         return cell.summary(record) + killed
+
+    def _news(self, overrides: tuple[str, ...], cell: Cell) -> dict[str, Any] | None:
+        """Return the record of a cell if it was written since the grid began; empty if it is damaged."""
+        if _written(cell) in (None, self.before[overrides]):
+            return None
+        try:
+            return cell.earlier()
+        except ValueError:
+            return {}
 
     def _stop(self) -> None:
         self.ended.set()
@@ -225,11 +232,10 @@ def _written(cell: Cell) -> int | None:
         return None
 
 
-def _record(cell: Cell) -> dict[str, Any]:
-    try:
-        return cell.earlier()
-    except ValueError:  # damaged
-        return {}
+def failed(overrides: Sequence[str], reason: str) -> JobReturn:
+    """Return the end of a job that failed outside of its cell."""
+    line = f"{' '.join(overrides)} failed: {reason}"
+    return JobReturn(status=JobStatus.FAILED, _return_value=CellFailedError(line))
 
 
 def export_path() -> None:

@@ -8,16 +8,13 @@ from typing import Any
 
 import ray
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
 from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
 from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher
 from omegaconf import open_dict
 
-from runners.cell import CellFailedError
-from runners.launch import GridStoppedError, Watched, export_path
-
-GRACE = 8.0  # seconds to end a step and save
-LOOK_EVERY = 1.0  # seconds between looks at the tasks
+from runners.grid import GRACE
+from runners.launch import LOOK_EVERY, GridStoppedError, Watched, export_path, failed
 
 
 class Launcher(Watched, RayLauncher):
@@ -65,7 +62,5 @@ def _end(task: Any, overrides: Sequence[str]) -> JobReturn | None:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError):
         return None
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]
-        line = f"{' '.join(overrides)} failed: {reason}"
-        return JobReturn(status=JobStatus.FAILED, _return_value=CellFailedError(line))
+        return failed(overrides, str(error).strip().splitlines()[-1])
     return end

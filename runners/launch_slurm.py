@@ -14,14 +14,13 @@ from typing import Any, NoReturn
 
 import submitit
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from runners.cell import CellFailedError
-from runners.launch import GridStoppedError, Watched, export_path
+from results.escape import counted
+from runners.launch import LOOK_EVERY, GridStoppedError, Watched, export_path, failed
 
-LOOK_EVERY = 1.0  # seconds between looks at the files of the jobs
 ASK_EVERY = (3.0, 60.0)  # seconds between questions to Slurm, which grow with the time that the grid has run
 
 
@@ -32,7 +31,7 @@ class Launcher(Watched, SlurmLauncher):
         jobs = self._submit(job_overrides, first_index)
         array = jobs[0].job_id.partition("_")[0]
         folder = jobs[0].paths.folder.parent
-        count = f"{len(jobs)} cell{'' if len(jobs) == 1 else 's'}"
+        count = counted(len(jobs), "cell")
         print(
             f"Slurm job {array}: {count}; scancel {array} ends them, output in {folder}/{array}*", flush=True
         )
@@ -112,8 +111,7 @@ def _end(job: submitit.Job[JobReturn], overrides: Sequence[str]) -> JobReturn | 
     except FailedJobError as error:
         trace = str(error).partition("\n----------------------\n")[2].partition("\n----------------------")[0]
         reason = trace.strip().rpartition("\n")[2]
-        line = f"{' '.join(overrides)} failed: {reason} ({job.paths.stderr})"
-        return JobReturn(status=JobStatus.FAILED, _return_value=CellFailedError(line))
+        return failed(overrides, f"{reason} ({job.paths.stderr})")
 
 
 def states(job: str) -> dict[str, str] | None:

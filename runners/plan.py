@@ -55,10 +55,9 @@ class Planned:
     def kind(self) -> str:
         """``done``, ``running``, ``to do`` (new), ``interrupted`` (goes on) or ``failed`` (is tried again)."""
         folder, spec = self.cell.folder, self.cell.spec
-        if spec.place in read_packed(spec.study_folder) and not self.cell.force:
-            return DONE
         if not (folder / RECORD).exists() and not (folder / HEARTBEAT).exists():
-            return TO_DO
+            packed = not self.cell.force and spec.place in read_packed(spec.study_folder)
+            return DONE if packed else TO_DO
         status = state_of(spec.study_folder, folder).status
         if status in FINISHED:
             return TO_DO if self.cell.force else DONE

@@ -182,7 +182,8 @@ class Train:
         log.info(
             "%s: %s at epoch %d, step %d", cell, "resumed" if resumed else "started", run.epoch, run.step
         )
-        cell.loggers.begin(cell.spec, run.sessions[0]["started"], run.rows)
+        if world.leads:
+            cell.loggers.begin(cell.spec, run.sessions[0]["started"], run.rows)
         bar = tqdm(
             total=epochs * steps,
             initial=run.epoch * steps + run.step,

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from results.schema import read_record
 from runners.factory import validate_act_layer
 from runners.train import build_network
 from tasks.base import Task
+from tasks.networks.build import read_state
 
 
 def load_trained(folder: Path, *, best: bool = False) -> tuple[Task, nn.Module]:
@@ -54,7 +54,7 @@ def load_trained(folder: Path, *, best: bool = False) -> tuple[Task, nn.Module]:
 def _weights(folder: Path, best: bool) -> dict[str, Tensor]:
     for name in (BEST_WEIGHTS if best else WEIGHTS, CHECKPOINT):
         if (folder / name).exists():
-            state: dict[str, Any] = torch.load(folder / name, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = read_state(folder / name)
             if name != CHECKPOINT:
                 return state
             return state["progress"]["best"]["weights"] if best else state["network"]

@@ -25,7 +25,7 @@ from results.files import flat, words
 from results.tuning import COLUMNS, choose, identity, merged, read_trial, read_tuning, write_tuning
 from runners.cell import Cell
 from runners.errors import no_such_name
-from runners.grid import ReportAfterGrid, varied
+from runners.grid import ReportAfterGrid, varied, without_seed
 from runners.plan import Planned, planned
 
 PREFIX, TRIALS, SEEDS = "tune.", "tune.trials", "tune.seed"
@@ -165,17 +165,13 @@ class Combination:
     common: dict[str, Any]
     keys: set[tuple[str, ...]]
 
-    def identity(self, settings: Mapping[str, Any] | None = None) -> str:
-        """Return the identity of its cells, with other ``settings``."""
-        return identity(_facts(self.first.cell) | flat(settings or {}))
+    def identity(self, settings: Mapping[str, Any]) -> str:
+        """Return the identity of its cells with these ``settings``."""
+        return identity(_facts(self.first.cell) | flat(settings))
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
     return {"activation": cell.spec.activation, "task": cell.spec.task, **cell.spec.facts}
-
-
-def _key(overrides: Sequence[str]) -> tuple[str, ...]:
-    return tuple(override for override in overrides if not override.startswith("seed="))
 
 
 class Tuning:
@@ -210,7 +206,7 @@ class Tuning:
         for one in cells:
             common = {name: _selected(one.parts.cfg, name) for name in self.plan.tuned}
             key = identity(_facts(one.cell))
-            found.setdefault(key, Combination(one, common, set())).keys.add(_key(one.overrides))
+            found.setdefault(key, Combination(one, common, set())).keys.add(without_seed(one.overrides))
             if (folds := OmegaConf.select(one.parts.cfg, FOLDS)) is not None:
                 raise ValueError(
                     f"{FOLDS}={folds}: cannot be tuned, as trials would see what other folds test on"
@@ -315,7 +311,7 @@ def tune(arguments: Sequence[str], run: Callable[[Sequence[str]], bool]) -> bool
             flush=True,
         )
     variants = tuning.variants(rows)
-    with varied(lambda cell: variants[_key(cell)]):
+    with varied(lambda cell: variants[without_seed(cell)]):
         return good & run(tuning.plan.overrides)
 
 

@@ -174,7 +174,7 @@ class Lab:
             (CLASSES, rows_of),
             (CURVES, arrays_of),
             (EXAMPLES, arrays_of),
-            (CONFIG, lambda path: settings_of(path)),
+            (CONFIG, settings_of),
         ):
             try:
                 equal = same(read(cell / name), read(reference / name))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import _here  # noqa: F401  # before the code that it finds
 
+from results.escape import counted
 from results.packed import ARCHIVE, TABLE, pack
 
 
@@ -27,9 +28,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"actbench: {error}")
     size = sum((study / name).stat().st_size for name in (TABLE, ARCHIVE))
-    print(
-        f"{count} cell{'' if count == 1 else 's'}, {size / 1e6:.1f} MB in {study / TABLE} and {study / ARCHIVE}"
-    )
+    print(f"{counted(count, 'cell')}, {size / 1e6:.1f} MB in {study / TABLE} and {study / ARCHIVE}")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,14 @@ def test_a_cell_without_a_trained_network_is_refused(
         load_network(tmp_path)
 
 
+def test_damaged_weights_are_named(cell: Path, tmp_path: Path) -> None:
+    for name in ("record.json", "config.yaml"):
+        (tmp_path / name).write_bytes((cell / name).read_bytes())
+    (tmp_path / "weights.pt").write_bytes((cell / "weights.pt").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"weights\.pt: not a file of weights"):
+        load_network(tmp_path)
+
+
 def test_weights_of_another_network_are_refused(cell: Path, tmp_path: Path) -> None:
     for name in ("record.json", "config.yaml"):
         (tmp_path / name).write_bytes((cell / name).read_bytes())

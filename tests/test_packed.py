@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from test_train import Toy, make_cell, train
 
+from actbench import fit
 from results.collect import read_metrics, read_records
 from results.files import find_cells, place_of
 from results.packed import ARCHIVE, TABLE, pack, read_packed, unpack
 from results.schema import read_record
+from runners.plan import planned
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,26 @@ def test_a_packed_cell_without_a_test_has_no_score(study: Path, tmp_path: Path) 
     pack(copy)
     shutil.rmtree(copy / place)
     assert list(read_records(copy)["status"]) == before == ["untested", "ok"]
+
+
+def test_a_packed_cell_is_the_result_of_fit_and_done_in_a_plan(tmp_path: Path) -> None:
+    settings = {"task": "digits", "runner": "smoke", "study": "packed", "outputs": tmp_path}
+    record = fit("relu", **settings)
+    study = tmp_path / "packed"
+    pack(study)
+    folder = Path(record["folder"])
+    shutil.rmtree(folder)
+    assert fit("relu", **settings) == record
+
+    words = ["activation=relu", "task=digits", "runner=smoke", "study=packed", f"outputs={tmp_path}"]
+    (one,) = planned(words)
+    assert one.kind == "done"
+    (again,) = planned([*words, "force=true"])
+    assert again.kind == "to do"
+    folder.mkdir()
+    interrupted = {name: value for name, value in record.items() if name != "folder"} | {
+        "status": "interrupted"
+    }
+    (folder / "record.json").write_text(json.dumps(interrupted))
+    (one,) = planned(words)
+    assert one.kind == "interrupted", "as it will be trained"

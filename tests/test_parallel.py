@@ -90,7 +90,7 @@ def assert_same_to_rounding(one: Path, several: Path, tolerance: float) -> None:
 def test_two_processes_come_to_the_end_of_one(tmp_path: Path) -> None:
     """With batch norm and PWLU's statistics over both, Adam's bias correction, and batches that do not divide evenly."""
     settings = (
-        *("task=digits", "activation=pwlu", *SHORT, "runner.limit_batches=5"),
+        *("task=digits", "activation=pwlu", *SHORT, "runner.limit_batches=5", "logger=tensorboard"),
         *("task.recipe.optimizer=adam", "task.recipe.lr=0.003", "task.recipe.batch_size=63"),
     )
     one, two = run(tmp_path / "one", *settings, size=1), run(tmp_path / "two", *settings)
@@ -102,6 +102,10 @@ def test_two_processes_come_to_the_end_of_one(tmp_path: Path) -> None:
     assert record["status"] == "ok"
     assert "runner.sync_batch_norm" not in record  # so that cells from before it keep their ids
     assert (two / "log.txt").read_text().count("started at epoch 0") == 1
+    # Only one process logs: the others would replace what it has written.
+    events = [[path.stat().st_size for path in folder.rglob("events.*")] for folder in (one, two)]
+    assert events[0] == pytest.approx(events[1], rel=0.05), events
+    assert len(events[1]) == 1
     assert not list(tmp_path.glob("**/heartbeat.json"))
 
 

@@ -17,6 +17,7 @@ import tune as script
 from conftest import PROCESS, ROOT, config, train
 from test_docs import documented
 
+import run as run_script
 from activations.torch_nn import ReLU
 from results.collect import read_records
 from results.figures_tuning import sensitivity
@@ -38,7 +39,7 @@ from results.tuning import (
     read_tuning,
     settings_of,
 )
-from runners.grid import varied
+from runners.grid import SeveralGridsError, varied
 from runners.plan import planned
 from runners.tuning import Plan, Tuning, tune
 
@@ -450,6 +451,27 @@ def test_the_command(tmp_path: Path) -> None:
     assert list(table["settings"][table["chosen"]]) == [best]
     assert f"relu sines2d: {best} is chosen" in done.stdout
     assert set(pd.read_csv(tmp_path / "main" / "report" / "leaderboard.csv")["recipe"]) == {"common", "tuned"}
+
+
+def test_several_experiments_keep_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line that runs is not the one that was typed, which has settings of the tuning."""
+    ran = []
+
+    def run() -> None:
+        ran.append((run_script.ReportAfterGrid.typed, sys.argv))
+        if "experiment=a,b" in sys.argv:
+            raise SeveralGridsError([("experiment=a,b", "experiment=a"), ("experiment=a,b", "experiment=b")])
+
+    monkeypatch.setattr(run_script, "run", run)
+    monkeypatch.setattr(run_script.ReportAfterGrid, "typed", [])
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", "experiment=a,b", "study=s"])
+    typed = ["tune.py", "experiment=a,b", "tune.task.recipe.lr=[1,2]"]
+    assert run_script.all_ran(typed)
+    assert ran == [(typed, ["run.py", "-m", f"experiment={name}", "study=s"]) for name in ("a,b", "a", "b")]
+    ran.clear()
+    sys.argv = ["run.py", "-m", "experiment=a,b", "study=s"]
+    run_script.all_ran()
+    assert [line for line, _ in ran] == [line for _, line in ran], "else it is the line itself"
 
 
 def test_the_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

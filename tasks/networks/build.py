@@ -108,6 +108,20 @@ def reraise_as_value_error(input_shape: Sequence[int]) -> Iterator[None]:
         raise ValueError(f"the network cannot take samples of shape {tuple(input_shape)}: {error}") from error
 
 
+def read_state(path: Path) -> Any:
+    """Return what ``torch.save`` wrote to ``path``, on the CPU.
+
+    Raises:
+        ValueError: no such file, or another kind of file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:  # torch has no class of errors for this
+        raise ValueError(f"{path}: not a file of weights ({str(error).splitlines()[0]})") from None
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the state_dict in ``path``, without the auxiliary heads for training that pretrained files have.
 
@@ -115,11 +129,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         ValueError: no such file, or no state_dict.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"weights={path}: no such file") from None
-    except Exception as error:  # torch has no class of errors for this
-        raise ValueError(f"weights={path}: not a file of weights ({str(error).splitlines()[0]})") from None
+        state = read_state(path)
+    except ValueError as error:
+        raise ValueError(f"weights={error}") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"weights={path}: must contain a state_dict (names and tensors)")
     return {name: value for name, value in state.items() if not name.lower().startswith("aux")}
