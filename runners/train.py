@@ -7,7 +7,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from activations.base import Activation
-from activations.checks import check_bool, check_choice, check_int, check_number
+from activations.checks import check_bool, check_choice, check_int, check_list, check_number
 from activations.kernels import library
 from activations.torch_nn import ReLU
 from results.files import (
@@ -80,7 +80,8 @@ class Train:
         amp: off, bf16 or fp16 autocast (fp16 with loss scaling).
         compile: off or on (torch.compile).
         sync_batch_norm: of several processes, whether norms use the statistics of the whole batch or those of their part.
-        pictures: whether to write the task's pictures at the end.
+        pictures: whether to write the task's pictures at the end, or a list of the seeds whose cells write them. A picture
+            takes about half a second.
         cost: seconds for measuring the time of a step against ReLU's, once for all seeds of a study, or 5 % of the
             training if that is more; 0 for not measuring it.
         keep: nothing, or weights: the last weights and those best in validation as state_dicts, in files of their own.
@@ -107,7 +108,7 @@ class Train:
     amp: str = "off"
     compile: str = "off"
     sync_batch_norm: bool = True
-    pictures: bool = True
+    pictures: bool | Sequence[int] = True
     cost: float = 2.0
     keep: str = "nothing"
     test: bool = True
@@ -123,8 +124,13 @@ class Train:
         check_choice("kernels", self.kernels, library.MODES)
         check_choice("amp", self.amp, tuple(AMP))
         check_choice("compile", self.compile, ("off", "on"))
-        for name in ("channels_last", "sync_batch_norm", "pictures", "test"):
+        for name in ("channels_last", "sync_batch_norm", "test"):
             check_bool(name, getattr(self, name))
+        if not isinstance(self.pictures, bool):
+            try:
+                check_list("pictures", self.pictures, integers=True, minimum=0)
+            except ValueError as error:
+                raise ValueError(f"{error}, or true or false") from None
         find_device(self.device)
 
     def __call__(self, act_layer: ActLayer, task: Task, cell: Cell) -> dict[str, Any]:
@@ -303,7 +309,7 @@ class Train:
             samples = next(iter(task.batches("val")))[0][:CURVE_SAMPLES]
             with self._autocast(task.device):
                 write_curves(cell.folder / CURVES, network, samples, run.evolution)
-            if self.pictures:
+            if self.pictures is True or (self.pictures and cell.spec.seed in self.pictures):
                 figures = task.pictures(network) | ({"confusion": confusion.figure()} if confusion else {})
                 for name, figure in figures.items():
                     with atomic_write(cell.folder / PICTURES / f"{name}.png") as temporary:

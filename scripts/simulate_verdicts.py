@@ -12,6 +12,7 @@ import _here  # noqa: F401  # before the code that it finds
 import numpy as np
 
 from results.over_tasks import TASKS_NEEDED
+from results.statistics import Comparisons, worst_possible
 
 EFFECT = 1.5  # of a better activation, in standard deviations of a score over seeds
 TEST_IMAGES = 539  # those of digits
@@ -23,6 +24,7 @@ NOISES = {
     "heavy tails": "Student's t with 3 degrees of freedom",
     "bad seeds": "3 % of the cells end 10 standard deviations lower",
     "near 99 %": f"counts of {TEST_IMAGES} test images, 98.8 % right",
+    "divergence": "a third of the cells diverge, of any activation alike",
 }
 
 
@@ -44,6 +46,8 @@ def scores(noise: str, activations: int, seeds: int, rng: np.random.Generator) -
         own = rng.standard_t(3, shape) / np.sqrt(3)
     elif noise == "bad seeds":
         own -= 10 * (rng.random(shape) < 0.03)
+    elif noise == "divergence":
+        own[rng.random(shape) < 1 / 3] = worst_possible(higher_is_better=True)
     return seed_effect + own
 
 
@@ -51,12 +55,11 @@ def simulate(noise: str, activations: int, seeds: int, studies: int) -> dict[str
     """Judge ``studies`` simulated studies; rates in percent.
 
     ``false verdict``: studies without a true difference in which any activation is called better or worse than the
-    baseline. ``false rank``: in which any activation is denied any rank. ``wrong ranks``: studies with true
-    differences in which any rank interval misses the true rank. ``power``: how often an activation that is better by
+    baseline. ``false rank``: in which any activation with a score is denied any rank among these. ``wrong ranks``: studies
+    with true differences in which any rank interval misses the true rank. ``power``: how often an activation that is better by
     1.5 standard deviations of a score is called better. ``leads``: studies without a true difference in which the
     baseline has the best adjusted mean; ``leads, seed lost``: after its worst seed was lost to divergence.
     """
-    from results.statistics import Comparisons, worst_possible
 
     def compare(table: np.ndarray) -> Comparisons:
         entries = {str(i): dict(enumerate(map(float, row))) for i, row in enumerate(table)}
@@ -64,7 +67,11 @@ def simulate(noise: str, activations: int, seeds: int, studies: int) -> dict[str
 
     def leads(judged: Comparisons) -> bool:
         means = judged.adjusted_means()
-        return max(means, key=lambda name: means[name]) == "0"
+        return max(judged.names, key=lambda name: means[name], default=None) == "0"
+
+    def ranks_among(judged: Comparisons) -> list[tuple[int, int]]:
+        sets = judged.rank_sets()
+        return [sets[name] for name in judged.names]
 
     rng = np.random.default_rng([activations, seeds, list(NOISES).index(noise)])
     spread = 100 / TEST_IMAGES * np.sqrt(TEST_IMAGES * 0.988 * 0.012) if noise == "near 99 %" else np.sqrt(2)
@@ -76,16 +83,17 @@ def simulate(noise: str, activations: int, seeds: int, studies: int) -> dict[str
         null = scores(noise, activations, seeds, rng)
         judged = compare(null)
         counts["false verdict"] += any(c.verdict in ("better", "worse") for c in judged.against("0").values())
-        counts["false rank"] += any(ranks != (1, activations) for ranks in judged.rank_sets().values())
+        counts["false rank"] += any(ranks != (1, len(judged.names)) for ranks in ranks_among(judged))
         counts["leads"] += leads(judged)
 
         judged = compare(null + gains[:, None])
         counts["power"] += judged.against("0")["1"].verdict == "better"
         # an activation that equals others may have any rank of its group
-        truth = [(1 + (gains > gain).sum(), (gains >= gain).sum()) for gain in gains]
+        scored = gains[[int(name) for name in judged.names]]
+        truth = [(1 + (scored > gain).sum(), (scored >= gain).sum()) for gain in scored]
         counts["wrong ranks"] += any(
             low > first or high < last
-            for (low, high), (first, last) in zip(judged.rank_sets().values(), truth, strict=True)
+            for (low, high), (first, last) in zip(ranks_among(judged), truth, strict=True)
         )
 
         null[0, null[0].argmin()] = worst_possible(higher_is_better=True)
@@ -180,7 +188,6 @@ def simulate_test_sets(samples: int, seeds: int, studies: int) -> dict[str, obje
     from scipy.special import ndtr
 
     from results.examples import widened
-    from results.statistics import Comparisons
 
     def right(number: int, of_seeds: np.ndarray) -> np.ndarray:
         """Draw (activations, seeds, samples)."""

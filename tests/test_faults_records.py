@@ -20,6 +20,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -313,10 +314,9 @@ def test_names_are_text_in_markdown() -> None:
 
 def test_names_that_are_markup_stay_names_in_the_report(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", sites="re:features.(2$|5\\b$)")
-    for seed, score in enumerate((80.0, 81.0)):
-        write_cell(
-            study, "relu", seed, score, settings("relu", "<b>|x|</b>"), cell="def", primary_metric="top1"
-        )
+    for name, seed in product(("relu", "prelu"), range(2)):
+        facts = settings(name, "<b>|x|</b>")
+        write_cell(study, name, seed, 80.0 + seed, facts, cell="def", primary_metric="top1")
     path, table = write_report(study)
     text = path.read_text()
     assert "<b>" not in text

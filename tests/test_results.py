@@ -439,9 +439,9 @@ def test_other_recipes_are_other_tasks(tmp_path: Path) -> None:
 
 
 def with_facts(study: Path, *facts: dict[str, object]) -> pd.DataFrame:
-    """The records of a study of relu, seed by seed with further facts."""
-    for seed, more in enumerate(facts):
-        path = study / "digits" / "relu" / f"{seed}-abc" / "record.json"
+    """The records of a study of digits, cell by cell with further facts."""
+    cells = sorted((study / "digits").glob("*/*/record.json"))
+    for path, more in zip(cells, facts, strict=True):
         write_json(path, json.loads(path.read_text()) | more)
     return add_labels(read_records(study))
 
@@ -481,6 +481,35 @@ def test_sites_are_told_of_activations_that_stand_at_one_kind_each(tmp_path: Pat
             write_json(path, json.loads(path.read_text()) | {"network": "resnet8", "network.sites": where})
     table = leaderboard(add_labels(read_records(study)))
     assert set(table["activation"]) == {"relu[sites=all]", "prelu[sites=one_per_block]"}
+
+
+def test_sites_that_most_activations_have_go_without_saying(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", {"relu": [90.0], "gelu": [91.0], "prelu": [80.0, 81.0]})
+    sites = [
+        {"network": "resnet8", "network.sites": where} for where in ("all", "all", "one_per_block", "all")
+    ]
+    labels = [*with_facts(study, *sites)["activation_label"]]
+    assert labels == ["gelu", "prelu", "prelu[sites=one_per_block]", "relu"]
+
+
+@pytest.mark.parametrize(
+    ("column", "usual", "wide"), [("network.width", 8, 10), ("network.hidden", "[50]", "[450]")]
+)
+def test_a_width_that_one_activation_has_is_a_control_in_the_table_of_the_others(
+    tmp_path: Path, column: str, usual: object, wide: object
+) -> None:
+    study = make_study(tmp_path / "s", {"gelu": [90.0], "prelu": [91.0], "relu": [80.0, 81.0]})
+    widths = [{"network": "net", column: width} for width in (usual, usual, usual, wide)]
+    records = with_facts(study, *widths)
+    assert set(records["task_label"]) == {"digits"}
+    name = column.partition(".")[2]
+    assert [*records["activation_label"]] == ["gelu", "prelu", "relu", f"relu[{name}={wide}]"]
+    assert [*records[column]] == [usual, usual, usual, wide]
+    # several activations at each width are a table each
+    widths[0][column] = wide
+    records = with_facts(study, *widths)
+    assert set(records["activation_label"]) == {"gelu", "prelu", "relu"}
+    assert set(records["task_label"]) == {f"digits on net[{name}={width}]" for width in (usual, wide)}
 
 
 def test_missing_and_damaged_records_are_rows(tmp_path: Path) -> None:

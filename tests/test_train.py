@@ -438,3 +438,16 @@ def test_runner_refuses_values_out_of_range(name: str, value: object) -> None:
 def test_recipe_refuses_values_out_of_range(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name}="):
         Recipe(**{"epochs": 1, "batch_size": 1, "lr": 0.1, name: value})
+
+
+def test_pictures_of_some_seeds(tmp_path) -> None:
+    for seed in range(3):
+        train(tmp_path, make_factory("relu"), "runner=smoke", "runner.pictures=[0,2]", f"seed={seed}")
+    seeds = {path.parents[1].name.partition("-")[0] for path in tmp_path.glob("**/confusion.png")}
+    assert seeds == {"0", "2"}
+
+
+@pytest.mark.parametrize("pictures", [[], [-1], "some", None])
+def test_pictures_of_what_is_no_seed(pictures: object) -> None:
+    with pytest.raises(ValueError, match="^pictures="):
+        Train(pictures=pictures)
