@@ -1,6 +1,8 @@
 """The library of fused kernels: the rule by which they or the reference are used, threads and processes, tables, builds."""
 
 import math
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -316,6 +318,15 @@ def test_the_build_fails_loudly_without_its_compiler(tmp_path, monkeypatch: pyte
     with pytest.raises(subprocess.CalledProcessError):
         build.build(tmp_path)
     assert not list(tmp_path.glob("*.so"))
+    # what is newer than its sources needs none
+    names = {f"fused_{name}.so" for name in build.variants(platform.machine(), platform.system())}
+    for name in names:
+        (tmp_path / name).touch()
+    assert {path.name for path in build.build(tmp_path)} == names
+    for path in tmp_path.glob("*.so"):
+        os.utime(path, (0, 0))
+    with pytest.raises(subprocess.CalledProcessError):
+        build.build(tmp_path)
 
 
 def test_compiled_units_use_the_reference_without_graph_breaks() -> None:

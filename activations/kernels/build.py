@@ -31,18 +31,22 @@ def variants(machine: str, system: str) -> dict[str, list[str]]:
 
 
 def build(folder: Path, machine: str = platform.machine(), system: str = platform.system()) -> list[Path]:
-    """Compile every variant to ``folder``; returns what was made.
+    """Compile every variant to ``folder`` that is older than its sources; returns the files of all.
 
     Raises:
         OSError, subprocess.CalledProcessError: the compiler is missing or fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sources = [str(path) for path in sorted((HERE / "csrc").glob("*.cpp"))]
-    running = {}
+    changed = max(path.stat().st_mtime for path in [Path(__file__), *(HERE / "csrc").iterdir()])
+    outputs, running = [], {}
     cache = tempfile.TemporaryDirectory()  # the compiler's own cannot be shared by builds at the same time
     environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": cache.name, "ZIG_GLOBAL_CACHE_DIR": cache.name}
     for name, words in variants(machine, system).items():
         output = folder / f"fused_{name}.so"
+        outputs.append(output)
+        if output.exists() and output.stat().st_mtime > changed:
+            continue
         # a process that has the old file loaded keeps it, and another build has a name of its own
         half = output.with_suffix(f".{os.getpid()}.tmp")
         command = [sys.executable, "-m", "ziglang", "cc", *FLAGS.split(), *words, "-o", str(half), *sources]
@@ -53,7 +57,7 @@ def build(folder: Path, machine: str = platform.machine(), system: str = platfor
         raise subprocess.CalledProcessError(process.returncode, process.args)
     for output, (half, _) in running.items():
         half.replace(output)
-    return list(running)
+    return outputs
 
 
 if __name__ == "__main__":
