@@ -449,5 +449,5 @@ def test_pictures_of_some_seeds(tmp_path) -> None:
 
 @pytest.mark.parametrize("pictures", [[], [-1], "some", None])
 def test_pictures_of_what_is_no_seed(pictures: object) -> None:
-    with pytest.raises(ValueError, match="^pictures="):
+    with pytest.raises(ValueError, match=r"^pictures="):
         Train(pictures=pictures)
