@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Copies, Reads
 
 from activations.base import Activation
 from runners.device import find_device, own_device
@@ -41,26 +41,9 @@ from tasks.processes import Processes
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 SAMPLES = 20
-aten = torch.ops.aten
 
 
 # ---- a pretended device
-
-
-class Copies(TorchDispatchMode):
-    """Counts what is copied between devices, by the pair of their types."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[tuple[str, str]] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in (aten._to_copy.default, aten.copy_.default):
-            source = args[0] if func is aten._to_copy.default else args[1]
-            if source.device.type != out.device.type:
-                self.seen[source.device.type, out.device.type] += 1
-        return out
 
 
 @pytest.fixture
@@ -334,23 +317,6 @@ def test_batches_are_copied_one_ahead_on_a_stream_of_their_own(monkeypatch: pyte
 
 
 # ---- reads
-
-
-class Reads(TorchDispatchMode):
-    """Counts what the host must wait for."""
-
-    WAITED_FOR = (
-        *(aten._local_scalar_dense.default, aten.nonzero.default, aten.is_nonzero.default),
-        *(aten.equal.default, aten.masked_select.default, aten.bincount.default),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in self.WAITED_FOR
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

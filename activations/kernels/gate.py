@@ -289,8 +289,11 @@ class Memory(NamedTuple):
 
     @property
     def fits_gpu(self) -> bool:
-        """Whether the kernels of a GPU, which count the elements of a sample and of a map in 32 bits, can take it."""
-        return self.positions * max(self.samples, self.channels) < 2**31
+        """Whether the kernels of a GPU can take it: in 32 bits they count the elements of a sample and of a map, a form's
+        numbers, and a tile more.
+        """
+        largest = max(self.positions * self.samples, self.positions * self.channels)
+        return max(largest, self.samples * self.channels * 2 * MOST_LINES) < 2**31 - 2**12
 
     def for_form(self, values: Sequence[Tensor]) -> "Memory":
         """With one channel, where coefficients are the same for all."""
