@@ -245,7 +245,7 @@ def addresses_kernel(
 
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 2**31 - 1), (1, 1, 2**33 + 5), (2**31 - 1, 3, 1), (2**20 + 1, 70, 1), (2**20, 5, 2**13 + 1)],
+    [(1, 1, 2**31 - 1), (1, 1, 2**33 + 5), (2**32 + 1, 3, 1), (2**20 + 1, 70, 1), (2**20, 5, 2**13 + 1)],
 )
 def test_addresses_beyond_32_bits(shape: tuple[int, int, int]) -> None:
     """Those of the last tile, in the arithmetic of the kernels, which wraps around as a GPU's does."""
@@ -525,6 +525,7 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
             assert library.backend(x, unit.weight) == backend
             assert library.described().startswith(described)
     monkeypatch.setattr(library, "INTERPRETED", False)  # as on a machine with a GPU
+    monkeypatch.setattr(library, "_triton_problem", lambda device: "")
     assert library.backend(x, unit.weight) == ""
     assert library.described("cuda").startswith("triton ")
     with library.using("auto"):
@@ -532,6 +533,37 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert library.described("cpu").startswith("fused ")
     monkeypatch.setattr(library, "HAS_TRITON", False)
     assert library.described("cuda") == "reference (Triton is not installed)"
+
+
+def test_where_triton_does_not_work_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a C compiler, as in many containers, and on cards that are too old. It is said once."""
+    with FakeTensorMode():
+        x = torch.empty(3, device="cuda")
+    drivers = type(triton.runtime.driver)
+    monkeypatch.setattr(library, "INTERPRETED", False)
+    monkeypatch.setattr(library, "PLAIN", (type(x),))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Quadro")
+
+    def fail(config: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    for capability, active, problem in (
+        ((9, 0), fail, "Triton fails with RuntimeError"),
+        ((6, 1), None, "Triton does not support Quadro"),
+    ):
+        monkeypatch.setattr(drivers, "active", property(active or (lambda config: None)))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
+        library._triton_problem.cache_clear()
+        with pytest.warns(UserWarning, match=problem):
+            assert library.backend(x) == library.REFERENCE
+        assert library.backend(x) == library.REFERENCE
+        with pytest.warns(UserWarning, match=problem):
+            assert library.described("cuda") == f"reference ({problem})"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    library._triton_problem.cache_clear()
+    assert library.backend(x) == library.TRITON
+    assert library.described("cuda").startswith("triton ")
+    library._triton_problem.cache_clear()
 
 
 def test_long_tables_go_to_the_reference() -> None:
