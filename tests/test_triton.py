@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import check_parity
+import numpy as np
 import pytest
 import torch
 import triton
@@ -113,6 +115,12 @@ def small(name: str, channels: int, **hyper: int) -> Activation:
 
 def uses_a_kernel(unit: Activation, x: Tensor) -> bool:
     return is_fused(unit(x.detach().requires_grad_()))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "data").glob("*.npz")), ids=lambda path: path.stem)
+def test_agrees_with_reference_vectors(path: Path) -> None:
+    good, line = check_parity.check(dict(np.load(path)))
+    assert good, line
 
 
 @pytest.mark.usefixtures("_small_tiles")
@@ -466,6 +474,17 @@ def test_under_autocast(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert uses_a_kernel(copy.deepcopy(unit), x)
         compare(unit, x, g)
+
+
+@pytest.mark.parametrize("name", ["snake", "pwlu", "ditac", "dyrelu c", "gct", "meta_acon", "frelu"])
+def test_autocast_takes_no_digits(name: str) -> None:
+    """Neither in forward nor in a backward that is called inside it."""
+    unit, x, g = small(name, 3), draw((2, 3, 2, 4), torch.float32), draw((2, 3, 2, 4), torch.float32, seed=1)
+    expected = run(copy.deepcopy(unit), x, g)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(unit, x, g)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
 
 
 @pytest.mark.parametrize(
