@@ -476,6 +476,34 @@ def test_under_autocast(name: str) -> None:
         compare(unit, x, g)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_phase_that_only_the_kernel_reads(
+    per_channel: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where reading would wait: both phases of PWLU are one node, and one kernel each way."""
+    monkeypatch.setattr(library, "readable", lambda value: False)
+    unit = PWLU(3, per_channel=per_channel, segments=4)
+    unit.curve.data += 0.1 * torch.rand(unit.curve.shape)
+    x, g = draw((2, 3, 4, 5), dtype), draw((2, 3, 4, 5), dtype, seed=1)
+    x[0, 0, 0] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
+    x.requires_grad_()
+    for collecting in (True, False):
+        unit._set_phase(collecting=collecting)
+        expected = x.relu() if collecting else unit._learned(x, unit.curve, 1, None)
+        dx, *dcurve = torch.autograd.grad(
+            expected, [x, unit.curve], g, allow_unused=True, materialize_grads=True
+        )
+        for train in (True, False):
+            y = unit.train(train)(x)
+            assert is_kernel(y.grad_fn)
+            # where it collects the curve is left out
+            parameters = [] if train and collecting else [unit.curve]
+            found = torch.autograd.grad(y, [x, *parameters], g)
+            for own, value in zip((y, *found), (expected, dx, *dcurve), strict=False):
+                assert torch.equal(own.nan_to_num(nan=77), value.nan_to_num(nan=77))
+
+
 @pytest.mark.parametrize("name", ["snake", "pwlu", "ditac", "dyrelu c", "gct", "meta_acon", "frelu"])
 def test_autocast_takes_no_digits(name: str) -> None:
     """Neither in forward nor in a backward that is called inside it."""
@@ -522,7 +550,7 @@ def test_the_operators_keep_torchs_rules(layout: str) -> None:
         (ops.pointwise, ("prelu", 1, x, [torch.rand(3)], 0.0)),
         (ops.pointwise_backward, ("npwlu", 1, g, x, [torch.rand(k, 3) for k in (2, 2, 3)], 0.0)),
         (ops.pointwise, ("pwlu", 1, half, [curve], 1e-6)),
-        (ops.pointwise_backward, ("pwlu", 1, g.bfloat16(), half, [curve], 1e-6)),
+        (ops.pointwise_backward, ("pwlu", 1, g.bfloat16(), half, [curve, torch.ones(())], 1e-6)),
         (ops.pointwise_backward, ("pwlu", 1, g[:0], x[:0], [curve], 1e-6)),
         (ops.ditac, (*form, x, velocity)),
         (ops.ditac_backward, (*form, g, x, torch.rand(17), torch.rand(17, 4), 4)),

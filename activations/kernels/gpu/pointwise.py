@@ -156,7 +156,7 @@ def forward(
 
     Args:
         x: dense.
-        parameters: contiguous, (units,) or (rows, units) each; of ``pwlu`` the curve.
+        parameters: contiguous, (units,) or (rows, units) each; of ``pwlu`` the curve and, if it has one, its phase.
         numbers: of ``pwlu`` the least width of its interval.
     """
     y = torch.empty_like(x)
@@ -184,7 +184,7 @@ def backward(
     parameters: Sequence[Tensor],
     numbers: Sequence[float] = (),
 ) -> list[Tensor]:
-    """Return the gradients of ``x`` and the parameters, from ``g`` in the layout of ``x``."""
+    """Return the gradients of ``x`` and the parameters, of ``pwlu`` the curve alone, from ``g`` in the layout of ``x``."""
     dx = torch.empty_like(x)
     one = kernel(name, parameters, numbers)
     at = library.layout(x, one.units, channel_dim)
