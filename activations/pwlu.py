@@ -35,9 +35,10 @@ class PWLU(Activation):
     The phase is the buffer ``collecting``, 1 or 0, and nothing else, so that it is right in whatever holds the state:
     copies, averages, ``torch.func.functional_call``. An average of networks between the phases is in the one that has
     more than half of the weight. On the CPU every forward reads the buffer. Where reading would make a GPU wait or
-    break a graph (other devices, torch.compile, export, tracing, torch.func transforms), the kernel of a GPU reads it, or
-    both functions are computed and ``torch.where`` takes one. Whether a training step **collects** follows there from what the module itself
-    was last told, by ``start_epoch``, ``load_state_dict`` or ``reset_parameters``: an average that is not told does not.
+    break a graph (other devices, torch.compile, export, tracing, torch.func transforms), the kernel of a GPU
+    reads it, or both functions are computed and ``torch.where`` takes one. Whether a training step **collects** follows
+    there from what the module itself was last told, by ``start_epoch``, ``load_state_dict`` or ``reset_parameters``: an
+    average that is not told does not.
 
     With torch.distributed initialized, statistics are those of the batches of all processes together, and every
     process must run the unit equally often in the first phase. The curve is then part of the graph in that phase
