@@ -12,11 +12,10 @@ from torch import Tensor, distributed, nn
 from activations.base import Activation, upcast
 from activations.checks import check_bool, check_choice, check_int, check_number
 from activations.kernels import library
-from activations.kernels.lookup import piecewise_linear
+from activations.kernels.lookup import HALF, piecewise_linear
 from activations.pieces import occupancy
 
 INITIAL = 3.0  # half the interval before anything is known: that of 3 sigma for inputs from a norm
-HALF = 0.5  # the phase of an average is that of the greater part
 MIN_WIDTH = 1e-6  # relative to max(1, |B_L|); the boundaries are trained and might cross
 
 
@@ -36,9 +35,10 @@ class PWLU(Activation):
     The phase is the buffer ``collecting``, 1 or 0, and nothing else, so that it is right in whatever holds the state:
     copies, averages, ``torch.func.functional_call``. An average of networks between the phases is in the one that has
     more than half of the weight. On the CPU every forward reads the buffer. Where reading would make a GPU wait or
-    break a graph (other devices, torch.compile, export, tracing, torch.func transforms), both functions are computed
-    and ``torch.where`` takes one. Whether a training step **collects** follows there from what the module itself
-    was last told, by ``start_epoch``, ``load_state_dict`` or ``reset_parameters``: an average that is not told does not.
+    break a graph (other devices, torch.compile, export, tracing, torch.func transforms), the kernel of a GPU
+    reads it, or both functions are computed and ``torch.where`` takes one. Whether a training step **collects** follows
+    there from what the module itself was last told, by ``start_epoch``, ``load_state_dict`` or ``reset_parameters``: an
+    average that is not told does not.
 
     With torch.distributed initialized, statistics are those of the batches of all processes together, and every
     process must run the unit equally often in the first phase. The curve is then part of the graph in that phase
@@ -164,20 +164,20 @@ class PWLU(Activation):
     ) -> Tensor:
         """The function of the phase. A curve that ``rests`` gets no gradient, or 0 where there are several processes."""
         if collecting is False:
-            return self._learned(x, self.curve, channel_dim)
+            return self._learned(x, self.curve, channel_dim, None)
         attached = rests and self.attached and _several_processes()
         if collecting and not attached:
             return x.relu()
         curve = self.curve.detach() if rests and not attached else self.curve
-        return torch.where(self.collecting > HALF, x.relu(), self._learned(x, curve, channel_dim))
+        return self._learned(x, curve, channel_dim, self.collecting)
 
-    def _learned(self, x: Tensor, curve: Tensor, channel_dim: int) -> Tensor:
-        """The function of the second phase."""
+    def _learned(self, x: Tensor, curve: Tensor, channel_dim: int, rests: Tensor | None) -> Tensor:
+        """The function of the second phase, or ReLU while ``rests`` says so."""
         wide = library.widen(x)  # positions in a table need it
         # a cast to what it is would take as long as reading the phase
         if curve.dtype is not wide.dtype and wide.dtype not in library.HALF:
             curve = curve.to(wide.dtype)
-        y = piecewise_linear(wide, curve, channel_dim=channel_dim, min_width=MIN_WIDTH)
+        y = piecewise_linear(wide, curve, channel_dim=channel_dim, min_width=MIN_WIDTH, rests=rests)
         return y if y.dtype is x.dtype else y.to(x.dtype)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:

@@ -4,12 +4,13 @@ python scripts/bench_activations.py --device cuda                               
 python scripts/bench_activations.py --device cuda --units 'pwlu*,ditac' --layouts contiguous     # some of it
 
 - ``fused`` are our kernels, ``reference`` plain torch operations, ``compiled`` torch.compile of these; ``relu`` is nn.ReLU.
-- Forward and backward are timed apart, by the card's own events, the median over the rounds with the quartiles. What a
-  forward must move is its input and its output, what a backward must move both gradients and the input: ``share`` is that
-  many bytes in this time, relative to the bytes per second of a copy of the same tensor.
+- Forward and backward are timed apart, by the card's own events, the median over the rounds with the quartiles. The card is
+  busy with something else while the host asks for them, so that this is the card's time, as in a training loop whose host
+  is ahead. What the host takes is measured beside it (``host_us``): where that is more, as for small tensors, a call costs that.
+- What a forward must move is its input and its output, what a backward must move both gradients and the input: ``share`` is
+  that many bytes in the card's time, relative to the bytes per second of a copy of the same tensor.
 - Every call has another input and output gradient, in turns, so that together they are four times as large as the card's
-  cache: a result that lies in the cache would look faster than the memory is. A small tensor is bound by its launches
-  nevertheless; its row says what a call costs, not what a kernel could.
+  cache: a result that lies in the cache would look faster than the memory is.
 - Parameters are in float32; inputs in half precision come under autocast, which some references need.
 """
 
@@ -40,6 +41,8 @@ PATHS = ("fused", "reference", "compiled")
 WARM = 3  # calls before the first that counts
 # Times the cache that the buffers of all turns take.
 ROTATED = 4
+# Cycles for which the card is busy before a call, some milliseconds: longer than the host takes for the call.
+AHEAD = 2**23
 
 Call = Callable[[], object]
 
@@ -54,15 +57,18 @@ class Card:
         self.device = torch.device("cuda", 0)
         self.name, self.cache = properties.name, properties.L2_cache_size
 
-    def seconds(self, call: Call) -> float:
-        """Seconds that the card takes for ``call``, from the end of what was asked of it before."""
+    def seconds(self, call: Call) -> tuple[float, float]:
+        """Seconds that the card takes for ``call``, and that the host takes to ask for it."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
+        torch.cuda._sleep(AHEAD)  # without it the card's time would be that of the host's launches
         start.record()
+        since = time.perf_counter()
         call()
+        host = time.perf_counter() - since
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1000
+        return start.elapsed_time(end) / 1000, host
 
 
 class Processor(Card):
@@ -71,10 +77,11 @@ class Processor(Card):
     def __init__(self) -> None:
         self.device, self.name, self.cache = torch.device("cpu"), "cpu", 2**16
 
-    def seconds(self, call: Call) -> float:
+    def seconds(self, call: Call) -> tuple[float, float]:
         start = time.perf_counter()
         call()
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        return seconds, seconds
 
 
 def measure(given: argparse.Namespace, factories: dict[str, ActLayer], card: Card) -> Iterator[list[Row]]:
@@ -104,7 +111,7 @@ def measured(
     def copy() -> object:
         return room.copy_(pairs[next(turns) % len(pairs)][0].detach())
 
-    copied = 2 * x.nbytes / statistics.median(card.seconds(copy) for _ in range(WARM + given.rounds))
+    copied = 2 * x.nbytes / statistics.median(card.seconds(copy)[0] for _ in range(WARM + given.rounds))
     rows: list[Row] = []
     base: dict[str, Any] = {"relu": lambda channels: nn.ReLU()}
     for name, act_layer in (base | factories).items():
@@ -114,19 +121,28 @@ def measured(
                 torch.manual_seed(0)
                 unit = act_layer(size[1]).to(card.device)
                 with library.using("auto" if path == "fused" else "reference"):
-                    model = torch.compile(unit) if path == "compiled" else unit
+                    model = compiled(unit) if path == "compiled" else unit
                     found = timed(card, model, pairs, given.rounds)
             except Exception as error:  # such as a unit of images at (98, 50)
                 rows.append(row | {"note": format_error(error)})
                 continue
-            for key, moved, seconds in (("fwd", 2, found[0]), ("bwd", 3, found[1])):
+            for key, moved, turns_of in (("fwd", 2, found[0]), ("bwd", 3, found[1])):
+                seconds, host = zip(*turns_of, strict=True)
                 low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+                row |= {f"{key}_host_us": rounded(1e6 * statistics.median(host))}
                 row |= {f"{key}_us": rounded(1e6 * middle), f"{key}_us_low": rounded(1e6 * low)}
                 row |= {f"{key}_us_high": rounded(1e6 * high)}
                 row |= {f"{key}_gb_per_s": rounded(moved * x.nbytes / middle / 1e9)}
                 row |= {f"{key}_share": rounded(moved * x.nbytes / middle / copied)}
             rows.append(row)
     return rows
+
+
+def compiled(unit: nn.Module) -> Any:
+    """``unit`` by torch.compile."""
+    # Units have the code of a base class in common, which is compiled anew for a few of them; the next would run as it is.
+    torch.compiler.reset()
+    return torch.compile(unit)
 
 
 def buffers(card: Card, size: Sequence[int], dtype: torch.dtype, layout: str) -> list[tuple[Tensor, Tensor]]:
@@ -144,8 +160,8 @@ def buffers(card: Card, size: Sequence[int], dtype: torch.dtype, layout: str) ->
 
 def timed(
     card: Card, model: Any, pairs: Sequence[tuple[Tensor, Tensor]], rounds: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of every round's forward, and of its backward."""
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Seconds of every round's forward, and of its backward, of card and host each."""
     forward, backward = [], []
     outputs: list[Tensor] = []
     dtype = pairs[0][0].dtype
@@ -173,7 +189,10 @@ def rounded(value: float) -> float:
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown, one for each size and layout: microseconds of forward and backward, in brackets the share of a copy."""
+    """Markdown, one for each size and layout: microseconds of forward and backward.
+
+    In brackets stands the share of a copy, or what the host takes if that is more.
+    """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["size"], row["dtype"], row["layout"]), []).append(row)
@@ -181,10 +200,16 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         paths = list(dict.fromkeys(row["path"] for row in group))
         cells: dict[str, dict[str, str]] = {}
         for row in group:
-            text = row.get("note") or " / ".join(
-                f"{row[f'{key}_us']:g} ({row[f'{key}_share']:.0%})" for key in ("fwd", "bwd")
-            )
+            text = row.get("note") or " / ".join(_time(row, key) for key in ("fwd", "bwd"))
             cells.setdefault(row["unit"], {})[row["path"]] = text
-        title = f"{size} {dtype} {layout}: forward / backward in us (share of a copy, {group[0]['copy_gb_per_s']:g} GB/s)"
+        copied = f"{group[0]['copy_gb_per_s']:g} GB/s"
+        title = (
+            f"{size} {dtype} {layout}: forward / backward in us (share of a copy, {copied}; or the host's us)"
+        )
         body = [[unit, *(found.get(path, "") for path in paths)] for unit, found in cells.items()]
         yield markdown(title, ["unit", *paths], body)
+
+
+def _time(row: Row, key: str) -> str:
+    card, host = row[f"{key}_us"], row[f"{key}_host_us"]
+    return f"{card:g} (host {host:g})" if host > card else f"{card:g} ({row[f'{key}_share']:.0%})"

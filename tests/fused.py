@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -184,16 +185,27 @@ def draw(
     return arranged(torch.randn(shape, dtype=dtype, generator=generator), layout)
 
 
-def is_fused(y: Tensor) -> bool:
-    """Whether a kernel's node is in the graph of ``y``."""
-    seen, todo = set(), [y.grad_fn]
+def nodes(y: Tensor) -> list[Any]:
+    """The nodes of the graph of ``y``."""
+    seen: dict[Any, None] = {}
+    todo = [y.grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
-            seen.add(node)
+            seen[node] = None
             todo += [parent for parent, _ in node.next_functions]
-    functions = (getattr(type(node), "_forward_cls", None) for node in seen)
-    return any(f.__module__.startswith("activations.kernels.") for f in functions if f)
+    return list(seen)
+
+
+def is_kernel(node: Any) -> bool:
+    """Whether a node of a graph is that of a kernel."""
+    function = getattr(type(node), "_forward_cls", None)
+    return function is not None and function.__module__.startswith("activations.kernels.")
+
+
+def is_fused(y: Tensor) -> bool:
+    """Whether a kernel's node is in the graph of ``y``."""
+    return any(map(is_kernel, nodes(y)))
 
 
 def run(unit: Activation, x: Tensor, g: Tensor) -> dict[str, Tensor]:

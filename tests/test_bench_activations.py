@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import bench_activations
 import bench_gpu
@@ -9,6 +10,11 @@ import bench_tables
 import pytest
 import torch
 from torch import nn
+
+from activations.kernels import library
+from activations.sine import Sine
+from activations.snake import Snake
+from activations.srelu import SReLU
 
 FAST = ("--units", "pwlu,frelu,nn.SiLU", "--sizes", "98x50", "--threads", "1", "--rounds", "3", "--no-step")
 
@@ -100,7 +106,7 @@ def test_training_step(
 def test_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU in the card's place, whose clock is another one, and nothing compiled."""
     monkeypatch.setattr(bench_gpu, "Card", bench_gpu.Processor)
-    monkeypatch.setattr(torch, "compile", lambda unit: unit)
+    monkeypatch.setattr(bench_gpu, "compiled", lambda unit: unit)
     sizes = [((4, 3, 8, 8), torch.float32), ((2, 3, 8, 8), torch.bfloat16), ((5, 3), torch.float32)]
     monkeypatch.setattr(bench_gpu, "SIZES", sizes)
     arguments = ["--device", "cuda", "--units", "pwlu,frelu", "--rounds", "3", "--output", str(tmp_path)]
@@ -131,7 +137,47 @@ def test_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: py
             gb_per_s = float(row[f"{key}_gb_per_s"])
             assert gb_per_s == pytest.approx(moved * bytes_of_x / middle / 1000, rel=0.01)
             assert float(row[f"{key}_share"]) == pytest.approx(gb_per_s / copied, rel=0.01)
+            assert float(row[f"{key}_host_us"]) == pytest.approx(middle, rel=0.01)  # here both are one
     assert "| pwlu | " in capsys.readouterr().out
+
+
+def test_every_unit_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first few alone of those that share the code of a class."""
+    graphs: list[Any] = []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda unit: compile_by(unit, backend=keep))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    units = Snake(3), Sine(3), SReLU(3)
+    with library.using("reference"):
+        for unit in units:
+            bench_gpu.compiled(unit)(torch.ones(2, 3))
+    assert len(graphs) == len(units)
+
+
+def test_where_the_host_takes_longer_its_time_is_shown() -> None:
+    row = {
+        "fwd_us": 70.0,
+        "fwd_share": 0.9,
+        "fwd_host_us": 60.0,
+        "bwd_us": 9.0,
+        "bwd_share": 0.4,
+        "bwd_host_us": 50.0,
+    }
+    row |= {
+        "size": "2x3",
+        "dtype": "float32",
+        "layout": "contiguous",
+        "copy_gb_per_s": 3000,
+        "unit": "pwlu",
+        "path": "fused",
+    }
+    (table,) = bench_gpu.tables([row])
+    assert "| pwlu | 70 (90%) / 9 (host 50) |" in table
 
 
 def test_buffers_are_larger_than_the_cache() -> None:

@@ -8,14 +8,23 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import check_parity
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from conftest import PROCESS, ROOT
-from fused import GATED, POINTWISE, UNITS, arranged, draw, is_fused, make, run, takes
+from fused import GATED, POINTWISE, UNITS, arranged, draw, is_fused, is_kernel, make, nodes, run, takes
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+from waits import Copies
 
 from activations.base import Activation
 from activations.kernels import library
@@ -24,7 +33,8 @@ from activations.pwlu import PWLU
 if not library.HAS_TRITON or not library.INTERPRETED:
     pytest.skip("Triton is not installed, or TRITON_INTERPRET=1 not set", allow_module_level=True)
 
-from activations.kernels.gpu import ditac, launch, ops, window
+from activations.kernels.gate import MOST_LINES, Memory
+from activations.kernels.gpu import ditac, launch, ops, pointwise, window
 
 # The interpreter computes with numpy, which warns of what the hardware does silently.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -105,6 +115,12 @@ def small(name: str, channels: int, **hyper: int) -> Activation:
 
 def uses_a_kernel(unit: Activation, x: Tensor) -> bool:
     return is_fused(unit(x.detach().requires_grad_()))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "data").glob("*.npz")), ids=lambda path: path.stem)
+def test_agrees_with_reference_vectors(path: Path) -> None:
+    good, line = check_parity.check(dict(np.load(path)))
+    assert good, line
 
 
 @pytest.mark.usefixtures("_small_tiles")
@@ -214,6 +230,179 @@ def test_tilings_cover_every_element_once() -> None:
             assert tiles.groups == (-(-units // tiles.width) if tiles.by_rows else units)
 
 
+@triton.jit
+def addresses_kernel(
+    offsets_ptr,
+    mask_ptr,
+    tile,
+    group,
+    units,
+    outer,
+    inner,
+    across,
+    by_rows: tl.constexpr,
+    height: tl.constexpr,
+    width: tl.constexpr,
+):
+    unit = pointwise._units(group, by_rows, width)
+    offsets, mask = pointwise._elements(tile, unit, units, outer, inner, across, by_rows, height, width)
+    lanes = tl.arange(0, height)[:, None] * width + tl.arange(0, width)[None, :]
+    tl.store(offsets_ptr + lanes, offsets)
+    tl.store(mask_ptr + lanes, mask)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 2**31 - 1), (1, 1, 2**33 + 5), (2**32 + 1, 3, 1), (2**20 + 1, 70, 1), (2**20, 5, 2**13 + 1)],
+)
+def test_addresses_beyond_32_bits(shape: tuple[int, int, int]) -> None:
+    """Those of the last tile, in the arithmetic of the kernels, which wraps around as a GPU's does."""
+    tiles = launch.tiles(*shape, sums=0, processors=132)
+    offsets = torch.empty(tiles.height, tiles.width, dtype=torch.int64)
+    mask = torch.empty_like(offsets, dtype=torch.bool)
+    addresses_kernel[(1,)](
+        *(
+            offsets,
+            mask,
+            tiles.count - 1,
+            tiles.groups - 1,
+            tiles.units,
+            tiles.outer,
+            tiles.inner,
+            tiles.across,
+        ),
+        by_rows=tiles.by_rows,
+        height=tiles.height,
+        width=tiles.width,
+    )
+    outer, units, inner = shape
+    rows = range((outer - 1) // tiles.height * tiles.height, outer)
+    if tiles.by_rows:
+        first = (units - 1) // tiles.width * tiles.width
+        expected = [row * units + unit for row in rows for unit in range(first, units)]
+    else:
+        first = (inner - 1) // tiles.width * tiles.width
+        expected = [
+            (row * units + units - 1) * inner + place for row in rows for place in range(first, inner)
+        ]
+    assert offsets[mask].tolist() == expected
+    assert expected[-1] == outer * units * inner - 1
+
+
+@triton.jit
+def window_addresses_kernel(
+    offsets_ptr,
+    mask_ptr,
+    tile,
+    group,
+    samples,
+    channels,
+    height,
+    width,
+    rows: tl.constexpr,
+    wide: tl.constexpr,
+):
+    offsets, mask, _row, _column = window._tile(
+        tile, group, samples, channels, height, width, rows, wide, positions=512, across=1
+    )
+    tl.store(offsets_ptr + tl.arange(0, 512)[:, None], offsets)
+    tl.store(mask_ptr + tl.arange(0, 512)[:, None], mask)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2**16, 2**15), (1, 2, 2**16, 2**16), (2**18, 3, 100, 100)])
+def test_addresses_of_windows_beyond_32_bits(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape, device="meta")
+    call = window._call(x, [window.Branch(torch.empty(shape[1], 1, 3, 3), *[torch.empty(shape[1])] * 3)])
+    samples, channels, height, width, tiles = call.shape
+    assert call.settings["positions"] == 512
+    offsets, mask = torch.empty(512, dtype=torch.int64), torch.empty(512, dtype=torch.bool)
+    window_addresses_kernel[(1,)](
+        *(offsets, mask, tiles - 1, channels - 1, samples, channels, height, width),
+        rows=call.settings["rows"],
+        wide=call.settings["wide"],
+    )
+    size, plane = samples * channels * height * width, height * width
+    count = samples * plane - (tiles - 1) * 512
+    assert offsets[mask].tolist() == list(range(size - count, size))
+
+
+def test_gates_that_would_count_beyond_32_bits_are_the_references() -> None:
+    """Elements of a sample or of a map, and numbers of a form."""
+    assert Memory(2**13, 2**10, 2**17, rows=False).fits_gpu  # 2^40 elements
+    for memory in (
+        Memory(1, 1, 2**31 - 1, False),
+        Memory(2, 2**16, 2**15, True),
+        Memory(2**20, 2**8, 2, False),
+    ):
+        assert not memory.fits_gpu
+    most = 2**31 // (2 * MOST_LINES)
+    assert Memory(most // 2, 1, 4, rows=False).fits_gpu
+    assert not Memory(most, 1, 4, rows=False).fits_gpu
+
+
+# ---- on a pretended GPU, the second of two
+
+
+SECOND = torch.device("cuda", 1)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What would be launched, one after the other; here nothing is."""
+    names: list[str] = []
+    current: list[torch.device] = []
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    def kernel_on(kernel: Any, grid: Sequence[int]) -> Any:
+        def launch(*arguments: Any, **settings: Any) -> None:
+            assert current == [SECOND]
+            tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+            assert {tensor.device for tensor in tensors} == {SECOND}
+            assert 0 < grid[0] < 2**31
+            assert all(0 < size < 2**16 for size in grid[1:])
+            names.append(kernel.__name__)
+
+        return launch
+
+    monkeypatch.setattr(type(ditac.table_kernel), "__getitem__", kernel_on)
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(launch, "_processors", lambda device: 132)
+    monkeypatch.setattr(library, "backend", lambda *tensors: library.TRITON)
+    monkeypatch.setattr(library, "needs_reference", lambda *arguments: False)
+    # autograd's engine asks for a real GPU; what is between the kernels of a gate is torch's own
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda outputs, leaves, *g, **how: map(torch.empty_like, leaves)
+    )
+    return names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_waits_and_all_is_on_one_device(name: str, launched: list[str]) -> None:
+    """Forward and backward around the kernels, for a GPU that is not the current one.
+
+    A pretended device refuses what the host would wait for. So this is what can be captured in a CUDA graph.
+    """
+    unit, shape = small(name, 6), (5, 6, 4, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        unit.to(SECOND)
+        x = torch.randn(shape, device=SECOND, requires_grad=True)
+        with Copies() as copies:
+            y = unit(x)
+            before = len(launched)
+            node = next(node for node in nodes(y) if is_kernel(node))
+            with torch.no_grad():
+                gradients = node.apply(torch.empty_like(y))
+        assert 0 < before < len(launched)
+        for tensor in (y, *(g for g in gradients if g is not None)):
+            assert tensor.device == SECOND
+        assert not copies.seen
+
+
 # ---- bits, and autograd's rules
 
 
@@ -287,6 +476,45 @@ def test_under_autocast(name: str) -> None:
         compare(unit, x, g)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_phase_that_only_the_kernel_reads(
+    per_channel: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where reading would wait: both phases of PWLU are one node, and one kernel each way."""
+    monkeypatch.setattr(library, "readable", lambda value: False)
+    unit = PWLU(3, per_channel=per_channel, segments=4)
+    unit.curve.data += 0.1 * torch.rand(unit.curve.shape)
+    x, g = draw((2, 3, 4, 5), dtype), draw((2, 3, 4, 5), dtype, seed=1)
+    x[0, 0, 0] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
+    x.requires_grad_()
+    for collecting in (True, False):
+        unit._set_phase(collecting=collecting)
+        expected = x.relu() if collecting else unit._learned(x, unit.curve, 1, None)
+        dx, *dcurve = torch.autograd.grad(
+            expected, [x, unit.curve], g, allow_unused=True, materialize_grads=True
+        )
+        for train in (True, False):
+            y = unit.train(train)(x)
+            assert is_kernel(y.grad_fn)
+            # where it collects the curve is left out
+            parameters = [] if train and collecting else [unit.curve]
+            found = torch.autograd.grad(y, [x, *parameters], g)
+            for own, value in zip((y, *found), (expected, dx, *dcurve), strict=False):
+                assert torch.equal(own.nan_to_num(nan=77), value.nan_to_num(nan=77))
+
+
+@pytest.mark.parametrize("name", ["snake", "pwlu", "ditac", "dyrelu c", "gct", "meta_acon", "frelu"])
+def test_autocast_takes_no_digits(name: str) -> None:
+    """Neither in forward nor in a backward that is called inside it."""
+    unit, x, g = small(name, 3), draw((2, 3, 2, 4), torch.float32), draw((2, 3, 2, 4), torch.float32, seed=1)
+    expected = run(copy.deepcopy(unit), x, g)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(unit, x, g)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -310,14 +538,22 @@ def test_torch_compile_has_one_graph(name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(own, expected[key], rtol=tolerance, atol=tolerance * scale)
 
 
-def test_the_operators_keep_torchs_rules() -> None:
-    x = draw((2, 3, 2, 2), torch.float32).requires_grad_()
-    curve = PWLU(3, segments=3).curve
-    velocity = torch.tensor([0.0, 0.4, -0.2, 0.0]).requires_grad_()
-    calls = [
-        (ops.pointwise, ("prelu", 1, x, [torch.rand(3, requires_grad=True)], 0.0)),
-        (ops.pointwise, ("pwlu", 1, x.detach().bfloat16().requires_grad_(), [curve], 1e-6)),
-        (ops.ditac, ("ge", "x", -0.5, 2.0, 17, 0.01, x, velocity)),
+@pytest.mark.parametrize("layout", ["planes", "rows", "gaps"])
+def test_the_operators_keep_torchs_rules(layout: str) -> None:
+    """Also in the strides of what they return, on which the code that torch.compile makes relies."""
+    x = arranged(draw((2, 3, 2, 2), torch.float32), layout)
+    g, half = torch.ones(2, 3, 2, 2), x.bfloat16()
+    curve = PWLU(3, segments=3, per_channel=True).curve.detach()
+    velocity = torch.tensor([0.0, 0.4, -0.2, 0.0])
+    form = ("ge", "x", -0.5, 2.0, 17, 0.01)
+    calls: list[tuple[Any, Any]] = [
+        (ops.pointwise, ("prelu", 1, x, [torch.rand(3)], 0.0)),
+        (ops.pointwise_backward, ("npwlu", 1, g, x, [torch.rand(k, 3) for k in (2, 2, 3)], 0.0)),
+        (ops.pointwise, ("pwlu", 1, half, [curve], 1e-6)),
+        (ops.pointwise_backward, ("pwlu", 1, g.bfloat16(), half, [curve, torch.ones(())], 1e-6)),
+        (ops.pointwise_backward, ("pwlu", 1, g[:0], x[:0], [curve], 1e-6)),
+        (ops.ditac, (*form, x, velocity)),
+        (ops.ditac_backward, (*form, g, x, torch.rand(17), torch.rand(17, 4), 4)),
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
@@ -336,6 +572,7 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
             assert library.backend(x, unit.weight) == backend
             assert library.described().startswith(described)
     monkeypatch.setattr(library, "INTERPRETED", False)  # as on a machine with a GPU
+    monkeypatch.setattr(library, "_triton_problem", lambda device: "")
     assert library.backend(x, unit.weight) == ""
     assert library.described("cuda").startswith("triton ")
     with library.using("auto"):
@@ -343,6 +580,37 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert library.described("cpu").startswith("fused ")
     monkeypatch.setattr(library, "HAS_TRITON", False)
     assert library.described("cuda") == "reference (Triton is not installed)"
+
+
+def test_where_triton_does_not_work_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a C compiler, as in many containers, and on cards that are too old. It is said once."""
+    with FakeTensorMode():
+        x = torch.empty(3, device="cuda")
+    drivers = type(triton.runtime.driver)
+    monkeypatch.setattr(library, "INTERPRETED", False)
+    monkeypatch.setattr(library, "PLAIN", (type(x),))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Quadro")
+
+    def fail(config: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    for capability, active, problem in (
+        ((9, 0), fail, "Triton fails with RuntimeError"),
+        ((6, 1), None, "Triton does not support Quadro"),
+    ):
+        monkeypatch.setattr(drivers, "active", property(active or (lambda config: None)))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
+        library._triton_problem.cache_clear()
+        with pytest.warns(UserWarning, match=problem):
+            assert library.backend(x) == library.REFERENCE
+        assert library.backend(x) == library.REFERENCE
+        with pytest.warns(UserWarning, match=problem):
+            assert library.described("cuda") == f"reference ({problem})"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    library._triton_problem.cache_clear()
+    assert library.backend(x) == library.TRITON
+    assert library.described("cuda").startswith("triton ")
+    library._triton_problem.cache_clear()
 
 
 def test_long_tables_go_to_the_reference() -> None:

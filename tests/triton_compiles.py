@@ -49,9 +49,10 @@ def of_pointwise(x: Tensor, channels: int) -> None:
             parameters = [torch.ones(n, channels) if n > 1 else torch.ones(channels) for n in counts]
             pointwise.forward(name, 1, x, parameters)
             pointwise.backward(name, 1, x, x, parameters)
-    curve = [torch.ones(channels, 21)]
-    pointwise.forward("pwlu", 1, x, curve, [1e-6])
-    pointwise.backward("pwlu", 1, x, x, curve, [1e-6])
+    for phase in ((), (torch.ones(()),)):
+        curve = [torch.ones(channels, 21), *phase]
+        pointwise.forward("pwlu", 1, x, curve, [1e-6])
+        pointwise.backward("pwlu", 1, x, x, curve, [1e-6])
 
 
 def of_ditac(x: Tensor) -> None:

@@ -289,8 +289,12 @@ class Memory(NamedTuple):
 
     @property
     def fits_gpu(self) -> bool:
-        """Whether the kernels of a GPU, which count the elements of a sample and of a map in 32 bits, can take it."""
-        return self.positions * max(self.samples, self.channels) < 2**31
+        """Whether the kernels of a GPU can take it.
+
+        They count in 32 bits: the elements of a sample, those of a map, a form's numbers, and a tile more.
+        """
+        largest = max(self.positions * self.samples, self.positions * self.channels)
+        return max(largest, self.samples * self.channels * 2 * MOST_LINES) < 2**31 - 2**12
 
     def for_form(self, values: Sequence[Tensor]) -> "Memory":
         """With one channel, where coefficients are the same for all."""
@@ -473,7 +477,8 @@ class _GatedOnGPU(torch.autograd.Function):
         if _STATISTICS[unit.statistic][1]:
             statistics[0] *= 1 / memory.positions
         statistics += [gpu.attended(memory, x, w.contiguous()) for w in weights]
-        maps, values = _split(_coefficients(unit, statistics, [t.float() for t in own]))
+        with _without_autocast(x):
+            maps, values = _split(_coefficients(unit, statistics, [t.float() for t in own]))
         ctx.unit, ctx.counts = unit, (len(tensors), len(statistics), len(values))
         library.save(ctx, x, *tensors, *statistics, *values, *(() if maps is None else (maps,)))
         return gpu.forward(getattr(gpu, _gpu_form(unit)), memory, x, values, maps)
@@ -507,12 +512,12 @@ class _GatedOnGPU(torch.autograd.Function):
             t.detach().float().requires_grad_(need)
             for t, need in zip(own, needed[1 + len(weights) :], strict=True)
         ]
-        with torch.enable_grad():
-            again = _coefficients(unit, leaves[: len(statistics)], leaves[len(statistics) :])
         asked = [leaf for leaf in leaves if leaf.requires_grad]
-        gradients = iter(
-            torch.autograd.grad(again, asked, d_values, allow_unused=True, materialize_grads=True)
-        )
+        with torch.enable_grad(), _without_autocast(x):
+            again = _coefficients(unit, leaves[: len(statistics)], leaves[len(statistics) :])
+            gradients = iter(
+                torch.autograd.grad(again, asked, d_values, allow_unused=True, materialize_grads=True)
+            )
         down, *d_own = (next(gradients) if leaf.requires_grad else None for leaf in leaves)
         assert down is not None
         d_maps, d_own = d_own[: len(weights)], d_own[len(weights) :]
@@ -541,9 +546,13 @@ class _GatedOnGPU(torch.autograd.Function):
 
 def _coefficients(unit: _Unit, statistics: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return what the network makes of the statistics, in torch operations and float32."""
-    with torch.autocast(statistics[0].device.type, enabled=False):
-        values, _ = unit.network(statistics, unit.network.parameters(tensors))
+    values, _ = unit.network(statistics, unit.network.parameters(tensors))
     return [value.contiguous() for value in values]
+
+
+def _without_autocast(x: Tensor) -> torch.autocast:
+    """Return what is entered for a network, forward and backward, whose linear layers would lose digits otherwise."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _gpu_statistic(unit: _Unit) -> Any:

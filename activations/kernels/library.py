@@ -10,7 +10,8 @@ The rule, for every primitive alike. A call goes to the fused kernel if
 - nobody wants to look inside: no torch.compile, export, tracing, torch.func transform, forward-mode derivative or
   dispatch mode (fake tensors, counters) is at work.
 
-On a GPU the same rule leads to the Triton kernels (gpu/) where torch brings Triton along, with three differences:
+On a GPU the same rule leads to the Triton kernels (gpu/) where torch brings Triton along and it works (it needs a C compiler
+and a GPU of compute capability 7.0), with three differences:
 
 - float32, bfloat16 and float16 are taken as they are, parameters in another of them too, and computed in float32;
   float64 goes to the reference,
@@ -67,6 +68,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 # Importing Triton takes seconds, so that it is left to the first tensor on a GPU.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+LEAST_CAPABILITY = (7, 0)  # of a card by NVIDIA, for Triton
 
 
 def _variant() -> str | None:
@@ -154,6 +156,8 @@ def described(device: str = "cpu") -> str:
         return "reference (Triton is not installed)"
     if not _for_triton(device):
         return f"reference (no Triton kernels on {device})"
+    if problem := _triton_problem(torch.device(device)):
+        return f"reference ({problem})"
     return f"triton {importlib.metadata.version('triton')}{' interpreted' * INTERPRETED}"
 
 
@@ -189,6 +193,25 @@ def _for_triton(device: str) -> bool:
     return device == "cuda" if not INTERPRETED else device == "cpu" and _mode == "triton"
 
 
+@cache
+def _triton_problem(device: torch.device) -> str:
+    """Return why Triton cannot compute on ``device``, in words that are the same in all processes; empty if it can."""
+    if device.type != "cuda":  # its interpreter
+        return ""
+    try:
+        from triton.runtime import driver
+
+        driver.active  # noqa: B018  # compiles a file of its own by the system's C compiler, which containers often lack
+    except Exception as error:
+        message, problem = f" ({' '.join(str(error).split())})", f"Triton fails with {type(error).__name__}"
+    else:
+        if torch.version.hip is not None or torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY:
+            return ""
+        message, problem = "", f"Triton does not support {torch.cuda.get_device_name(device)}"
+    warnings.warn(f"{problem}{message}; units on {device} run as plain torch operations", stacklevel=1)
+    return problem
+
+
 def _takes_triton(x: Tensor, parameters: Sequence[Tensor]) -> bool:
     device = x.device
     if not HAS_TRITON or _mode == "reference" or torch_private.MISSING or not _for_triton(device.type):
@@ -203,6 +226,7 @@ def _takes_triton(x: Tensor, parameters: Sequence[Tensor]) -> bool:
         x.numel() > 0
         and all(type(tensor) in PLAIN and tensor.layout is torch.strided for tensor in (x, *parameters))
         and not (x.is_neg() or torch_private.in_forward_ad() or is_transformed() or is_traced())
+        and not _triton_problem(device)
     )
 
 

@@ -12,11 +12,14 @@ from torch import Tensor
 from activations.base import along
 from activations.kernels import library
 
+HALF = 0.5  # the phase of an average of networks is that of the greater part
 # Numbers of a curve, whose gradients the kernel for a GPU sums up in registers; longer ones go to the reference there.
 MOST_ON_GPU = 40
 
 
-def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: float = 0.0) -> Tensor:
+def piecewise_linear(
+    x: Tensor, curve: Tensor, *, channel_dim: int, min_width: float = 0.0, rests: Tensor | None = None
+) -> Tensor:
     """The function through heights at equally spaced knots, with straight tails; one for all channels or one each.
 
     With d = (right - left) / n, knots B_i = left + i d and heights Y_i (PWLU, arXiv 2104.03693, equation 1):
@@ -32,22 +35,24 @@ def piecewise_linear(x: Tensor, curve: Tensor, *, channel_dim: int, min_width: f
         curve: (units, n + 5), units being 1 or the number of channels, n at least 1: left < right, Y_0 ... Y_n,
             slope_left, slope_right. In one tensor, as each more would cost a small input about what ReLU costs it.
         min_width: ``right`` acts as at least left + min_width max(1, |left|).
+        rests: a number on the device of ``x``; while it is above 1/2 the function is ReLU, and the curve's gradient 0.
+            No value is read: a kernel of a GPU takes the one that is needed, all others compute both.
 
     Shape:
         that of ``x``, dtype and memory format too.
     """
-    kernels = library.backend(x, curve)
+    phase = () if rests is None else (rests,)
+    kernels = library.backend(x, curve, *phase)
     if not kernels or not _fit(kernels, x, curve, channel_dim):
-        return _piecewise_linear(channel_dim, min_width, x, curve)
-    y: Tensor
+        return _piecewise_linear(channel_dim, min_width, x, curve, *phase)
     if torch.compiler.is_compiling():
         from activations.kernels.gpu import ops
 
-        y = ops.pointwise("pwlu", channel_dim, x, [curve], min_width)
-    else:
-        dense = library.dense(x), curve.contiguous()
-        y = _PiecewiseLinear.apply(kernels, channel_dim, min_width, *dense)
-    return y
+        return ops.pointwise("pwlu", channel_dim, x, [curve, *phase], min_width)
+    on_gpu = kernels == library.TRITON
+    dense = library.dense(x), curve.contiguous(), *(phase if on_gpu else ())
+    y: Tensor = _PiecewiseLinear.apply(kernels, channel_dim, min_width, *dense)
+    return y if on_gpu or rests is None else torch.where(rests > HALF, x.relu(), y)
 
 
 def _fit(kernels: str, x: Tensor, curve: Tensor, channel_dim: int) -> bool:
@@ -60,10 +65,12 @@ def _fit(kernels: str, x: Tensor, curve: Tensor, channel_dim: int) -> bool:
     return width > 5 and (units == 1 or units == x.shape[channel_dim])
 
 
-def _piecewise_linear(channel_dim: int, min_width: float, x: Tensor, curve: Tensor) -> Tensor:
+def _piecewise_linear(
+    channel_dim: int, min_width: float, x: Tensor, curve: Tensor, rests: Tensor | None = None
+) -> Tensor:
     """The reference; in float32 at least, as positions in a table need it."""
     if x.dtype in library.HALF:
-        return _piecewise_linear(channel_dim, min_width, x.float(), curve.float()).to(x.dtype)
+        return _piecewise_linear(channel_dim, min_width, x.float(), curve.float(), rests).to(x.dtype)
     left, right, heights = curve[:, 0], curve[:, 1], curve[:, 2:-2]
     slope_left, slope_right = curve[:, -2], curve[:, -1]
     right = torch.maximum(right, left + min_width * left.detach().abs().clamp_min(1))
@@ -74,7 +81,8 @@ def _piecewise_linear(channel_dim: int, min_width: float, x: Tensor, curve: Tens
     slopes = torch.cat([slope_left[:, None], steps / width, slope_right[:, None]], 1)
     piece = _piece(x, left, right, steps.shape[1], channel_dim)
     anchor, value, slope = take(piece, anchors, values, slopes, channel_dim=channel_dim)
-    return value + slope * (x - anchor)
+    y = value + slope * (x - anchor)
+    return y if rests is None else torch.where(rests > HALF, x.relu(), y)
 
 
 class _PiecewiseLinear(torch.autograd.Function):
@@ -82,14 +90,14 @@ class _PiecewiseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: str, channel_dim: int, min_width: float, x: Tensor, curve: Tensor
+        ctx: Any, kernels: str, channel_dim: int, min_width: float, x: Tensor, curve: Tensor, *phase: Tensor
     ) -> Tensor:
-        library.save(ctx, x, curve)
+        library.save(ctx, x, curve, *phase)
         ctx.kernels, ctx.channel_dim, ctx.min_width = kernels, channel_dim, min_width
         if kernels == library.TRITON:
             from activations.kernels.gpu import pointwise as gpu
 
-            return gpu.forward("pwlu", channel_dim, x, [curve], [min_width])
+            return gpu.forward("pwlu", channel_dim, x, [curve, *phase], [min_width])
         units, width = curve.shape
         y = torch.empty_like(x)
         library.kernels("pwlu", x.dtype)[0](
@@ -105,15 +113,16 @@ class _PiecewiseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, curve = library.saved(ctx)
+        x, curve, *phase = library.saved(ctx)
         if library.needs_reference(g, ctx.kernels):
             reference = partial(_piecewise_linear, ctx.channel_dim, ctx.min_width)
-            return library.reference_backward(ctx, reference, (x, curve), g)
+            return library.reference_backward(ctx, reference, (x, curve, *phase), g)
         g = library.match_layout(g, x)
         if ctx.kernels == library.TRITON:
             from activations.kernels.gpu import pointwise as gpu
 
-            return None, None, None, *gpu.backward("pwlu", ctx.channel_dim, g, x, [curve], [ctx.min_width])
+            dx, dcurve = gpu.backward("pwlu", ctx.channel_dim, g, x, [curve, *phase], [ctx.min_width])
+            return None, None, None, dx, dcurve, *[None for _ in phase]
         dx, dcurve = torch.empty_like(x), torch.empty_like(curve)
         library.kernels("pwlu", x.dtype)[1](
             *library.layout(x, len(curve), ctx.channel_dim),

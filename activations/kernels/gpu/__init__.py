@@ -2,7 +2,7 @@
 
 Nothing here is imported before a tensor on a GPU, or Triton's interpreter, asks for it: ``activations.kernels.library`` says when.
 
-units.py has the formulas of the pointwise units, pointwise.py runs them, table.py looks values up, gate.py weighs a sample by its
+units.py has the formulas of the pointwise units, pointwise.py runs them, ditac.py makes and looks up DiTAC's table, gate.py weighs a sample by its
 own statistics, window.py computes FReLU; launch.py cuts tensors into tiles, ops.py shows the kernels to torch.compile.
 
 Gradients of parameters are sums over the whole input. They take two stages and no atomics, so that the same input gives

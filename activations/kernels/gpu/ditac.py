@@ -174,6 +174,7 @@ def forward_kernel(
     y_ptr,
     heights_ptr,
     size,
+    count,
     points,
     a: tl.constexpr,
     b: tl.constexpr,
@@ -182,7 +183,7 @@ def forward_kernel(
     tile: tl.constexpr,
 ):
     lanes = tl.arange(0, tile)
-    for k in range(tl.program_id(0), tl.cdiv(size, tile), tl.num_programs(0)):
+    for k in range(tl.program_id(0), count, tl.num_programs(0)):
         offsets = tl.full((), tile, tl.int64) * k + lanes
         mask = offsets < size
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
@@ -201,6 +202,7 @@ def backward_kernel(
     rows_ptr,
     sums_ptr,
     size,
+    count,
     points,
     a: tl.constexpr,
     b: tl.constexpr,
@@ -213,7 +215,7 @@ def backward_kernel(
     total = tl.zeros((tile, columns), tl.float32)
     per_width = (points - 1).to(tl.float32) / (b - a)
     lanes = tl.arange(0, tile)
-    for k in range(tl.program_id(0), tl.cdiv(size, tile), tl.num_programs(0)):
+    for k in range(tl.program_id(0), count, tl.num_programs(0)):
         offsets = tl.full((), tile, tl.int64) * k + lanes
         mask = offsets < size
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
@@ -235,8 +237,8 @@ def forward(form: Form, x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Te
     columns = launch.power(cells + 1)
     heights = velocity.new_empty(form.points, dtype=torch.float32)
     rows = velocity.new_empty(form.points, columns, dtype=torch.float32)
-    table_kernel[(-(-form.points // POINTS),)](
-        *(velocity, heights, rows, form.points, cells),
+    launch.launch(
+        *(table_kernel, (-(-form.points // POINTS),), velocity, heights, rows, form.points, cells),
         a=form.a,
         b=form.b,
         form=form.form,
@@ -245,8 +247,9 @@ def forward(form: Form, x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Te
         columns=columns,
     )
     y = torch.empty_like(x)
-    forward_kernel[(_programs(x, TILE),)](
-        *(x, y, heights, x.numel(), form.points),
+    count, programs = _programs(x, TILE)
+    launch.launch(
+        *(forward_kernel, (programs,), x, y, heights, x.numel(), count, form.points),
         a=form.a,
         b=form.b,
         form=form.form,
@@ -262,10 +265,10 @@ def backward(
     """Return the gradients of ``x`` and of the velocity, (knots,), from ``g`` in the layout of ``x`` and ``forward``'s table."""
     columns = rows.shape[1]
     tile = max(1, SUMS // columns)
-    dx, programs = torch.empty_like(x), _programs(x, tile)
+    dx, (count, programs) = torch.empty_like(x), _programs(x, tile)
     sums = x.new_empty(programs, columns, dtype=torch.float32)
-    backward_kernel[(programs,)](
-        *(x, g, dx, heights, rows, sums, x.numel(), form.points),
+    launch.launch(
+        *(backward_kernel, (programs,), x, g, dx, heights, rows, sums, x.numel(), count, form.points),
         a=form.a,
         b=form.b,
         form=form.form,
@@ -276,5 +279,7 @@ def backward(
     return dx, sums.sum(0)[:knots]
 
 
-def _programs(x: Tensor, tile: int) -> int:
-    return max(1, min(-(-x.numel() // tile), launch.PROGRAMS * launch.processors(x)))
+def _programs(x: Tensor, tile: int) -> tuple[int, int]:
+    """Return the number of tiles, and of programs."""
+    count = -(-x.numel() // tile)
+    return count, max(1, min(count, launch.PROGRAMS * launch.processors(x)))

@@ -388,7 +388,7 @@ def statistic(function: Callable[..., Any], memory: Memory, x: Tensor) -> Tensor
     """Return the sums (N, C) of a statistic over the positions."""
     (groups, parts), tile = _grid(memory, 1, launch.processors(x))
     sums = x.new_empty(parts, memory.samples, memory.channels, dtype=torch.float32)
-    statistic_kernel[(groups, parts)](x, sums, *memory[:3], statistic=function, **tile)
+    launch.launch(statistic_kernel, (groups, parts), x, sums, *memory[:3], statistic=function, **tile)
     return sums[0] if parts == 1 else sums.sum(0)
 
 
@@ -408,8 +408,16 @@ def _map(
     else:
         tile = tile | {"width": min(tile["width"], 128), "height": min(launch.power(memory.channels), 8)}
         blocks = -(-memory.positions // tile["width"])
-    map_kernel[(memory.samples * blocks,)](
-        *(x, x if g is None else g, sums, tuple(tensors), *memory[:3]),
+    launch.launch(
+        *(
+            map_kernel,
+            (memory.samples * blocks,),
+            x,
+            x if g is None else g,
+            sums,
+            tuple(tensors),
+            *memory[:3],
+        ),
         form=form,
         counts=_counts(tensors),
         with_g=g is not None,
@@ -424,8 +432,8 @@ def forward(
     """Return the form of ``x``; ``tensors``: contiguous, (N or 1, C or 1, numbers); ``map``: (N, P) or None."""
     grid, tile = _grid(memory, 0, launch.processors(x))
     y = torch.empty_like(x)
-    form_kernel[grid](
-        *(x, y, y if map is None else map, tuple(tensors), *memory[:3]),
+    launch.launch(
+        *(form_kernel, grid, x, y, y if map is None else map, tuple(tensors), *memory[:3]),
         form=form,
         counts=_counts(tensors),
         mapped=map is not None,
@@ -449,8 +457,17 @@ def numbers_backward(
     numbers = sum(count for _, _, count in counts)
     (groups, parts), tile = _grid(memory, numbers, launch.processors(x))
     sums = x.new_empty(parts, memory.samples, memory.channels, numbers, dtype=torch.float32)
-    sums_kernel[(groups, parts)](
-        *(x, g, sums, sums if map is None else map, tuple(tensors), *memory[:3]),
+    launch.launch(
+        *(
+            sums_kernel,
+            (groups, parts),
+            x,
+            g,
+            sums,
+            sums if map is None else map,
+            tuple(tensors),
+            *memory[:3],
+        ),
         form=form,
         counts=counts,
         sums=numbers,
@@ -491,8 +508,8 @@ def input_backward(
     grid, tile = _grid(memory, 0, launch.processors(x))
     dx = torch.empty_like(x)
     factor, down_map, attention = map or (down, down, down)
-    input_kernel[grid](
-        *(x, g, dx, factor, down, down_map, attention, tuple(tensors), *memory[:3]),
+    launch.launch(
+        *(input_kernel, grid, x, g, dx, factor, down, down_map, attention, tuple(tensors), *memory[:3]),
         form=form,
         statistic=function,
         counts=_counts(tensors),

@@ -1,7 +1,7 @@
-"""How an input is cut into tiles, and the tiles are dealt to programs."""
+"""How an input is cut into tiles, the tiles are dealt to programs, and the programs are launched."""
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,11 @@ class Tiles(NamedTuple):
     height: int  # of a tile, in rows or planes
     width: int  # of a tile, in units or elements of a plane
     groups: int  # of units: the first dimension of the grid
-    programs: int  # for each group: the second
+    across: int  # number of tiles side by side
+    count: (
+        int  # of tiles for each group; counted here, as sums of sizes near 2^31 leave the 32 bits of a kernel
+    )
+    programs: int  # for each group: the second dimension
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -43,13 +47,20 @@ def tiles(outer: int, units: int, inner: int, sums: int, processors: int) -> Til
     if by_rows:
         width = min(power(units), 64)
         height = max(1, size // width)
-        groups, count = -(-units // width), -(-outer // height)
+        groups, across = -(-units // width), 1
     else:
         width = width_of(inner, size)
         height = min(size // width, power(outer))
-        groups, count = units, -(-outer // height) * -(-inner // width)
+        groups, across = units, -(-inner // width)
+    count = -(-outer // height) * across
     programs = min(count, max(1, PROGRAMS * processors // groups))
-    return Tiles(units, outer, inner, by_rows, height, width, groups, programs)
+    return Tiles(units, outer, inner, by_rows, height, width, groups, across, count, programs)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *others: Any, **settings: Any) -> None:
+    """Launch ``kernel`` on the GPU of ``x``, its first argument; Triton itself takes the current one."""
+    with torch.cuda.device_of(x):
+        kernel[grid](x, *others, **settings)
 
 
 def width_of(inner: int, size: int) -> int:

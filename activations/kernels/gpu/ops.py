@@ -39,6 +39,7 @@ def pointwise_backward(
     x = library.dense(x)
     dense = [p.contiguous() for p in parameters]
     dx, *gradients = kernels.backward(name, channel_dim, library.match_layout(g, x), x, dense, [number])
+    gradients += [torch.zeros_like(p) for p in dense[len(gradients) :]]  # of a phase
     return [dx, *[gradient.clone() for gradient in gradients]]  # what an operator returns shares no memory
 
 

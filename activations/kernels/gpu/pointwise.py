@@ -37,17 +37,17 @@ def _units(group, by_rows: tl.constexpr, width: tl.constexpr):
 
 @triton.jit
 def _elements(
-    tile, unit, units, outer, inner, by_rows: tl.constexpr, height: tl.constexpr, width: tl.constexpr
+    tile, unit, units, outer, inner, across, by_rows: tl.constexpr, height: tl.constexpr, width: tl.constexpr
 ):
     """Return the addresses of a tile's elements, and which of them there are."""
-    across = tl.cdiv(inner, width)
-    rows = (tile // across) * height + tl.arange(0, height)[:, None]
-    step = tl.full((), 1, tl.int64) * units * inner  # an argument that is 1 is no tensor
+    # in 64 bits; what may be 1 is not cast, as an argument that is 1 is no tensor
+    rows = tl.full((), height, tl.int64) * (tile // across) + tl.arange(0, height)[:, None]
+    step = tl.full((), 1, tl.int64) * units * inner
     if by_rows:
         at = unit
         mask = (rows < outer) & (unit < units)
     else:
-        place = (tile % across) * width + tl.arange(0, width)[None, :].to(tl.int64)
+        place = tl.full((), width, tl.int64) * (tile % across) + tl.arange(0, width)[None, :]
         at = unit * inner + place
         mask = (rows < outer) & (place < inner)
     return rows * step + at, mask
@@ -61,6 +61,8 @@ def forward_kernel(
     units,
     outer,
     inner,
+    across,
+    count,
     load: tl.constexpr,
     formula: tl.constexpr,
     counts: tl.constexpr,
@@ -72,8 +74,8 @@ def forward_kernel(
     group = tl.program_id(0)
     unit = _units(group, by_rows, width)
     p = load(parameters, counts, units, unit, unit < units)
-    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * tl.cdiv(inner, width), tl.num_programs(1)):
-        offsets, mask = _elements(tile, unit, units, outer, inner, by_rows, height, width)
+    for tile in range(tl.program_id(1), count, tl.num_programs(1)):
+        offsets, mask = _elements(tile, unit, units, outer, inner, across, by_rows, height, width)
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         if pieces:
             y = formula(x, p, pieces)
@@ -92,6 +94,8 @@ def backward_kernel(
     units,
     outer,
     inner,
+    across,
+    count,
     load: tl.constexpr,
     formula: tl.constexpr,
     counts: tl.constexpr,
@@ -105,8 +109,8 @@ def backward_kernel(
     unit = _units(group, by_rows, width)
     p = load(parameters, counts, units, unit, unit < units)
     total = no_sums(sums, height, width)
-    for tile in range(tl.program_id(1), tl.cdiv(outer, height) * tl.cdiv(inner, width), tl.num_programs(1)):
-        offsets, mask = _elements(tile, unit, units, outer, inner, by_rows, height, width)
+    for tile in range(tl.program_id(1), count, tl.num_programs(1)):
+        offsets, mask = _elements(tile, unit, units, outer, inner, across, by_rows, height, width)
         x = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask, other=0.0).to(tl.float32)
         if pieces:
@@ -152,14 +156,15 @@ def forward(
 
     Args:
         x: dense.
-        parameters: contiguous, (units,) or (rows, units) each; of ``pwlu`` the curve.
+        parameters: contiguous, (units,) or (rows, units) each; of ``pwlu`` the curve and, if it has one, its phase.
         numbers: of ``pwlu`` the least width of its interval.
     """
     y = torch.empty_like(x)
     one = kernel(name, parameters, numbers)
     tiles = launch.tiles(*library.layout(x, one.units, channel_dim), sums=0, processors=launch.processors(x))
-    forward_kernel[tiles.grid](
-        *(x, y, tuple(parameters), tiles.units, tiles.outer, tiles.inner),
+    launch.launch(
+        *(forward_kernel, tiles.grid, x, y, tuple(parameters)),
+        *(tiles.units, tiles.outer, tiles.inner, tiles.across, tiles.count),
         load=one.load,
         formula=getattr(units, name),
         counts=one.counts,
@@ -179,14 +184,15 @@ def backward(
     parameters: Sequence[Tensor],
     numbers: Sequence[float] = (),
 ) -> list[Tensor]:
-    """Return the gradients of ``x`` and the parameters, from ``g`` in the layout of ``x``."""
+    """Return the gradients of ``x`` and the parameters, of ``pwlu`` the curve alone, from ``g`` in the layout of ``x``."""
     dx = torch.empty_like(x)
     one = kernel(name, parameters, numbers)
     at = library.layout(x, one.units, channel_dim)
     tiles = launch.tiles(*at, sums=one.sums, processors=launch.processors(x))
     sums = x.new_empty(tiles.programs, one.sums, tiles.units, dtype=torch.float32)
-    backward_kernel[tiles.grid](
-        *(x, g, dx, sums, tuple(parameters), tiles.units, tiles.outer, tiles.inner),
+    launch.launch(
+        *(backward_kernel, tiles.grid, x, g, dx, sums, tuple(parameters)),
+        *(tiles.units, tiles.outer, tiles.inner, tiles.across, tiles.count),
         load=one.load,
         formula=getattr(units, f"{name}_backward"),
         counts=one.counts,
@@ -198,7 +204,7 @@ def backward(
     )
     total = sums.sum(0)
     if name == "pwlu":
-        return [dx, total.T.to(parameters[0].dtype, memory_format=torch.contiguous_format)]
+        return [dx, total.T.contiguous().to(parameters[0].dtype)]
     if name == "npwlu":
         total = _finish_npwlu(total, torch.cat([p.float().view(-1, tiles.units) for p in parameters]))
     counts = [int(count) for count in one.counts]

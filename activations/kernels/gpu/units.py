@@ -560,8 +560,9 @@ def finer_backward(x, g, p):
     return g * (p[0] * (p[1] * tl.abs(x) + 1.0)) * tl.cos(p[0] * ((tl.abs(x) + 1.0) * x)), ()
 
 
-# ---- PWLU, csrc/table.cpp. ``p`` is the address of the heights, left and right end, whether the right one is free, and the
-# slopes of the tails: what ``load_curve`` returns. The functions also take the number of pieces between the ends.
+# ---- PWLU, csrc/table.cpp. ``p`` is the address of the heights, left and right end, whether the right one is free, the
+# slopes of the tails and, for a curve with a phase in which it rests, whether that is now: what ``load_curve`` returns. The
+# functions also take the number of pieces between the ends.
 
 
 @triton.jit
@@ -577,7 +578,10 @@ def load_curve(parameters, numbers: tl.constexpr, units, unit, mask):
     right = tl.where(right < least, least, right)
     slope_left = tl.load(row + pieces + 3, mask, other=0.0).to(tl.float32)
     slope_right = tl.load(row + pieces + 4, mask, other=0.0).to(tl.float32)
-    return row + 2, left, right, free, slope_left, slope_right
+    p = row + 2, left, right, free, slope_left, slope_right
+    if len(parameters) > 1:
+        p = p + (tl.load(parameters[1]).to(tl.float32) > 0.5,)
+    return p
 
 
 @triton.jit
@@ -599,11 +603,17 @@ def pwlu(x, p, pieces: tl.constexpr):
     before, behind = x < p[1], x >= p[2]
     anchor = tl.where(before, p[1], tl.where(behind, p[2], p[1] + width * piece))
     slope = tl.where(before, p[4], tl.where(behind, p[5], (high - low) / width))
-    return tl.where(behind, high, low) + slope * (x - anchor)
+    y = tl.where(behind, high, low) + slope * (x - anchor)
+    if len(p) > 6:
+        y = tl.where(p[6], relu(x), y)
+    return y
 
 
 @triton.jit
 def pwlu_backward(x, g, p, pieces: tl.constexpr):
+    of_relu = tl.where(x <= 0, 0.0, g)
+    if len(p) > 6:
+        g, x = tl.where(p[6], 0.0, g), tl.where(p[6], p[1], x)  # 0 times infinity would be no 0
     width, far, piece = _piece(x, p, pieces)
     low = tl.load(p[0] + piece.to(tl.int32)).to(tl.float32)
     high = tl.load(p[0] + piece.to(tl.int32) + 1).to(tl.float32)
@@ -627,4 +637,6 @@ def pwlu_backward(x, g, p, pieces: tl.constexpr):
         here = following
     terms = terms + (tl.where(here, right, 0.0),)
     tails = tl.where(before, g * (x - p[1]), 0.0), tl.where(behind, g * (x - p[2]), 0.0)
+    if len(p) > 6:
+        dx = tl.where(p[6], of_relu, dx)
     return dx, terms + tails

@@ -36,9 +36,10 @@ def _tile(
     lanes = tl.arange(0, positions)[:, None]
     if wide:
         at = tl.full((), positions, tl.int64) * tile + lanes
+        plane = tl.full((), 1, tl.int64) * height * width
     else:
         at = tile * positions + lanes
-    plane = height * width
+        plane = height * width
     sample, place = at // plane, at % plane
     row, column = place // width, place % width
     mask = (sample < samples) & (channel < channels)
@@ -75,7 +76,8 @@ def _neighbor(
     there = (
         mask & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
     )
-    return tl.load(x_ptr + offsets + (down * width + right) * step, there, other=0.0).to(tl.float32)
+    away = tl.full((), 1, tl.int64) * (down * width + right) * step
+    return tl.load(x_ptr + offsets + away, there, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -478,8 +480,10 @@ def statistics(x: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance (branches, C), in float64, of each window's output."""
     call = _call(x, branches)
     stats = x.new_empty(call.grid[1], len(branches), 3, x.shape[1], dtype=torch.float32)
-    statistics_kernel[call.grid](
-        *(x, stats, *call.tensors, *call.shape), biased=branches[0].bias is not None, **call.settings
+    launch.launch(
+        *(statistics_kernel, call.grid, x, stats, *call.tensors, *call.shape),
+        biased=branches[0].bias is not None,
+        **call.settings,
     )
     count, mean, square = stats.double().unbind(2)  # (programs, branches, C)
     total = count.sum(0)
@@ -497,8 +501,8 @@ def forward(x: Tensor, branches: Sequence[Branch], norms: Tensor, *, with_input:
     """Return max(x, T) (``with_input``) or max(0, T) of ``x``, contiguous or channels_last."""
     call = _call(x, branches)
     y = torch.empty_like(x)
-    forward_kernel[call.grid](
-        *(x, y, norms, *call.tensors, *call.shape),
+    launch.launch(
+        *(forward_kernel, call.grid, x, y, norms, *call.tensors, *call.shape),
         biased=branches[0].bias is not None,
         with_input=with_input,
         **call.settings,
@@ -514,7 +518,7 @@ def backward(
     programs, channels, count = call.grid[1], x.shape[1], len(branches)
     both = {"biased": branches[0].bias is not None, "with_input": with_input, **call.settings}
     sums = x.new_empty(programs, 1 + count, channels, dtype=torch.float32)
-    sums_kernel[call.grid](x, g, sums, norms, *call.tensors, *call.shape, **both)
+    launch.launch(sums_kernel, call.grid, x, g, sums, norms, *call.tensors, *call.shape, **both)
     totals = sums.sum(0)
     means = totals * (channels / x.numel()) if train else torch.zeros_like(totals)
 
@@ -522,10 +526,12 @@ def backward(
     dx = torch.empty_like(x)
     dz = x.new_empty(count * x.numel(), dtype=torch.float32)
     sums = x.new_empty(programs, sum(sizes) + count, channels, dtype=torch.float32)
-    window_kernel[call.grid](
-        *(x, g, dx, dz, sums, norms, means, *call.tensors, *call.shape, x.numel()), **both
+    launch.launch(
+        *(window_kernel, call.grid, x, g, dx, dz, sums, norms, means),
+        *(*call.tensors, *call.shape, x.numel()),
+        **both,
     )
-    input_kernel[call.grid](dx, dz, call.tensors[0], *call.shape, x.numel(), **call.settings)
+    launch.launch(input_kernel, call.grid, dx, dz, call.tensors[0], *call.shape, x.numel(), **call.settings)
     parts = sums.sum(0).split([*sizes, *[1] * count])
     gradients = [
         Branch(
