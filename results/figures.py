@@ -164,9 +164,7 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -
     first = rows.iloc[0]
     if is_wide(cells["primary"].astype(float)):
         ax.set_xscale("log")
-    ax.set_xlabel(
-        f"test {figure_text(first['metric'])} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
-    )
+    ax.set_xlabel(f"test {figure_text(first['metric'])} ({captions.direction(rows)})")
     ax.set_title(f"{figure_text(first['task'])}: seeds, mean, 95 % interval, ranks ({captions.counts(rows)})")
     ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
@@ -266,8 +264,7 @@ def _score_against(rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -
     if is_wide(rows["mean"]):
         ax.set_yscale("log")
     _name_points(ax, rows[rows["activation"].isin(named)], column, looks)
-    direction = "higher" if first["higher_is_better"] else "lower"
-    ax.set_ylabel(f"test {figure_text(first['metric'])} ({direction} is better)")
+    ax.set_ylabel(f"test {figure_text(first['metric'])} ({captions.direction(rows)})")
     ax.set_title(f"{figure_text(first['task'])}: mean, 95 % interval, Pareto front ({captions.counts(rows)})")
     ax.grid(lw=0.4, alpha=0.5)
     return figure

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from results.captions import direction
 from results.collect import setting_text
 from results.escape import figure_text
 from results.metrics import is_wide
@@ -66,10 +67,9 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
         axes[0].set_xticks(range(len(places)), list(places))
     if is_wide(scores):
         axes[0].set_yscale("log")
-    first = trials.dropna(subset=["metric"]).iloc[0]
-    direction = "higher" if first["higher_is_better"] else "lower"
+    scored = trials.dropna(subset=["metric"])
     figure.supxlabel(figure_text(name), size=9)
-    figure.supylabel(f"val {figure_text(first['metric'])} ({direction} is better)", size=9)
+    figure.supylabel(f"val {figure_text(scored['metric'].iloc[0])} ({direction(scored)})", size=9)
     figure.suptitle(
         f"{figure_text(task)}: sensitivity, mean and range of the trials' seeds", x=0.01, ha="left", size=10
     )

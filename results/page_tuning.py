@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from results.collect import setting_text
-from results.escape import counted, markdown
+from results.escape import counted, markdown, markdown_table
 from results.leaderboard import decimals, rank_range
 from results.parts import Column, Heading, Items, Table, Text, Value, fixed, value_of, verdict_value
 from results.schema import COMMON, TUNED
@@ -149,9 +149,9 @@ def to_markdown(tuned: Tuned) -> str:
     for task in tuned.tasks:
         table = _table(tuned, task, lambda name: Markup(name))
         lines += ["", f"### {markdown(task)}, common and tuned", "", markdown(price(tuned, task)), ""]
-        lines.append("| " + " | ".join(markdown(column.title) for column in table.columns) + " |")
-        lines.append("|" + "".join("---:|" if column.number else "---|" for column in table.columns))
-        lines += ["| " + " | ".join(markdown(value.text) for value in row) + " |" for row in table.rows]
+        heads = [markdown(column.title) for column in table.columns]
+        align = "".join("r" if column.number else "l" for column in table.columns)
+        lines += markdown_table(heads, align, ([markdown(value.text) for value in row] for row in table.rows))
     return "\n".join([*lines, "", *(f"- {markdown(line)}" for line in tuned.notes)])
 
 

@@ -3,8 +3,8 @@
 python scripts/bench_activations.py                                     # all of it: about half an hour on 2 CPU cores
 python scripts/bench_activations.py --units 'pwlu*,ditac' --sizes 98x50 --no-step     # some of it
 python scripts/bench_activations.py --step                              # the training step alone
-python scripts/bench_activations.py --avx2                              # torch and kernels as on a processor without AVX-512
-python scripts/bench_tables.py                                          # tables and bars again, of what was measured
+ATEN_CPU_CAPABILITY=avx2 python scripts/bench_activations.py            # torch and kernels as on a processor without AVX-512
+python scripts/bench_activations.py --tables                            # tables and bars again, of what was measured so far
 python scripts/bench_activations.py --device cuda                       # on a GPU, in microseconds; see bench_gpu.py
 
 Times of one machine mean nothing elsewhere, so all are ratios to nn.ReLU, measured right before in the same process.
@@ -26,6 +26,7 @@ quartiles. Slow units sit out some of the rounds, but no unit has fewer than fiv
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import random
@@ -42,8 +43,9 @@ from typing import Any
 
 import bench_gpu
 import torch
-from bench_loop import ROOT, cifar_task
-from bench_tables import MAIN, PATHS, Parser, Row, chart, shown, tables
+from _bench import LAYOUTS, MAIN, PATHS, Parser, Row, chart, read_rows, rounded, shown, tables
+from _here import ROOT, one_line_errors
+from bench_loop import cifar_task
 from torch import Tensor, nn
 
 from activations.kernels import library
@@ -56,11 +58,11 @@ from runners.train import build_network
 from tasks.base import ActLayer
 
 SIZES = (MAIN, (128, 16, 32, 32), (8, 256, 64, 64), (98, 50))
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TORCH = {f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.GELU, nn.PReLU, nn.Mish, nn.LeakyReLU)}
+TORCH: dict[str, Any] = {"nn.PReLU": nn.PReLU}  # the modules of torch.nn, as factories for so many channels
+for cls in (nn.SiLU, nn.GELU, nn.Mish, nn.LeakyReLU):
+    TORCH[f"nn.{cls.__name__}"] = lambda channels, cls=cls: cls()
 STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu", "gct", "frelu")
 BATCH = 128  # of a step
-CAPABILITY = "ATEN_CPU_CAPABILITY"  # torch's own switch, which our kernels follow
 
 LEAST = 5  # rounds
 BUDGET = 0.35  # seconds for a unit at a size in a layout; at MAIN three times as many
@@ -71,49 +73,54 @@ SLOW = 0.03  # seconds from which a call is not warmed up by another one
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     given = parsed(arguments)
-    if given.avx2 and os.environ.get(CAPABILITY) != "avx2":
-        # torch reads it while it is imported, which is over
-        again = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
-        os.execve(sys.executable, again, os.environ | {CAPABILITY: "avx2"})
-    try:
-        card = bench_gpu.Card() if given.device == "cuda" else None
-        given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
-        if card:
-            on_card(given, card)
-            return
-        factories = {} if given.step else act_layers(given.units)
-        stepping = {} if given.no_step else act_layers(given.units, ("relu", *STEP))
-        if given.step and not any(match(name, given.units) for name in STEP):
-            raise ValueError(f"--units {','.join(given.units)}: of a step there are {', '.join(STEP)}")
-        print(head(given.threads), flush=True)
-        rows: list[Row] = []
-        for more in (units(given, factories), steps(given, stepping)):
-            for found in more:
-                rows += [row | machine() for row in found]
-                # so far, for bench_tables.py, should the rest fail
-                write_csv(given.output / "results.csv", rows)
-        for table in tables(rows):
-            print(f"\n{table}", flush=True)
-        if factories:
-            print(f"\n{chart(rows, given.output)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {format_error(error)}")
+    with one_line_errors():
+        if given.tables:
+            print_tables(read_rows(given.output / "results.csv"), given.output)
+        elif given.device == "cuda":
+            on_card(given, bench_gpu.Card())
+        else:
+            on_cpu(given)
+
+
+def on_cpu(given: argparse.Namespace) -> None:
+    """Measure on the CPU, and write results.csv and the bars."""
+    factories = {} if given.step else act_layers(given.units, [*component_names("activation"), *TORCH])
+    of_step = [] if given.no_step else [name for name in STEP if match(name, given.units)]
+    if given.step and not of_step:
+        raise ValueError(f"--units {','.join(given.units)}: of a step there are {', '.join(STEP)}")
+    given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
+    print(head(given.threads), flush=True)
+    rows: list[Row] = []
+    for measured_rows in itertools.chain(units(given, factories), steps(given, of_step)):
+        rows += [row | machine() for row in measured_rows]
+        write_csv(given.output / "results.csv", rows)  # so far, for --tables, should the rest fail
+    print_tables(rows, given.output)
+
+
+def print_tables(rows: Sequence[Row], folder: Path) -> None:
+    """Print the tables of what was measured, and write the bars."""
+    for table in tables(rows):
+        print(f"\n{table}", flush=True)
+    if any(row["kind"] == "unit" for row in rows):
+        print(f"\n{chart(rows, folder)}")
 
 
 def on_card(given: argparse.Namespace, card: bench_gpu.Card) -> None:
     """Measure on a GPU, and write gpu.csv."""
+    given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
     where = machine(card.device.type) | {"card": card.name}
     print("torch {torch}, {card}, {kernels}".format(**where), flush=True)
     rows: list[Row] = []
-    for found in bench_gpu.measure(given, act_layers(given.units, zoo=True), card):
-        rows += [row | where for row in found]
+    factories = act_layers(given.units, component_names("activation"))
+    for measured_rows in bench_gpu.measure(given, factories, card):
+        rows += [row | where for row in measured_rows]
         write_csv(given.output / "gpu.csv", rows)
     for table in bench_gpu.tables(rows):
         print(f"\n{table}", flush=True)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Return the command line, checked."""
 
     def words(text: str) -> list[str]:
         return [word.strip() for word in text.split(",")]
@@ -136,52 +143,35 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=sizes)
     parser.add_argument("--layouts", type=words)
     parser.add_argument("--threads", type=numbers, default=[1, 2])
-    parser.add_argument("--paths", type=words)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_activations")
-    parser.add_argument("--avx2", action="store_true")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--step", action="store_true")
     only.add_argument("--no-step", action="store_true")
+    only.add_argument("--tables", action="store_true")
     given = parser.parse_args(arguments)
     given.step_layouts = given.layouts or ["contiguous"]  # a step takes one, unless more are asked for
     given.layouts = given.layouts or list(LAYOUTS)
-    on_card = given.device == "cuda"
-    paths = bench_gpu.PATHS if on_card else tuple(PATHS)
-    given.paths = given.paths or list(paths)
-    if on_card:
+    if unknown := set(given.layouts) - LAYOUTS.keys():
+        parser.error(f"--layouts {', '.join(sorted(unknown))}: legal are {', '.join(LAYOUTS)}")
+    if given.device == "cuda":
         given.sizes = [(size, torch.float32) for size in given.sizes] if given.sizes else bench_gpu.SIZES
     given.sizes = given.sizes or SIZES
-    for name, legal in (("layouts", tuple(LAYOUTS)), ("paths", paths)):
-        if unknown := set(getattr(given, name)) - set(legal):
-            parser.error(f"--{name} {', '.join(sorted(unknown))}: legal are {', '.join(legal)}")
     if given.rounds < 2:
         parser.error(f"--rounds {given.rounds}: at least 2 are needed for quartiles")
     return given
 
 
-def act_layers(
-    patterns: Sequence[str], among: Sequence[str] = (), *, zoo: bool = False
-) -> dict[str, ActLayer]:
-    """The factories of the zoo and of torch whose names match, of the ``zoo`` alone, or of those in ``among``, relu in any case."""
-    names = component_names("activation")
-    legal = among or (names if zoo else [*names, *TORCH])
-    chosen = [name for name in legal if match(name, patterns) or (among and name == "relu")]
+def act_layers(patterns: Sequence[str], names: Sequence[str]) -> dict[str, ActLayer]:
+    """Return the factories of those of ``names`` that match, some of which are torch's."""
+    chosen = [name for name in names if match(name, patterns)]
     if not chosen:
-        raise ValueError(f"--units {','.join(patterns)}: none fits; there are {', '.join(legal)}")
-    found: dict[str, ActLayer] = {}
-    for name in chosen:
-        if name in TORCH:
-            cls = TORCH[name]
-            act_layer: Any = cls if cls is nn.PReLU else lambda channels, cls=cls: cls()
-            found[name] = act_layer
-        else:
-            found[name] = choose(activation=name).act_layer()
-    return found
+        raise ValueError(f"--units {','.join(patterns)}: none fits; there are {', '.join(names)}")
+    return {name: TORCH.get(name) or choose(activation=name).act_layer() for name in chosen}
 
 
 def match(name: str, patterns: Sequence[str]) -> bool:
-    """Whether any of the patterns fits ``name``."""
+    """Return whether any of the patterns fits ``name``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -243,7 +233,7 @@ class Candidate:
             found["copies"] = statistics.median(turn["fwd_bwd"] / turn["copy"] for turn in self.seconds)
         for name in self.seconds[0]:
             found[f"{name}_us"] = 1e6 * statistics.median(turn[name] for turn in self.seconds)
-        return self.row | {name: float(f"{value:.4g}") for name, value in found.items()}
+        return self.row | {name: rounded(value) for name, value in found.items()}
 
 
 def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> None:
@@ -264,7 +254,7 @@ def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> Non
 
 
 def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
-    """The rows of every size, layout and number of threads."""
+    """Yield the rows of every size, layout and number of threads."""
     for threads in given.threads if factories else ():
         for size in given.sizes:
             for layout in given.layouts if len(size) == 4 else ("contiguous",):
@@ -282,7 +272,7 @@ def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator
 def measured(
     given: argparse.Namespace, factories: dict[str, ActLayer], size: tuple[int, ...], layout: str
 ) -> list[Row]:
-    """A row for each unit and path at one size; a unit that fails costs its own row."""
+    """Return a row for each unit and path at one size; a unit that fails costs its own row."""
     generator = torch.Generator().manual_seed(0)
     x, g = (
         torch.randn(size, generator=generator).contiguous(memory_format=LAYOUTS[layout]) for _ in range(2)
@@ -294,7 +284,7 @@ def measured(
     candidates, failed = [], []
     for name, act_layer in factories.items():
         torch.manual_seed(0)
-        for path in ("torch",) if name in TORCH else given.paths:
+        for path in ("torch",) if name in TORCH else PATHS:
             mode = PATHS.get(path, "auto")
             row: Row = {"kind": "unit", "unit": name, "path": path}
             try:
@@ -306,12 +296,12 @@ def measured(
             except Exception as error:  # such as a unit of images at (98, 50)
                 failed.append(row | {"note": format_error(error)})
     in_turns(candidates, given.rounds, BUDGET * (3 if size == MAIN else 1))
-    gb_per_s = {"copy_gb_per_s": float(f"{copied(x, copy()):.4g}")}
+    gb_per_s = {"copy_gb_per_s": rounded(copied(x, copy()))}
     return [candidate.result() | gb_per_s for candidate in candidates] + failed
 
 
 def calls(unit: nn.Module, x: Tensor, g: Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed."""
+    """Return what is timed, by name."""
     receiving = [x, *unit.parameters()]
 
     def forward_backward() -> None:
@@ -323,7 +313,7 @@ def calls(unit: nn.Module, x: Tensor, g: Tensor) -> dict[str, Callable[[], objec
 
 
 def saved(unit: nn.Module, x: Tensor) -> float:
-    """What the graph holds for backward, in sizes of ``x``."""
+    """Return what the graph holds for backward, in sizes of ``x``."""
     parameters = {p.untyped_storage().data_ptr() for p in unit.parameters()}
     held: list[Tensor] = []  # kept, lest an address be used twice
 
@@ -340,7 +330,7 @@ def saved(unit: nn.Module, x: Tensor) -> float:
 
 
 def peak(unit: nn.Module, x: Tensor, g: Tensor) -> float:
-    """The most memory during forward and backward beyond what there was before, in sizes of ``x``."""
+    """Return the most memory during forward and backward beyond what there was before, in sizes of ``x``."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
     x.grad = None
     unit.zero_grad(set_to_none=True)
@@ -359,26 +349,27 @@ def peak(unit: nn.Module, x: Tensor, g: Tensor) -> float:
     return round(most / x.untyped_storage().nbytes(), 3)
 
 
-def steps(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
-    """Whole training steps of ResNet-20 on random pixels, the optimizer and the regularization included."""
-    for threads in given.threads if len(factories) > 1 else ():
+def steps(given: argparse.Namespace, names: Sequence[str]) -> Iterator[list[Row]]:
+    """Yield rows of whole training steps of ResNet-20 on random pixels, optimizer and regularization included."""
+    for threads in given.threads if names else ():
         for layout in given.step_layouts:
             torch.set_num_threads(threads)
-            base = {"step": Timed(training_step(factories["relu"], layout))}
-            candidates = []
-            for name in factories.keys() - {"relu"}:
-                row: Row = {"kind": "step", "unit": name, "path": "fused"}
-                row |= {"size": f"{BATCH}x3x32x32", "layout": layout, "threads": threads}
-                candidates.append(
-                    Candidate(row, {"step": Timed(training_step(factories[name], layout))}, base)
-                )
-            candidates.sort(key=lambda candidate: STEP.index(candidate.row["unit"]))
+            base, *timed = (
+                {"step": Timed(training_step(choose(activation=name).act_layer(), layout))}
+                for name in ("relu", *names)
+            )
+            row: Row = {"kind": "step", "path": "fused", "size": f"{BATCH}x3x32x32"}
+            row |= {"layout": layout, "threads": threads}
+            candidates = [
+                Candidate({**row, "unit": name}, calls, base)
+                for name, calls in zip(names, timed, strict=True)
+            ]
             in_turns(candidates, given.rounds, float("inf"))
             yield [candidate.result() for candidate in candidates]
 
 
 def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
-    """A step as the runner does it, without data and metrics."""
+    """Return a step as the runner does it, without data and metrics."""
     task = cifar_task()
     network = build_network(act_layer, task, 0).to(memory_format=LAYOUTS[layout]).train()
     optimizer, active = make_optimizer(network, task.recipe), list(sites(network).values())
@@ -404,7 +395,7 @@ def machine(device: str = "cpu") -> Row:
 
 
 def head(threads: Sequence[int]) -> str:
-    """What the numbers were measured on."""
+    """Return what the numbers were measured on."""
     lines = ["torch {torch}, {cpu}, {cores} cores, {kernels}".format(**machine())]
     large = torch.zeros(64 * 2**20)  # 256 MB
     room = torch.zeros_like(large)
@@ -418,7 +409,7 @@ def head(threads: Sequence[int]) -> str:
 
 
 def copied(x: Tensor, seconds: float) -> float:
-    """GB/s of a copy, what is read and what is written."""
+    """Return the GB/s of a copy, what is read and what is written."""
     return 2e-9 * x.untyped_storage().nbytes() / seconds
 
 

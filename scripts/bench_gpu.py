@@ -14,6 +14,7 @@ python scripts/bench_activations.py --device cuda --units 'pwlu*,ditac' --layout
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench_tables import Row, markdown, shown
+from _bench import LAYOUTS, Row, markdown_by_unit, rounded, shown
 from torch import Tensor, nn
 
 from activations.kernels import library
@@ -35,7 +36,6 @@ SIZES = (
     ((256, 64, 112, 112), torch.bfloat16),
     ((32, 64, 32, 32), torch.float32),
 )
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PATHS = ("fused", "reference", "compiled")
 WARM = 3  # calls before the first that counts
 # Times the cache that the buffers of all turns take.
@@ -55,7 +55,7 @@ class Card:
         self.name, self.cache = properties.name, properties.L2_cache_size
 
     def seconds(self, call: Call) -> float:
-        """Seconds that the card takes for ``call``, from the end of what was asked of it before."""
+        """Return the seconds that the card takes for ``call``, from the end of what was asked of it before."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
         start.record()
@@ -78,7 +78,7 @@ class Processor(Card):
 
 
 def measure(given: argparse.Namespace, factories: dict[str, ActLayer], card: Card) -> Iterator[list[Row]]:
-    """The rows of every size and layout."""
+    """Yield the rows of every size and layout."""
     for size, dtype in given.sizes:
         for layout in given.layouts if len(size) == 4 else ("contiguous",):
             start = time.perf_counter()
@@ -95,20 +95,20 @@ def measured(
     dtype: torch.dtype,
     layout: str,
 ) -> list[Row]:
-    """A row for each unit and path; one that fails costs its own row."""
+    """Return a row for each unit and path; one that fails costs its own row."""
     pairs = buffers(card, size, dtype, layout)
     x = pairs[0][0]
     room = torch.empty_like(x)
-    turns = iter(range(10**9))
+    sources = itertools.cycle(x for x, _ in pairs)
 
     def copy() -> object:
-        return room.copy_(pairs[next(turns) % len(pairs)][0].detach())
+        return room.copy_(next(sources).detach())
 
     copied = 2 * x.nbytes / statistics.median(card.seconds(copy) for _ in range(WARM + given.rounds))
     rows: list[Row] = []
     base: dict[str, Any] = {"relu": lambda channels: nn.ReLU()}
     for name, act_layer in (base | factories).items():
-        for path in ("torch",) if name == "relu" else given.paths:
+        for path in ("torch",) if name == "relu" else PATHS:
             row: Row = {"kind": "gpu", "unit": name, "path": path, "copy_gb_per_s": rounded(copied / 1e9)}
             try:
                 torch.manual_seed(0)
@@ -130,7 +130,7 @@ def measured(
 
 
 def buffers(card: Card, size: Sequence[int], dtype: torch.dtype, layout: str) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and output gradients for all turns."""
+    """Return inputs and output gradients for all turns."""
     torch.manual_seed(0)
 
     def draw() -> Tensor:
@@ -145,7 +145,7 @@ def buffers(card: Card, size: Sequence[int], dtype: torch.dtype, layout: str) ->
 def timed(
     card: Card, model: Any, pairs: Sequence[tuple[Tensor, Tensor]], rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of every round's forward, and of its backward."""
+    """Return the seconds of every round's forward, and of its backward."""
     forward, backward = [], []
     outputs: list[Tensor] = []
     dtype = pairs[0][0].dtype
@@ -167,24 +167,17 @@ def timed(
     return forward, backward
 
 
-def rounded(value: float) -> float:
-    """Four digits."""
-    return float(f"{value:.4g}")
-
-
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown, one for each size and layout: microseconds of forward and backward, in brackets the share of a copy."""
+    """Yield a table for each size and layout: microseconds of forward and backward, in brackets the share of a copy."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["size"], row["dtype"], row["layout"]), []).append(row)
     for (size, dtype, layout), group in groups.items():
-        paths = list(dict.fromkeys(row["path"] for row in group))
-        cells: dict[str, dict[str, str]] = {}
+        cells = []
         for row in group:
             text = row.get("note") or " / ".join(
                 f"{row[f'{key}_us']:g} ({row[f'{key}_share']:.0%})" for key in ("fwd", "bwd")
             )
-            cells.setdefault(row["unit"], {})[row["path"]] = text
+            cells.append((row["unit"], row["path"], text))
         title = f"{size} {dtype} {layout}: forward / backward in us (share of a copy, {group[0]['copy_gb_per_s']:g} GB/s)"
-        body = [[unit, *(found.get(path, "") for path in paths)] for unit, found in cells.items()]
-        yield markdown(title, ["unit", *paths], body)
+        yield markdown_by_unit(title, cells)

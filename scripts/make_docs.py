@@ -4,7 +4,6 @@ python scripts/make_docs.py            # write them
 python scripts/make_docs.py --check    # exit with status 1 if one of them is out of date
 """
 
-import argparse
 import csv
 import inspect
 import re
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _here import ROOT
+from _here import ROOT, command_line
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -47,7 +46,7 @@ parameters without weight decay, a penalty in the loss, phases that depend on th
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--check", action="store_true", help="only report what is out of date")
     check = parser.parse_args().check
     stale = {path: text for path, text in generated().items() if path.read_text(encoding="utf-8") != text}
