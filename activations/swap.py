@@ -32,12 +32,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from activations.base import check_same_shape_and_dtype
 from activations.checks import check_choice
 from activations.surgery.custom import recognize_custom
 from activations.surgery.kinds import one_line, outer_modules
 from activations.surgery.rewrite import install, trace_both
-from activations.surgery.runs import count_calls, record_checksums, run_in_mode, unshare, varied_constants
+from activations.surgery.runs import (
+    check_outputs,
+    count_calls,
+    record_checksums,
+    run_in_mode,
+    unshare,
+    varied_constants,
+)
 from activations.surgery.selection import select
 from activations.surgery.sites import Analysis, Report, Site
 from activations.surgery.state import Snapshot, same_values, undisturbed
@@ -276,15 +282,6 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
     """Run the network and check that every unit takes its input and keeps its shape and dtype."""
     if len(set(units.values())) < len(units):
         raise ValueError("act_layer made the same module for several sites: each needs its own")
-    running: list[Site] = []
-
-    def enter(site: Site, module: nn.Module, args: tuple[Tensor]) -> None:
-        running.append(site)
-
-    def leave(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
-        check_same_shape_and_dtype(args[0], output)
-        running.pop()
-
     for_backward: list[tuple[Site, Tensor, int]] = []
 
     def save(x: Tensor) -> Tensor:
@@ -301,9 +298,7 @@ def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -
 
     modes = {site.auxiliary for site in units}  # One is enough, unless there are auxiliary heads.
     with ExitStack() as stack:
-        for site, unit in units.items():
-            stack.callback(unit.register_forward_pre_hook(functools.partial(enter, site)).remove)
-            stack.callback(unit.register_forward_hook(leave).remove)
+        running = stack.enter_context(check_outputs(units))
         stack.callback(network.register_forward_hook(check_versions).remove)
         calls = stack.enter_context(count_calls(units))
         stack.enter_context(torch.enable_grad())

@@ -20,7 +20,6 @@ from results import captions, figures_over_tasks, figures_tuning
 from results.cost import equal_time, pareto_front, validation_curves
 from results.escape import counted, figure_text
 from results.files import write_all
-from results.leaderboard import rank_range
 from results.metrics import is_wide
 from results.over_tasks import OverTasks
 from results.palette import GRAY, Look, in_front
@@ -141,8 +140,7 @@ def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
 def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     """One line per activation, best on top: every seed a dot, the mean with its 95 % interval."""
     rows = rows[rows["n"] > 0]
-    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = figures_over_tasks.ranked_lines(rows)
     values_of = dict(list(cells["primary"].astype(float).groupby(cells["activation_label"])))
     for y, row in enumerate(rows.itertuples()):
         values = values_of[row.activation]
@@ -155,18 +153,11 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -
     baseline = rows[rows["activation"] == rows["baseline"]]
     if len(baseline):
         ax.axvline(baseline["mean"].iloc[0], lw=0.8, ls=":", color="black", zorder=0)
-    labels = [
-        f"{figure_text(row.activation)}  {rank_range(row.rank_low, row.rank_high)}"
-        for row in rows.itertuples()
-    ]
-    ax.set_yticks(range(len(rows)), labels)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
     first = rows.iloc[0]
     if is_wide(cells["primary"].astype(float)):
         ax.set_xscale("log")
     ax.set_xlabel(f"test {figure_text(first['metric'])} ({captions.direction(rows)})")
     ax.set_title(f"{figure_text(first['task'])}: seeds, mean, 95 % interval, ranks ({captions.counts(rows)})")
-    ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
 
 
@@ -352,10 +343,7 @@ def _legend(figure: Figure, ax: Axes, front: Sequence[str]) -> None:
 def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Mean, min and max by epoch for each activation, those in ``front`` last so that they are drawn on top."""
     groups = {str(label): group for label, group in part.groupby("activation_label")}
-    for label in [
-        *(label for label in groups if label not in front),
-        *(label for label in front if label in groups),
-    ]:
+    for label in sorted(groups, key=lambda label: front.index(label) if label in front else -1):
         yield label, groups[label].groupby("epoch")[column].agg(["mean", "min", "max"])
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -35,8 +37,7 @@ def draw(over: OverTasks, looks: Mapping[str, Look]) -> dict[str, Figure]:
 def mean_ranks(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
     """Draw mean ranks with their intervals, best on top, and the ranks that each activation may have."""
     rows = over.activations.dropna(subset=["mean_rank"])
-    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = ranked_lines(rows)
     for y, row in enumerate(rows.itertuples()):
         color = looks.get(row.activation, Look()).color
         ax.plot(
@@ -44,17 +45,22 @@ def mean_ranks(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
         )
         ax.plot([row.mean_rank_low, row.mean_rank_high], [y, y], "-", lw=1.1, color=color)
         ax.plot([row.mean_rank], [y], "|", ms=11, mew=2.2, color=color)
-    labels = [
-        f"{figure_text(row.activation)}  {rank_range(int(row.rank_low), int(row.rank_high))}"
-        for row in rows.itertuples()
-    ]
-    ax.set_yticks(range(len(rows)), labels)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("rank (1 is best)")
     ax.set_title(f"mean ranks over {len(over.tasks)} tasks, 95 % intervals, ranks")
-    ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
+
+
+def ranked_lines(rows: pd.DataFrame) -> tuple[Figure, Axes]:
+    """Return a figure with a line for each activation, the first on top, named with the ranks that it may have."""
+    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    ranks = map(rank_range, rows["rank_low"].astype(int), rows["rank_high"].astype(int))
+    names = map(figure_text, rows["activation"])
+    ax.set_yticks(range(len(rows)), [f"{name}  {both}" for name, both in zip(names, ranks, strict=True)])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(axis="x", lw=0.4, alpha=0.5)
+    return figure, ax
 
 
 def performance_profile(over: OverTasks, looks: Mapping[str, Look]) -> Figure:

@@ -44,9 +44,8 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (
-        number and abs(value) <= sys.float_info.max
-    )  # neither nan nor a whole number that no float can hold
+    # It is neither nan nor a whole number that no float can hold.
+    return number and abs(value) <= sys.float_info.max
 
 
 def _is_scalar(value: Any) -> bool:

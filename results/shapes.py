@@ -66,9 +66,8 @@ class Shapes:
 
     by_task: dict[str, dict[str, Shape]] = field(default_factory=dict)
     first_sites: dict[str, list[tuple[str, Markup, str]]] = field(default_factory=dict)  # by activation
-    images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(
-        default_factory=dict
-    )  # by task and name
+    # by task and name: activation, seed, picture
+    images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
 

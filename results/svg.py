@@ -9,10 +9,8 @@ from markupsafe import Markup, escape
 from results.palette import GRAY
 
 FONT = re.compile(r"(font(?:-family)?: *[^;\"']*?)'DejaVu Sans'[^;\"]*")
-INK, FAINT = (
-    "currentColor",
-    "var(--faint)",
-)  # of the page's text and of what is in the background, in either theme
+# of the page's text and of what is in the background, in either theme
+INK, FAINT = "currentColor", "var(--faint)"
 
 
 def inline(svg: bytes, prefix: str, label: str) -> Markup:

@@ -268,9 +268,8 @@ def with_tuned(records: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
     table = records.iloc[[k for k, _ in (*common, *tuned)]].reset_index(drop=True)
     table["recipe"] = pd.Series([COMMON] * len(common) + [TUNED] * len(tuned), dtype=object)
     table["common_id"] = pd.Series([found for _, found in (*common, *tuned)], dtype=object)
-    settings = {
-        row.common_id: settings_of(row.settings) for row in tuning[tuning["common"]].itertuples()
-    }  # of the common recipe
+    # the tuned settings as the common recipe has them
+    settings = {row.common_id: settings_of(row.settings) for row in tuning[tuning["common"]].itertuples()}
     for name in dict.fromkeys(name for each in settings.values() for name in each):
         values = table[name].tolist() if name in table else [None] * len(table)
         for k, (_, found) in enumerate(tuned, start=len(common)):

@@ -266,19 +266,16 @@ class Cell:
             self._require_same_config()
             for leftover in self.folder.glob(".*.tmp"):  # no other process writes here
                 leftover.unlink()
-            for shared in (
-                self.folder / PICTURES,
-                self.spec.study_folder / COSTS,
-            ):  # others may be writing there
+            # Other processes may be writing in these.
+            for shared in (self.folder / PICTURES, self.spec.study_folder / COSTS):
                 remove_leftovers(shared)
             with cell_log(self.folder / LOG, to_caller=self.caller is not None), self.heartbeat:
                 yield
         finally:
             if new and not self.started:  # stopped before training began: leave no trace
                 (self.folder / LOG).unlink(missing_ok=True)
-                with suppress(
-                    OSError
-                ):  # not empty: the study's folder, or another process has put files there
+                # A folder that is not empty stays: the study's, or one in which another process has put files.
+                with suppress(OSError):
                     for folder in new:
                         folder.rmdir()
             lock.release()

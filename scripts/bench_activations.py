@@ -25,14 +25,11 @@ quartiles. Slow units sit out some of the rounds, but no unit has fewer than fiv
 """
 
 import argparse
-import gc
 import itertools
-import json
 import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +48,7 @@ from torch import Tensor, nn
 from activations.kernels import library
 from results.files import write_csv
 from runners.compose import choose, component_names
+from runners.cost import no_collection, peak_bytes, saved_bytes
 from runners.errors import format_error
 from runners.optim import make_optimizer, sites
 from runners.record import provenance
@@ -241,16 +239,12 @@ def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> Non
     turns = [max(min(LEAST, rounds), int(min(rounds, budget / c.cost()))) for c in candidates]
     order = list(zip(candidates, turns, strict=True))
     shuffle = random.Random(0).shuffle
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         for number in range(rounds):
             shuffle(order)
             for candidate, count in order:
                 if (number + 1) * count // rounds > number * count // rounds:
                     candidate.turn()
-    finally:
-        gc.enable()
 
 
 def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
@@ -314,39 +308,14 @@ def calls(unit: nn.Module, x: Tensor, g: Tensor) -> dict[str, Callable[[], objec
 
 def saved(unit: nn.Module, x: Tensor) -> float:
     """Return what the graph holds for backward, in sizes of ``x``."""
-    parameters = {p.untyped_storage().data_ptr() for p in unit.parameters()}
-    held: list[Tensor] = []  # kept, lest an address be used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        held.append(tensor.detach())  # with its graph, which holds it, it would never be freed
-        return held[-1]
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = unit(x)
-    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in held)}
-    del y
-    total = sum(size for address, size in storages.items() if address not in parameters)
-    return round(total / x.untyped_storage().nbytes(), 3)
+    return round(saved_bytes(lambda: unit(x), unit) / x.untyped_storage().nbytes(), 3)
 
 
 def peak(unit: nn.Module, x: Tensor, g: Tensor) -> float:
     """Return the most memory during forward and backward beyond what there was before, in sizes of ``x``."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
     x.grad = None
     unit.zero_grad(set_to_none=True)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        unit(x).backward(g)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    now = most = 0
-    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
-        now += event["args"]["Bytes"]
-        most = max(most, now)
-    return round(most / x.untyped_storage().nbytes(), 3)
+    return round(peak_bytes(lambda: unit(x).backward(g)) / x.untyped_storage().nbytes(), 3)
 
 
 def steps(given: argparse.Namespace, names: Sequence[str]) -> Iterator[list[Row]]:

@@ -95,9 +95,8 @@ def gpu_step(device: torch.device) -> Iterator[str]:
 
     def between() -> None:
         nonlocal bare
-        bare = bare or BareLoop(
-            task, task.steps_per_epoch, **GPU
-        )  # The runner has set the task's device by now.
+        # The runner has set the task's device by now.
+        bare = bare or BareLoop(task, task.steps_per_epoch, **GPU)
         bare.epoch()
         if len(bare.seconds) == PROFILED:
             profiler.start()

@@ -50,10 +50,8 @@ def superfluous(study: Path, *, remove: bool) -> Iterator[tuple[Path, str]]:
         if state_of(study, folder).status == RUNNING:
             continue
         lock = cell_lock(study, folder)
-        with (
-            suppress(Timeout),
-            lock.acquire(timeout=0) if remove else nullcontext(),
-        ):  # it may just have started
+        # Another process may just have started the cell, and hold its lock.
+        with suppress(Timeout), lock.acquire(timeout=0) if remove else nullcontext():
             yield from _of_cell(folder)
     for path in sorted(study.rglob(".*.tmp")):
         with suppress(FileNotFoundError):

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tasks.base import summarize
+from tasks.confusion import shortened
 from tasks.data.cache import CacheEntry, save
 from tasks.data.store import CHUNK, Store
 from tasks.data.survey import Survey
@@ -370,8 +371,8 @@ def _listed(values: Tensor) -> str:
     return " ".join(f"{value:.1f}" for value in values.tolist())
 
 
-def _short(name: str, max_length: int = 22) -> str:
-    return name if len(name) <= max_length else name[: max_length - 1] + "…"
+def _short(name: str) -> str:
+    return shortened(name, 22)
 
 
 def point_table(parts: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str]) -> list[list[str]]:

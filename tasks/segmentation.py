@@ -84,14 +84,7 @@ class Segmentation(ImageTask):
     ) -> None:
         if recipe.mixup > 0:
             raise ValueError(f"recipe.mixup={recipe.mixup}: must be 0, as mixup is for classification")
-        super().__init__(
-            recipe=recipe,
-            data=data,
-            network=network,
-            augment=augment,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-        )
+        super().__init__(recipe, data, network, augment, val_fraction, test_fraction)
         self.input_shape = (self.store.shape[0] - 1, *self.store.shape[1:])
         self.output_shape = (len(self.classes), *self.store.shape[1:])
         if augment is not None:

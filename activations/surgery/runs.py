@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation
+from activations.base import Activation, check_same_shape_and_dtype
 from activations.surgery.kinds import CUSTOM_KINDS, Place, kind_of, outer_modules, tensors_in
 from activations.surgery.state import Snapshot, undisturbed, write
 from activations.torch_private import DisableTorchFunction, tree_map_only
@@ -75,6 +75,25 @@ def count_calls(modules: Mapping[Any, nn.Module]) -> Iterator[Counter[Any]]:
         for key, module in modules.items():
             stack.callback(module.register_forward_pre_hook(functools.partial(note, key)).remove)
         yield counts
+
+
+@contextmanager
+def check_outputs(units: Mapping[Any, nn.Module]) -> Iterator[list[Any]]:
+    """Raise ValueError unless each of ``units`` keeps the shape and dtype of its input; yield the keys of those that run."""
+    running: list[Any] = []
+
+    def enter(key: Any, unit: nn.Module, args: tuple[Tensor, ...]) -> None:
+        running.append(key)
+
+    def leave(unit: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        check_same_shape_and_dtype(args[0], output)
+        running.pop()
+
+    with ExitStack() as stack:
+        for key, unit in units.items():
+            stack.callback(unit.register_forward_pre_hook(functools.partial(enter, key)).remove)
+            stack.callback(unit.register_forward_hook(leave).remove)
+        yield running
 
 
 def _sum_of_bits(x: Tensor) -> int:

@@ -141,9 +141,8 @@ class Site:
     calls: dict[bool, Call]  # the first call in one forward, by the training flag
     index: int | None  # among the calls of its owner, if the owner's forward must be rewritten
     why_not: str = ""  # as of a call
-    times: Counter[bool] = field(
-        default_factory=Counter
-    )  # number of calls in one forward, by the training flag
+    # number of calls in one forward, by the training flag
+    times: Counter[bool] = field(default_factory=Counter)
     path: str = field(init=False)
     slot: Place = field(init=False)  # the attribute that takes the unit
 
@@ -210,10 +209,8 @@ class Analysis:
     """All that two runs of a network, in training and in evaluation, tell of it."""
 
     sites: list[Site]  # gates included, in the order of the calls
-    graphs: dict[
-        nn.Module, dict[bool, TracedForward]
-    ]  # of owners that must be rewritten, by the training flag
+    # of owners that must be rewritten, by the training flag
+    graphs: dict[nn.Module, dict[bool, TracedForward]]
     outputs: dict[bool, list[Tensor]]  # of the network, by the training flag
-    checksums: dict[
-        bool, list[tuple[nn.Module, list[int]]]
-    ]  # of every module's outputs, in the order of the runs
+    # of every module's outputs, in the order of the runs
+    checksums: dict[bool, list[tuple[nn.Module, list[int]]]]
