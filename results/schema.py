@@ -12,7 +12,7 @@ from results.files import read_json
 STATUSES = ("ok", "diverged", "failed", "interrupted")
 RUNNING = "running"  # in a table, of a cell whose record says interrupted so far
 UNTESTED = (
-    "untested"  # in a table, of a cell that is ok, and whose test split was not evaluated (runner.test=false)
+    "untested"  # likewise, of one that is ok without an evaluation of its test split (runner.test=false)
 )
 # the recipe of a table: the same for all activations, or with the settings that were best for each (results.tuning)
 COMMON, TUNED = "common", "tuned"

@@ -70,29 +70,29 @@ SLOW = 0.03  # seconds from which a call is not warmed up by another one
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    given = parsed(arguments)
+    options = parsed(arguments)
     with one_line_errors():
-        if given.tables:
-            print_tables(read_rows(given.output / "results.csv"), given.output)
-        elif given.device == "cuda":
-            on_card(given, bench_gpu.Card())
+        if options.tables:
+            print_tables(read_rows(options.output / "results.csv"), options.output)
+        elif options.device == "cuda":
+            on_card(options, bench_gpu.Card())
         else:
-            on_cpu(given)
+            on_cpu(options)
 
 
-def on_cpu(given: argparse.Namespace) -> None:
+def on_cpu(options: argparse.Namespace) -> None:
     """Measure on the CPU, and write results.csv and the bars."""
-    factories = {} if given.step else act_layers(given.units, [*component_names("activation"), *TORCH])
-    of_step = [] if given.no_step else [name for name in STEP if match(name, given.units)]
-    if given.step and not of_step:
-        raise ValueError(f"--units {','.join(given.units)}: of a step there are {', '.join(STEP)}")
-    given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
-    print(head(given.threads), flush=True)
+    factories = {} if options.step else act_layers(options.units, [*component_names("activation"), *TORCH])
+    of_step = [] if options.no_step else [name for name in STEP if match(name, options.units)]
+    if options.step and not of_step:
+        raise ValueError(f"--units {','.join(options.units)}: of a step there are {', '.join(STEP)}")
+    options.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
+    print(head(options.threads), flush=True)
     rows: list[Row] = []
-    for measured_rows in itertools.chain(units(given, factories), steps(given, of_step)):
+    for measured_rows in itertools.chain(units(options, factories), steps(options, of_step)):
         rows += [row | machine() for row in measured_rows]
-        write_csv(given.output / "results.csv", rows)  # so far, for --tables, should the rest fail
-    print_tables(rows, given.output)
+        write_csv(options.output / "results.csv", rows)  # so far, for --tables, should the rest fail
+    print_tables(rows, options.output)
 
 
 def print_tables(rows: Sequence[Row], folder: Path) -> None:
@@ -103,16 +103,16 @@ def print_tables(rows: Sequence[Row], folder: Path) -> None:
         print(f"\n{chart(rows, folder)}")
 
 
-def on_card(given: argparse.Namespace, card: bench_gpu.Card) -> None:
+def on_card(options: argparse.Namespace, card: bench_gpu.Card) -> None:
     """Measure on a GPU, and write gpu.csv."""
-    given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
+    options.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
     where = machine(card.device.type) | {"card": card.name}
     print("torch {torch}, {card}, {kernels}".format(**where), flush=True)
     rows: list[Row] = []
-    factories = act_layers(given.units, component_names("activation"))
-    for measured_rows in bench_gpu.measure(given, factories, card):
+    factories = act_layers(options.units, component_names("activation"))
+    for measured_rows in bench_gpu.measure(options, factories, card):
         rows += [row | where for row in measured_rows]
-        write_csv(given.output / "gpu.csv", rows)
+        write_csv(options.output / "gpu.csv", rows)
     for table in bench_gpu.tables(rows):
         print(f"\n{table}", flush=True)
 
@@ -124,16 +124,16 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         return [word.strip() for word in text.split(",")]
 
     def numbers(text: str) -> list[int]:
-        found = [int(word) for word in words(text)]
-        if min(found) < 1:
+        values = [int(word) for word in words(text)]
+        if min(values) < 1:
             raise ValueError
-        return found
+        return values
 
     def sizes(text: str) -> list[tuple[int, ...]]:
-        found = [tuple(numbers(word.replace("x", ","))) for word in words(text)]
-        if min(map(len, found)) < 2:
+        values = [tuple(numbers(word.replace("x", ","))) for word in words(text)]
+        if min(map(len, values)) < 2:
             raise ValueError
-        return found
+        return values
 
     parser = Parser(usage=__doc__)
     parser.add_argument("--units", type=words, default=["*"])
@@ -147,17 +147,19 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     only.add_argument("--step", action="store_true")
     only.add_argument("--no-step", action="store_true")
     only.add_argument("--tables", action="store_true")
-    given = parser.parse_args(arguments)
-    given.step_layouts = given.layouts or ["contiguous"]  # a step takes one, unless more are asked for
-    given.layouts = given.layouts or list(LAYOUTS)
-    if unknown := set(given.layouts) - LAYOUTS.keys():
+    options = parser.parse_args(arguments)
+    options.step_layouts = options.layouts or ["contiguous"]  # a step takes one, unless more are asked for
+    options.layouts = options.layouts or list(LAYOUTS)
+    if unknown := set(options.layouts) - LAYOUTS.keys():
         parser.error(f"--layouts {', '.join(sorted(unknown))}: legal are {', '.join(LAYOUTS)}")
-    if given.device == "cuda":
-        given.sizes = [(size, torch.float32) for size in given.sizes] if given.sizes else bench_gpu.SIZES
-    given.sizes = given.sizes or SIZES
-    if given.rounds < 2:
-        parser.error(f"--rounds {given.rounds}: at least 2 are needed for quartiles")
-    return given
+    if options.device == "cuda":
+        options.sizes = (
+            [(size, torch.float32) for size in options.sizes] if options.sizes else bench_gpu.SIZES
+        )
+    options.sizes = options.sizes or SIZES
+    if options.rounds < 2:
+        parser.error(f"--rounds {options.rounds}: at least 2 are needed for quartiles")
+    return options
 
 
 def act_layers(patterns: Sequence[str], names: Sequence[str]) -> dict[str, ActLayer]:
@@ -207,14 +209,14 @@ class Candidate:
 
     def turn(self) -> None:
         """Measure once; ReLU's call and the unit's stand side by side, every other time the other way round."""
-        found = {}
+        seconds = {}
         for name, call in self.calls.items():
             pair = [(name, call), (f"relu_{name}", self.base[name])]
             for key, timed in reversed(pair) if len(self.seconds) % 2 else pair:
-                found[key] = timed()
+                seconds[key] = timed()
         if self.copy:
-            found["copy"] = self.copy()
-        self.seconds.append(found)
+            seconds["copy"] = self.copy()
+        self.seconds.append(seconds)
 
     def cost(self) -> float:
         """Seconds that a turn takes."""
@@ -222,16 +224,16 @@ class Candidate:
 
     def result(self) -> Row:
         """Medians and quartiles."""
-        found: Row = {"rounds": len(self.seconds)}
+        values: Row = {"rounds": len(self.seconds)}
         for name in self.calls:
             ratios = [turn[name] / turn[f"relu_{name}"] for turn in self.seconds]
             low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            found |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+            values |= {name: middle, f"{name}_low": low, f"{name}_high": high}
         if self.copy:
-            found["copies"] = statistics.median(turn["fwd_bwd"] / turn["copy"] for turn in self.seconds)
+            values["copies"] = statistics.median(turn["fwd_bwd"] / turn["copy"] for turn in self.seconds)
         for name in self.seconds[0]:
-            found[f"{name}_us"] = 1e6 * statistics.median(turn[name] for turn in self.seconds)
-        return self.row | {name: rounded(value) for name, value in found.items()}
+            values[f"{name}_us"] = 1e6 * statistics.median(turn[name] for turn in self.seconds)
+        return self.row | {name: rounded(value) for name, value in values.items()}
 
 
 def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> None:
@@ -247,16 +249,16 @@ def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> Non
                     candidate.turn()
 
 
-def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
+def units(options: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
     """Yield the rows of every size, layout and number of threads."""
-    for threads in given.threads if factories else ():
-        for size in given.sizes:
-            for layout in given.layouts if len(size) == 4 else ("contiguous",):
+    for threads in options.threads if factories else ():
+        for size in options.sizes:
+            for layout in options.layouts if len(size) == 4 else ("contiguous",):
                 start = time.perf_counter()
                 torch.set_num_threads(threads)
                 rows = [
                     row | {"size": shown(size), "layout": layout, "threads": threads}
-                    for row in measured(given, factories, size, layout)
+                    for row in measured(options, factories, size, layout)
                 ]
                 seconds = time.perf_counter() - start
                 print(f"{shown(size)} {layout}, {threads} threads: {seconds:.0f} s", file=sys.stderr)
@@ -264,7 +266,7 @@ def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator
 
 
 def measured(
-    given: argparse.Namespace, factories: dict[str, ActLayer], size: tuple[int, ...], layout: str
+    options: argparse.Namespace, factories: dict[str, ActLayer], size: tuple[int, ...], layout: str
 ) -> list[Row]:
     """Return a row for each unit and path at one size; a unit that fails costs its own row."""
     generator = torch.Generator().manual_seed(0)
@@ -289,7 +291,7 @@ def measured(
                 candidates.append(Candidate(row, timed, base, copy))
             except Exception as error:  # such as a unit of images at (98, 50)
                 failed.append(row | {"note": format_error(error)})
-    in_turns(candidates, given.rounds, BUDGET * (3 if size == MAIN else 1))
+    in_turns(candidates, options.rounds, BUDGET * (3 if size == MAIN else 1))
     gb_per_s = {"copy_gb_per_s": rounded(copied(x, copy()))}
     return [candidate.result() | gb_per_s for candidate in candidates] + failed
 
@@ -318,10 +320,10 @@ def peak(unit: nn.Module, x: Tensor, g: Tensor) -> float:
     return round(peak_bytes(lambda: unit(x).backward(g)) / x.untyped_storage().nbytes(), 3)
 
 
-def steps(given: argparse.Namespace, names: Sequence[str]) -> Iterator[list[Row]]:
+def steps(options: argparse.Namespace, names: Sequence[str]) -> Iterator[list[Row]]:
     """Yield rows of whole training steps of ResNet-20 on random pixels, optimizer and regularization included."""
-    for threads in given.threads if names else ():
-        for layout in given.step_layouts:
+    for threads in options.threads if names else ():
+        for layout in options.step_layouts:
             torch.set_num_threads(threads)
             base, *timed = (
                 {"step": Timed(training_step(choose(activation=name).act_layer(), layout))}
@@ -333,7 +335,7 @@ def steps(given: argparse.Namespace, names: Sequence[str]) -> Iterator[list[Row]
                 Candidate({**row, "unit": name}, calls, base)
                 for name, calls in zip(names, timed, strict=True)
             ]
-            in_turns(candidates, given.rounds, float("inf"))
+            in_turns(candidates, options.rounds, float("inf"))
             yield [candidate.result() for candidate in candidates]
 
 

@@ -77,18 +77,18 @@ class Processor(Card):
         return time.perf_counter() - start
 
 
-def measure(given: argparse.Namespace, factories: dict[str, ActLayer], card: Card) -> Iterator[list[Row]]:
+def measure(options: argparse.Namespace, factories: dict[str, ActLayer], card: Card) -> Iterator[list[Row]]:
     """Yield the rows of every size and layout."""
-    for size, dtype in given.sizes:
-        for layout in given.layouts if len(size) == 4 else ("contiguous",):
+    for size, dtype in options.sizes:
+        for layout in options.layouts if len(size) == 4 else ("contiguous",):
             start = time.perf_counter()
             facts = {"size": shown(size), "dtype": str(dtype).removeprefix("torch."), "layout": layout}
-            yield [row | facts for row in measured(given, factories, card, size, dtype, layout)]
+            yield [row | facts for row in measured(options, factories, card, size, dtype, layout)]
             print(f"{shown(size)} {layout}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
 def measured(
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     factories: dict[str, ActLayer],
     card: Card,
     size: Sequence[int],
@@ -104,7 +104,7 @@ def measured(
     def copy() -> object:
         return room.copy_(next(sources).detach())
 
-    copied = 2 * x.nbytes / statistics.median(card.seconds(copy) for _ in range(WARM + given.rounds))
+    copied = 2 * x.nbytes / statistics.median(card.seconds(copy) for _ in range(WARM + options.rounds))
     rows: list[Row] = []
     base: dict[str, Any] = {"relu": lambda channels: nn.ReLU()}
     for name, act_layer in (base | factories).items():
@@ -115,11 +115,11 @@ def measured(
                 unit = act_layer(size[1]).to(card.device)
                 with library.using("auto" if path == "fused" else "reference"):
                     model = torch.compile(unit) if path == "compiled" else unit
-                    found = timed(card, model, pairs, given.rounds)
+                    forward, backward = timed(card, model, pairs, options.rounds)
             except Exception as error:  # such as a unit of images at (98, 50)
                 rows.append(row | {"note": format_error(error)})
                 continue
-            for key, moved, seconds in (("fwd", 2, found[0]), ("bwd", 3, found[1])):
+            for key, moved, seconds in (("fwd", 2, forward), ("bwd", 3, backward)):
                 low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
                 row |= {f"{key}_us": rounded(1e6 * middle), f"{key}_us_low": rounded(1e6 * low)}
                 row |= {f"{key}_us_high": rounded(1e6 * high)}

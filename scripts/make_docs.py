@@ -17,6 +17,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from activations.base import Activation
+from results.explain import head_of
 from runners.compose import component_names, compose
 
 ACTIVATIONS, API, KERNELS = (ROOT / "docs" / f"{page}.md" for page in ("activations", "api", "kernels"))
@@ -88,7 +89,7 @@ def activations(configs: Mapping[str, Mapping[str, Any]], units: Mapping[str, Ac
         table.append(
             [
                 f"`{name}`",
-                head_of(name),
+                " ".join(head_of("activation", name)),
                 f"[{cls}](#{cls.lower()})",
                 f"{sum(p.numel() for p in unit.parameters()):,}",
                 "; ".join(rules_of(unit)),
@@ -115,14 +116,6 @@ def make_unit(config: Mapping[str, Any]) -> Activation:
             hyper[key] = get_class(value["_target_"])
     unit: Activation = get_class(config["_target_"])(CHANNELS, **hyper)
     return unit
-
-
-def head_of(name: str) -> str:
-    """Return the first comment of an activation's configuration, on one line."""
-    text = (ROOT / "conf" / "activation" / f"{name}.yaml").read_text(encoding="utf-8")
-    lines = re.match(r"(?:#.*\n)+", text)
-    assert lines, f"conf/activation/{name}.yaml: must begin with a comment"
-    return " ".join(line.removeprefix("#").strip() for line in lines[0].splitlines())
 
 
 def rules_of(unit: Activation) -> Iterator[str]:

@@ -244,9 +244,8 @@ def install(analysis: Analysis, units: Mapping[Site, nn.Module]) -> None:
             to_rewrite[site.call.owner].append(site)
         for module in site.call.stack:
             if isinstance(module, nn.TransformerEncoderLayer):
-                module.activation_relu_or_gelu = (
-                    0  # Its fused forward would compute the activation that was there.
-                )
+                # Its fused forward would compute the activation that was there.
+                module.activation_relu_or_gelu = 0
             elif isinstance(module, nn.TransformerEncoder):
                 module.use_nested_tensor = False  # Only fused layers take nested tensors.
     for owner, sites in to_rewrite.items():
