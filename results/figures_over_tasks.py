@@ -1,6 +1,7 @@
 """Figures of a study over its tasks: mean ranks with what differs, performance profile, and verdicts in pairs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,9 +41,8 @@ def mean_ranks(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
     figure, ax = ranked_lines(rows)
     for y, row in enumerate(rows.itertuples()):
         color = looks.get(row.activation, Look()).color
-        ax.plot(
-            [row.rank_low, row.rank_high], [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round"
-        )
+        ranks = [row.rank_low, row.rank_high]
+        ax.plot(ranks, [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round")
         ax.plot([row.mean_rank_low, row.mean_rank_high], [y, y], "-", lw=1.1, color=color)
         ax.plot([row.mean_rank], [y], "|", ms=11, mew=2.2, color=color)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -81,16 +81,8 @@ def performance_profile(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
         x = np.sort(gaps.loc[name].to_numpy(float))
         x = np.clip(x[np.isfinite(x)], 0, None)
         shares = np.arange(len(x) + 1) / len(gaps.columns)
-        ax.step(
-            [0, *x, end],
-            [*shares, shares[-1]],
-            where="post",
-            color=look.color,
-            ls=look.line,
-            lw=1.4,
-            zorder=2 if name in front else 1.5,
-            label=label,
-        )
+        style: Any = {"color": look.color, "ls": look.line, "zorder": 2 if name in front else 1.5}
+        ax.step([0, *x, end], [*shares, shares[-1]], where="post", lw=1.4, label=label, **style)
     ax.axvline(1, lw=0.8, ls=":", color="black", zorder=0)
     ax.set_xscale("symlog", linthresh=1)
     ax.set(xlim=(0, end), ylim=(-0.02, 1.02))
@@ -119,10 +111,8 @@ def win_matrix(over: OverTasks) -> Figure:
     image = ax.imshow(balance, cmap="RdBu", vmin=-1.6 * limit, vmax=1.6 * limit)  # pale, for black text
     if has_text:
         for (name, other), numbers in counts.items():
-            text = "/".join(map(str, numbers))
-            ax.text(
-                names.index(other), names.index(name), text, ha="center", va="center", size=7, color=ON_PALE
-            )
+            x, y, text = names.index(other), names.index(name), "/".join(map(str, numbers))
+            ax.text(x, y, text, ha="center", va="center", size=7, color=ON_PALE)
     labels = [figure_text(name) for name in names]
     ax.set_xticks(range(len(names)), labels, rotation=90)
     ax.set_yticks(range(len(names)), labels)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,38 +114,14 @@ def _line(
 ) -> None:
     whole = curve[curve["n"] > 0]
     x = [places(value) for value in whole["value"]]
-    style = look.line if joined else ""
-    order = 3 if front else 1
-    ax.plot(
-        x,
-        whole["val"],
-        ls=style,
-        marker=look.marker,
-        ms=4 if front else 2,
-        lw=1.4 if front else 0.7,
-        color=look.color,
-        zorder=order,
-    )
+    style: Any = {"ls": look.line if joined else "", "marker": look.marker, "color": look.color}
     if not front:
+        ax.plot(x, whole["val"], ms=2, lw=0.7, zorder=1, **style)
         return
-    ax.vlines(x, whole["val_low"], whole["val_high"], lw=2.5, color=look.color, alpha=0.35, zorder=order)
+    ax.plot(x, whole["val"], ms=4, lw=1.4, zorder=3, **style)
+    ax.vlines(x, whole["val_low"], whole["val_high"], lw=2.5, color=look.color, alpha=0.35, zorder=3)
     chosen = whole[whole["chosen"]]
-    ax.plot(
-        [places(value) for value in chosen["value"]],
-        chosen["val"],
-        "o",
-        ms=9,
-        mew=1.2,
-        mfc="none",
-        mec=look.color,
-        zorder=order,
-    )
-    lost = curve[curve["lost"] > 0]
-    ax.plot(
-        [places(value) for value in lost["value"]],
-        [0.97] * len(lost),
-        "x",
-        ms=6,
-        color=look.color,
-        transform=ax.get_xaxis_transform(),
-    )
+    x = [places(value) for value in chosen["value"]]
+    ax.plot(x, chosen["val"], "o", ms=9, mew=1.2, mfc="none", mec=look.color, zorder=3)
+    lost = [places(value) for value in curve["value"][curve["lost"] > 0]]
+    ax.plot(lost, [0.97] * len(lost), "x", ms=6, color=look.color, transform=ax.get_xaxis_transform())

@@ -141,19 +141,13 @@ def to_markdown(table: pd.DataFrame) -> str:
 def _section(task: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     baseline = markdown(first["baseline"] or "no baseline")
-    heads = [
-        "rank",
-        "activation",
-        "n",
-        "mean",
-        "std",
-        "95 % interval",
-        f"vs {baseline} (simultaneous 95 % interval)",
-    ]
+    versus = f"vs {baseline} (simultaneous 95 % interval)"
+    heads = ["rank", "activation", "n", "mean", "std", "95 % interval", versus]
     heads += ["verdict", "parameters", "step vs relu", "failures"]
     scale = decimals(rows)
     lines = []
     for row in rows.to_dict("records"):
+        interval = f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}"
         delta = f"{row['delta']:+.{scale}f} ({row['delta_low']:+.{scale}f}, {row['delta_high']:+.{scale}f})"
         cells = [
             rank_range(row["rank_low"], row["rank_high"]),
@@ -161,9 +155,7 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             row["n"],
             _number(row["mean"], scale),
             _number(row["std"], scale),
-            ""
-            if math.isnan(row["ci95_low"])
-            else f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}",
+            "" if math.isnan(row["ci95_low"]) else interval,
             _number(row["delta"], scale, sign="+") if math.isnan(row["delta_low"]) else delta,
             _verdict(row["verdict"], row["seeds_needed"]),
             _number(row["parameters"], 0),

@@ -468,13 +468,8 @@ def to_markdown(over: OverTasks) -> str:
         "same kind and other seeds. P(better) is the probability of a better score than the baseline's on a random task and seed.",
         "",
     ]
-    heads = [
-        "rank",
-        "activation",
-        "mean rank",
-        f"P(better than {baseline})",
-        "better / equal / undecided / worse",
-    ]
+    better = f"P(better than {baseline})"
+    heads = ["rank", "activation", "mean rank", better, "better / equal / undecided / worse"]
     heads += ["diverged", "within the margin of the best"]
     rows = []
     for row in over.activations.itertuples():

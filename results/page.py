@@ -175,10 +175,8 @@ def learned(report: Report) -> Iterator[Section]:
 def explorer(report: Report) -> Iterator[Section]:
     """One entry per activation: formula, paper, parameters, shape, cost and verdicts."""
     entries = []
-    labels = (
-        report.table.groupby("activation", sort=False)["rank_low"].mean().sort_values(kind="stable").index
-    )
-    for label in map(str, labels):
+    ranks = report.table.groupby("activation", sort=False)["rank_low"].mean()
+    for label in map(str, ranks.sort_values(kind="stable").index):
         cells = report.records[report.records["activation_label"] == label]
         entries.append(_entry(report, label, cells, report.table[report.table["activation"] == label]))
     yield Section("explorer", "Activations", entries, search=True)
@@ -201,10 +199,8 @@ def _entry(report: Report, label: str, cells: pd.DataFrame, rows: pd.DataFrame) 
     settings = [
         f"{column.partition('.')[2]} = {_setting(value)}"
         for column, value in first.items()
-        if str(column).startswith("activation.")
-        and not str(column).endswith("_partial_")
-        and not is_missing(value)
-        and column != "activation._target_"
+        if str(column).startswith("activation.") and not is_missing(value)
+        if column != "activation._target_" and not str(column).endswith("_partial_")
     ]
     if settings:
         parts.append(Text([f"Settings: {', '.join(settings)}."]))
@@ -225,10 +221,8 @@ def failures(report: Report) -> Iterator[Section]:
     bad = report.records[report.records["status"] != "ok"].drop_duplicates("folder")
     parts: list[Any] = [] if bad.empty else [failures_table(bad)]
     if report.damaged:
-        parts += [
-            Text(["Files that could not be read; the scores of their cells stand."]),
-            Items(report.damaged),
-        ]
+        about = "Files that could not be read; the scores of their cells stand."
+        parts += [Text([about]), Items(report.damaged)]
     yield Section("failures", "Failures", parts or [Text(["Every cell ended ok."])])
 
 
@@ -237,11 +231,8 @@ def about_methods(report: Report) -> Iterator[Section]:
     common = report.records[report.records["recipe"] == COMMON]
     about = [*methods(common, report.table), *(about_tuning(report.tuned) if report.tuned else ())]
     yield Section("methods", "Methods", [Text(about)])
-    commands = list(
-        dict.fromkeys(
-            str(command) for command in report.records.get("command", []) if not is_missing(command)
-        )
-    )
+    known = (command for command in report.records.get("command", []) if not is_missing(command))
+    commands = list(dict.fromkeys(map(str, known)))
     parts: list[Any] = []
     if commands:
         code = [Markup("<code>{}</code>").format(shown(command)) for command in commands[:20]]

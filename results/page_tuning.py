@@ -126,11 +126,9 @@ def _side(row: dict[str, Any], recipe: str, rows: pd.DataFrame) -> Iterator[Valu
 
 def _chosen(settings: Any) -> str:
     """Return settings without the groups that they are in."""
-    return (
-        ", ".join(f"{_short(name)}={value}" for name, value in settings_of(settings).items())
-        if isinstance(settings, str)
-        else "none"
-    )
+    if not isinstance(settings, str):
+        return "none"
+    return ", ".join(f"{_short(name)}={value}" for name, value in settings_of(settings).items())
 
 
 def _short(name: str) -> str:

@@ -131,11 +131,9 @@ def strips(columns: Sequence[tuple[str, np.ndarray]], color: str, label: str) ->
     def up(value: float) -> float:
         return height * (1 - (value - low) / (high - low))
 
-    parts = (
-        [f'<line class="axis" x1="0" x2="{width}" y1="{up(0):.1f}" y2="{up(0):.1f}"/>']
-        if low <= 0 <= high
-        else []
-    )
+    parts = []
+    if low <= 0 <= high:
+        parts.append(f'<line class="axis" x1="0" x2="{width}" y1="{up(0):.1f}" y2="{up(0):.1f}"/>')
     step, ink = width / len(columns), f' style="stroke:{ink_of(color)}"'
     for k, each in enumerate(quantiles):
         if each is not None:

@@ -178,13 +178,9 @@ def _of_files(survey: Survey | None) -> dict[str, str]:
     """Return the facts about the files of a set, if it was read from any."""
     if survey is None:
         return {}
-    left_out = {reason: names for reason, names in survey.left_out.items() if names}
-    facts = {
-        "left out": "; ".join(
-            f"{len(names):,} {reason}: {summarize(names)}" for reason, names in left_out.items()
-        )
-        or "nothing"
-    }
+    reasons = survey.left_out.items()
+    left_out = [f"{len(names):,} {reason}: {summarize(names)}" for reason, names in reasons if names]
+    facts = {"left out": "; ".join(left_out) or "nothing"}
     for name, text in (
         ("turned", "files as their EXIF orientation says"),
         ("transparent", f"images, composed over {list(survey.background)}"),
