@@ -52,7 +52,7 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
             at = settings_of(common["settings"].iloc[0]).get(name)
             if is_number(at) and at > 0 if places.log else _key(at) in places:
                 ax.axvline(places(at), lw=0.8, ls=":", color="black")
-        width = tuned.good_range(task, label, name)
+        width = tuned.ranges.get((task, label, name))
         ax.set_title(f"{figure_text(label)}{f': {width.text} decades' if width else ''}", size=9)
         ax.grid(lw=0.4, alpha=0.5)
     for ax in axes[len(curves) :]:

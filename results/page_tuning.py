@@ -136,7 +136,7 @@ def _short(name: str) -> str:
 
 
 def _range(tuned: Tuned, task: str, activation: str, name: str) -> Value:
-    found = tuned.good_range(task, activation, name)
+    found = tuned.ranges.get((task, activation, name))
     return Value(found.text, found.decades) if found else Value("", math.inf)
 
 

@@ -377,10 +377,6 @@ class Tuned:
     warnings: Sequence[str]
     notes: Sequence[str]
 
-    def good_range(self, task: str, activation: str, setting: str) -> GoodRange | None:
-        """Return the good range of a setting, if there is one."""
-        return self.ranges.get((task, activation, setting))
-
     @property
     def sensitivity(self) -> pd.DataFrame:
         """The good ranges as a table, ``report/sensitivity.csv``."""
