@@ -55,9 +55,8 @@ def run(cfg: DictConfig) -> str | None:
     print_anything()  # in joblib's processes as well, which start here
     told = is_worker() and trains(cfg.runner)  # by the process that launched this one
     try:
-        os.chdir(
-            hydra_cfg.runtime.cwd
-        )  # paths are relative to the command line's folder, whatever hydra.job.chdir is
+        # Paths are relative to the command line's folder, whatever hydra.job.chdir is.
+        os.chdir(hydra_cfg.runtime.cwd)
         line = run_cell(cfg, hydra_cfg, grid)
     except Exception as error:
         if DEBUG:

@@ -18,8 +18,9 @@ modes must be the same bits as before, and those of all modules the same sums of
 values meanwhile, since behind a norm whose weights are all zero nothing could be seen. A network is replaced as asked
 or left as it was: every run is made from a snapshot of all that it may change, which is put back.
 
-The parts are in ``activations/surgery``: ``state`` (what is put back), ``own`` (classes of the network's own), ``watch``
-(calls and channels), ``choice``, ``rewrite`` with ``values`` (by what a traced forward decides).
+The parts are in ``activations/surgery``: ``kinds`` (what is an activation), ``custom`` (classes of the
+network's own), ``state`` (what is put back), ``runs`` (runs that leave no trace), ``watch`` (calls and channels), ``sites``,
+``selection``, ``rewrite`` with ``values`` (by what a traced forward decides).
 """
 
 import functools
@@ -31,22 +32,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from activations.base import check_same_shape_and_dtype
 from activations.checks import check_choice
-from activations.surgery.choice import select
-from activations.surgery.kinds import one_line, outside
-from activations.surgery.own import recognized
+from activations.surgery.custom import recognize_custom
+from activations.surgery.kinds import one_line, outer_modules
 from activations.surgery.rewrite import install, trace_both
 from activations.surgery.runs import (
-    counting,
-    listening,
-    revived,
+    check_outputs,
+    count_calls,
+    record_checksums,
     run_in_mode,
-    unshared,
+    unshare,
+    varied_constants,
 )
-from activations.surgery.sites import Found, Report, Site
+from activations.surgery.selection import select
+from activations.surgery.sites import Analysis, Report, Site
 from activations.surgery.state import Snapshot, same_values, undisturbed
-from activations.surgery.watch import Watch, make_sites, watched
+from activations.surgery.watch import Watch, make_sites, run_watched
 
 
 def replace_activations(
@@ -81,7 +82,7 @@ def replace_activations(
             ``first:K``, ``last:K``: K in the order of the calls.
             ``re:PATTERN``: those in whose name the regular expression is found.
         activations: classes, or their names, that count as activations; beside those of torch and timm and those of the
-            network's own that act as one (``activations/surgery/own.py`` says by which rule).
+            network's own that act as one (``activations/surgery/custom.py`` says by which rule).
         shared: what happens to a module that runs several times in one forward, as in a siamese network.
             ``call``: an activation gets a unit for every call; one in a block that runs several times is refused.
             ``unit``: one unit serves all calls of the module, and of its block, if they have the same channels; its
@@ -105,24 +106,24 @@ def replace_activations(
         >>> report.replaced, type(network[1]).__name__, network[1].num_features
         (1, 'PReLU', 8)
     """
-    with _examined(network, example_input, activations, shared) as found:
-        chosen = select([site for site in found.sites if not site.call.gate], sites)
+    with _analyzed(network, example_input, activations, shared) as analysis:
+        chosen = select([site for site in analysis.sites if not site.call.why_stays], sites)
         saved = Snapshot(network, values=False)
         try:
             if all(site.can_be_replaced for site in chosen):
-                _prove(network, example_input, found, chosen)
+                _check_replaceable(network, example_input, analysis, chosen)
             if refused := [site for site in chosen if site.why_not]:
                 more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
                 raise ValueError(f"{refused[0].path}{more} cannot be replaced: {refused[0].why_not}")
             units = {site: _make_unit(network, act_layer, site) for site in chosen}
-            install(found, units)
+            install(analysis, units)
             _try_units(network, example_input, units)
         except BaseException:
             saved.restore()
             raise
         replaced = len(set(network.modules()).intersection(units.values()))
         assert replaced == len(chosen), f"{replaced} of {len(chosen)} sites were replaced"
-        return Report(tuple(site.row(site in units) for site in found.sites))
+        return Report(tuple(site.row(site in units) for site in analysis.sites))
 
 
 def find_sites(
@@ -146,40 +147,40 @@ def find_sites(
         1     module ReLU  8         1    8x6x6  can be replaced
         1 of 1 sites can be replaced, 0 gates
     """
-    with _examined(network, example_input, activations, shared) as found:
-        while not _prove(
-            network, example_input, found, [site for site in found.sites if site.can_be_replaced]
-        ):
-            pass  # one more has been found that cannot
-        return Report(tuple(site.row(None) for site in found.sites))
+    with _analyzed(network, example_input, activations, shared) as analysis:
+        while True:
+            possible = [site for site in analysis.sites if site.can_be_replaced]
+            if _check_replaceable(network, example_input, analysis, possible):
+                break
+        return Report(tuple(site.row(None) for site in analysis.sites))
 
 
 @contextmanager
-def _examined(network: nn.Module, example: Any, activations: Any, shared: str) -> Iterator[Found]:
-    """What is known of the network; meanwhile its own classes count as what they are."""
+def _analyzed(network: nn.Module, example: Any, activations: Any, shared: str) -> Iterator[Analysis]:
+    """Yield the analysis of the network; meanwhile modules of its own classes count as what they are."""
     check_choice("shared", shared, ("call", "unit"))
     weights = [*network.parameters(), *network.buffers()]
     if any(map(is_lazy, weights)):
         raise ValueError("the network has lazy modules without weights: run it once before")
     if any(weight.is_meta for weight in weights):
         raise ValueError("the network is on the meta device: it has no values, and nothing can be proved")
-    with recognized(network, example, activations):
-        if network not in outside(network):
+    with recognize_custom(network, example, activations):
+        if network not in outer_modules(network):
             raise ValueError(
                 f"the network is itself a {type(network).__name__}: there is no place for a unit"
             )
-        yield _discover(network, example, shared)
+        yield _analyze(network, example, shared)
 
 
-def _discover(network: nn.Module, example: Any, shared: str) -> Found:
+def _analyze(network: nn.Module, example: Any, shared: str) -> Analysis:
     """Run the network in both modes, make sites of the calls, and trace the forwards that must be rewritten."""
-    with unshared(network) as places:
+    with unshare(network) as places:
         watches = {training: Watch(network, places) for training in (True, False)}
         outputs: dict[bool, list[Tensor]] = {}
-        sums: dict[bool, list[Any]] = {True: [], False: []}
+        checksums: dict[bool, list[Any]] = {True: [], False: []}
         for training, watch in watches.items():
-            with revived(network), listening(outside(network), sums[training]):
-                outputs[training] = watched(network, example, training, watch)
+            with varied_constants(network), record_checksums(outer_modules(network), checksums[training]):
+                outputs[training] = run_watched(network, example, training, watch)
         if not all(outputs.values()):
             raise ValueError("there are no tensors among the network's outputs")
         sites = make_sites(network, watches, shared)
@@ -188,7 +189,7 @@ def _discover(network: nn.Module, example: Any, shared: str) -> Found:
         with undisturbed(network):
             for owner in owners:
                 calls = {
-                    t: [c for c in watch.calls if c.owner is owner and c.traced and c.run == 1]
+                    t: [c for c in watch.calls if c.owner is owner and c.in_graph and c.owner_run == 1]
                     for t, watch in watches.items()
                 }
                 try:
@@ -198,11 +199,11 @@ def _discover(network: nn.Module, example: Any, shared: str) -> Found:
                     for site in sites:
                         if site.call.owner is owner and site.index is not None:
                             site.why_not = why_not
-    return Found(sites, graphs, outputs, sums)
+    return Analysis(sites, graphs, outputs, checksums)
 
 
-class _Original(nn.Module):
-    """Stands at a site for the proof: the very calls that were there, out of place."""
+class _OriginalCall(nn.Module):
+    """A stand-in for a unit that makes the very calls that were there, out of place."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -214,42 +215,47 @@ class _Original(nn.Module):
         return self.function(x.clone() if call.in_place else x, *call.args, **call.kwargs)
 
 
-def _prove(network: nn.Module, example: Any, found: Found, sites: Sequence[Site]) -> bool:
-    """Whether the network computes the same with a new place for each of the sites; notes the first that fails."""
-    if _same(network, example, found, sites):
+def _check_replaceable(network: nn.Module, example: Any, analysis: Analysis, sites: Sequence[Site]) -> bool:
+    """Return whether the network computes the same with every site in its slot; if not, say why at the first that fails."""
+    unchanged = functools.partial(_outputs_unchanged, network, example, analysis)
+    if unchanged(sites):
         return True
-    if not _same(network, example, found, []):
+    if not unchanged([]):
         raise ValueError("the network's outputs differ between two runs from the same random state")
     good, bad = 0, len(sites)
     while bad - good > 1:
         middle = (good + bad) // 2
-        good, bad = (middle, bad) if _same(network, example, found, sites[:middle]) else (good, middle)
+        good, bad = (middle, bad) if unchanged(sites[:middle]) else (good, middle)
     culprit = sites[bad - 1]
-    in_place = "what its in-place call changes is used elsewhere"
-    culprit.why_not = (
-        in_place if culprit.call.in_place else "the outputs change when it gets a place of its own"
-    )
+    if culprit.call.in_place:
+        culprit.why_not = "what its in-place call changes is used elsewhere"
+    else:
+        culprit.why_not = "the outputs change when it gets a place of its own"
     return False
 
 
-def _same(network: nn.Module, example: Any, found: Found, sites: Sequence[Site]) -> bool:
-    """Whether outputs keep their bits with the original calls at the sites' new places, each made where it was."""
-    originals = {site: _Original(site) for site in sites}
-    saved, modules = Snapshot(network, values=False), list(outside(network))
+def _outputs_unchanged(network: nn.Module, example: Any, analysis: Analysis, sites: Sequence[Site]) -> bool:
+    """Return whether outputs keep their bits with the original calls in the sites' slots, each made where it was."""
+    originals = {site: _OriginalCall(site) for site in sites}
+    saved, modules = Snapshot(network, values=False), list(outer_modules(network))
     try:
-        install(found, originals)
-        for training, before in found.outputs.items():
-            sums: list[Any] = []
-            with revived(network), listening(modules, sums), counting(originals) as ran:
+        install(analysis, originals)
+        for training, before in analysis.outputs.items():
+            checksums: list[Any] = []
+            with (
+                varied_constants(network),
+                record_checksums(modules, checksums),
+                count_calls(originals) as calls,
+            ):
                 after = run_in_mode(network, example, training)
             if (
-                sums != found.sums[training]
+                checksums != analysis.checksums[training]
                 or len(after) != len(before)
                 or not all(map(same_values, after, before))
-                or any(ran[site] != site.times[training] for site in sites)
+                or any(calls[site] != site.times[training] for site in sites)
             ):
                 return False
-    except Exception:  # such as that of a forward that looks into its activation
+    except Exception:  # Such as that of a forward that looks into its activation.
         return False
     finally:
         saved.restore()
@@ -257,7 +263,7 @@ def _same(network: nn.Module, example: Any, found: Found, sites: Sequence[Site])
 
 
 def _make_unit(network: nn.Module, act_layer: Callable[..., nn.Module], site: Site) -> nn.Module:
-    """A fresh unit for a site."""
+    """Return a new unit for a site."""
     try:
         unit = act_layer(site.num_features, channel_dim=site.channel_dim)
     except (TypeError, ValueError) as error:
@@ -273,49 +279,38 @@ def _make_unit(network: nn.Module, act_layer: Callable[..., nn.Module], site: Si
 
 
 def _try_units(network: nn.Module, example: Any, units: dict[Site, nn.Module]) -> None:
-    """Run the network and see that every unit takes its input and keeps its shape and dtype."""
+    """Run the network and check that every unit takes its input and keeps its shape and dtype."""
     if len(set(units.values())) < len(units):
         raise ValueError("act_layer made the same module for several sites: each needs its own")
-    under_way: list[Site] = []
+    for_backward: list[tuple[Site, Tensor, int]] = []
 
-    def enter(site: Site, module: nn.Module, args: tuple[Tensor]) -> None:
-        under_way.append(site)
-
-    def leave(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
-        check_same_shape_and_dtype(args[0], output)
-        under_way.pop()
-
-    kept: list[tuple[Site, Tensor, int]] = []
-
-    def keep(x: Tensor) -> Tensor:
-        if under_way:
-            kept.append((under_way[-1], x, x._version))
+    def save(x: Tensor) -> Tensor:
+        if running:
+            for_backward.append((running[-1], x, x._version))
         return x
 
-    def check(*args: Any) -> None:
-        for site, x, version in kept:
+    def check_versions(*args: Any) -> None:
+        for site, x, version in for_backward:
             if x._version != version:
-                under_way.append(site)
+                running.append(site)
                 raise ValueError("the network overwrites in place what it keeps for its gradient")
-        kept.clear()
+        for_backward.clear()
 
-    modes = {site.auxiliary for site in units}  # one is enough, unless there are auxiliary heads
+    modes = {site.auxiliary for site in units}  # One is enough, unless there are auxiliary heads.
     with ExitStack() as stack:
-        for site, unit in units.items():
-            stack.callback(unit.register_forward_pre_hook(functools.partial(enter, site)).remove)
-            stack.callback(unit.register_forward_hook(leave).remove)
-        stack.callback(network.register_forward_hook(check).remove)
-        ran = stack.enter_context(counting(units))
+        running = stack.enter_context(check_outputs(units))
+        stack.callback(network.register_forward_hook(check_versions).remove)
+        calls = stack.enter_context(count_calls(units))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(save, lambda x: x))
         try:
             for training in modes:
                 run_in_mode(network, example, training)
         except Exception as error:
-            at = [f"{type(units[site]).__name__} at {site.path}" for site in under_way]
+            at = [f"{type(units[site]).__name__} at {site.path}" for site in running]
             raise ValueError(
                 f"{at[-1] if at else 'the network with its units'}: {one_line(error)}"
             ) from error
-    assert all(ran[site] == sum(site.times[mode] for mode in modes) for site in units), (
+    assert all(calls[site] == sum(site.times[mode] for mode in modes) for site in units), (
         "a unit was not called"
     )

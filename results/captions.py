@@ -13,7 +13,7 @@ def scores(rows: pd.DataFrame) -> str:
     """Return the caption of a task's scores."""
     first = rows.iloc[0]
     return (
-        f"Test {first['metric']} at the last weights on {first['task']}, {_direction(rows)}, {_seeds(rows)}. Dots are seeds, "
+        f"Test {first['metric']} at the last weights on {first['task']}, {direction(rows)}, {_seeds(rows)}. Dots are seeds, "
         "upright marks means, bars 95 % intervals of the means; numbers behind names are the ranks that an activation "
         "may have. The dotted line is the baseline's mean. Bars that overlap may still differ: seeds are paired."
     )
@@ -23,7 +23,7 @@ def learning_curves(rows: pd.DataFrame) -> str:
     """Return the caption of a task's learning curves."""
     first = rows.iloc[0]
     return (
-        f"Validation {first['metric']} ({_direction(rows)}) and training loss on {first['task']} by epoch, {_seeds(rows)}. "
+        f"Validation {first['metric']} ({direction(rows)}) and training loss on {first['task']} by epoch, {_seeds(rows)}. "
         "Lines are means over seeds, bands reach from the lowest seed to the highest. The baseline and the best seven "
         "others are in color, the rest in gray; axes leave out the worst of the first epochs."
     )
@@ -46,7 +46,7 @@ def equal_time(rows: pd.DataFrame) -> str:
     """Return the caption of the validation scores by training time."""
     first = rows.iloc[0]
     return (
-        f"Validation {first['metric']} ({_direction(rows)}) on {first['task']} by training time in units of an epoch with ReLU, by the "
+        f"Validation {first['metric']} ({direction(rows)}) on {first['task']} by training time in units of an epoch with ReLU, by the "
         f"measured time of a step; means, {_seeds(rows)}. The dotted line is where the fastest activation ends; "
         "schedules are not shortened."
     )
@@ -54,12 +54,13 @@ def equal_time(rows: pd.DataFrame) -> str:
 
 def _mean(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    return f"Mean test {first['metric']} ({_direction(rows)}) on {first['task']} with its 95 % interval, {_seeds(rows)},"
+    return f"Mean test {first['metric']} ({direction(rows)}) on {first['task']} with its 95 % interval, {_seeds(rows)},"
 
 
 def _seeds(rows: pd.DataFrame) -> str:
     return f"{counts(rows[rows['n'] > 0])} seeds"
 
 
-def _direction(rows: pd.DataFrame) -> str:
+def direction(rows: pd.DataFrame) -> str:
+    """Return which scores of a task are better, in words."""
     return "higher is better" if rows["higher_is_better"].iloc[0] else "lower is better"

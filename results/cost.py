@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from results.escape import markdown
+from results.escape import markdown, markdown_table
 
 EXPLANATION = """\
 Times are those of a whole training step, or of inference, relative to the same network with ReLU, measured in turns in one process; a
@@ -91,13 +91,9 @@ def to_markdown(task: str, table: pd.DataFrame) -> str:
     """The section of a task in leaderboard.md; empty if nothing was measured."""
     if table["step_ratio"].isna().all():
         return ""
-    names = ("step time", "inference time", "noise", "saved MB", "peak MB", "parameters")
-    lines = [
-        f"## Cost on {markdown(task)}",
-        "",
-        f"| activation | {' | '.join(names)} | epochs at equal time | validation then | at its end |",
-        "|---|" + "---:|" * (len(names) + 3),
-    ]
+    heads = ["activation", "step time", "inference time", "noise", "saved MB", "peak MB", "parameters"]
+    heads += ["epochs at equal time", "validation then", "at its end"]
+    rows = []
     for row in table.itertuples():
         cells = [
             markdown(row.activation),
@@ -111,8 +107,8 @@ def to_markdown(task: str, table: pd.DataFrame) -> str:
             f"{row.val_at_equal_time:.4g}",
             f"{row.val_at_end:.4g}",
         ]
-        lines.append("| " + " | ".join("" if cell == "nan" else cell for cell in cells) + " |")
-    return "\n".join([*lines, ""])
+        rows.append(["" if cell == "nan" else cell for cell in cells])
+    return "\n".join([f"## Cost on {markdown(task)}", "", *markdown_table(heads, "lrrrrrrrrr", rows), ""])
 
 
 def _bold(text: str, bold: bool) -> str:

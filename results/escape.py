@@ -1,6 +1,7 @@
 """Text for readers: a name may hold what Markdown, HTML or matplotlib would read as markup, and be very long."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 MAX_IN_FIGURE = 48  # characters of a name, beside which there is room for the figure
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -23,6 +24,16 @@ def markdown(text: object) -> str:
     """``text`` on one line that Markdown shows as it is, in a table's cell as well."""
     line = " ".join(shown(text).split())
     return _MARKUP.sub(lambda found: f"\\{found[0]}", re.sub("[&<>]", lambda found: _HTML[found[0]], line))
+
+
+def markdown_table(heads: Sequence[str], align: str, rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a table in Markdown; cells must be Markdown already.
+
+    Args:
+        align: a letter for each column, ``l`` or ``r``.
+    """
+    rule = "|" + "".join("---:|" if letter == "r" else "---|" for letter in align)
+    return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def latex(text: object) -> str:

@@ -20,7 +20,6 @@ from results import captions, figures_over_tasks, figures_tuning
 from results.cost import equal_time, pareto_front, validation_curves
 from results.escape import counted, figure_text
 from results.files import write_all
-from results.leaderboard import rank_range
 from results.metrics import is_wide
 from results.over_tasks import OverTasks
 from results.palette import GRAY, Look, in_front
@@ -63,19 +62,17 @@ def draw_figures(
             if cells.empty:
                 continue
             ending = file_stem(str(task), stems)
-            for name, figure, caption in (
-                ("scores", scores(rows, cells, looks), captions.scores(rows)),
-                (
-                    "learning_curves",
-                    learning_curves(rows, cells, metrics, looks),
-                    captions.learning_curves(rows),
-                ),
-                ("step_time", score_against_step_time(rows, looks), captions.step_time(rows)),
-                ("parameters", score_against_parameters(rows, looks), captions.parameters(rows)),
-                ("equal_time", score_at_equal_time(rows, cells, metrics, looks), captions.equal_time(rows)),
-            ):
+            figures = {
+                captions.scores: scores(rows, cells, looks),
+                captions.learning_curves: learning_curves(rows, cells, metrics, looks),
+                captions.step_time: score_against_step_time(rows, looks),
+                captions.parameters: score_against_parameters(rows, looks),
+                captions.equal_time: score_at_equal_time(rows, cells, metrics, looks),
+            }
+            for caption, figure in figures.items():
                 if figure is not None:
-                    drawings.append(_drawing(figure, str(task), f"{name}-{ending}", caption))
+                    name = f"{caption.__name__}-{ending}"
+                    drawings.append(_drawing(figure, str(task), name, caption(rows)))
     return drawings
 
 
@@ -141,8 +138,7 @@ def _rendered(figure: Figure, name: str) -> dict[str, bytes]:
 def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     """One line per activation, best on top: every seed a dot, the mean with its 95 % interval."""
     rows = rows[rows["n"] > 0]
-    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = figures_over_tasks.ranked_lines(rows)
     values_of = dict(list(cells["primary"].astype(float).groupby(cells["activation_label"])))
     for y, row in enumerate(rows.itertuples()):
         values = values_of[row.activation]
@@ -155,20 +151,11 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -
     baseline = rows[rows["activation"] == rows["baseline"]]
     if len(baseline):
         ax.axvline(baseline["mean"].iloc[0], lw=0.8, ls=":", color="black", zorder=0)
-    labels = [
-        f"{figure_text(row.activation)}  {rank_range(row.rank_low, row.rank_high)}"
-        for row in rows.itertuples()
-    ]
-    ax.set_yticks(range(len(rows)), labels)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
     first = rows.iloc[0]
     if is_wide(cells["primary"].astype(float)):
         ax.set_xscale("log")
-    ax.set_xlabel(
-        f"test {figure_text(first['metric'])} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
-    )
+    ax.set_xlabel(f"test {figure_text(first['metric'])} ({captions.direction(rows)})")
     ax.set_title(f"{figure_text(first['task'])}: seeds, mean, 95 % interval, ranks ({captions.counts(rows)})")
-    ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
 
 
@@ -189,32 +176,16 @@ def learning_curves(
         for label, by_epoch in _curves(part, column, front):
             epochs = by_epoch.index.to_numpy() + 1
             look = looks[label] if label in front else Look()
-            order = 2 if label in front else 1
-            marker = look.marker if len(epochs) == 1 else None
-            ax.plot(
-                epochs,
-                by_epoch["mean"],
-                lw=1.3,
-                color=look.color,
-                ls=look.line,
-                marker=marker,
-                zorder=order + 0.5,
-                label=label,
-            )
+            _draw_line(ax, epochs, by_epoch["mean"], look, label, label in front)
             if label in front:
-                ax.fill_between(
-                    epochs, by_epoch["min"], by_epoch["max"], color=look.color, alpha=0.13, lw=0, zorder=order
-                )
+                band = by_epoch["min"], by_epoch["max"]
+                ax.fill_between(epochs, *band, color=look.color, alpha=0.13, lw=0, zorder=2)
         _limit(ax, part[column], higher_is_better=split == "val" and bool(rows["higher_is_better"].iloc[0]))
         ax.set(xlabel="epoch", title=f"{split} {figure_text(column)}")
         ax.grid(lw=0.4, alpha=0.5)
     _legend(figure, left, [label for label in rows["activation"] if label in front])
-    figure.suptitle(
-        f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({captions.counts(rows)})",
-        x=0.01,
-        ha="left",
-        size=10,
-    )
+    title = f"{figure_text(rows['task'].iloc[0])}: mean and range over seeds ({captions.counts(rows)})"
+    figure.suptitle(title, x=0.01, ha="left", size=10)
     return figure
 
 
@@ -245,29 +216,20 @@ def _score_against(rows: pd.DataFrame, column: str, looks: Mapping[str, Look]) -
     first = rows.iloc[0]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     ax = figure.subplots()
-    front = rows[pareto_front(rows[column], rows["mean"], bool(first["higher_is_better"]))].sort_values(
-        column
-    )
+    on_front = pareto_front(rows[column], rows["mean"], bool(first["higher_is_better"]))
+    front = rows[on_front].sort_values(column)
     ax.step(front[column], front["mean"], where="post", lw=0.9, color=GRAY, zorder=1)
     named = {*in_front(rows["activation"], rows["baseline"].iloc[0]), *front["activation"]}
     for row, cost in zip(rows.itertuples(), rows[column], strict=True):
         look = looks.get(row.activation, Look())
         if row.n > 1:
-            ax.plot(
-                [cost, cost],
-                [row.ci95_low, row.ci95_high],
-                "-",
-                lw=0.8,
-                alpha=0.6,
-                color=look.color,
-                zorder=2,
-            )
+            ends = [row.ci95_low, row.ci95_high]
+            ax.plot([cost, cost], ends, "-", lw=0.8, alpha=0.6, color=look.color, zorder=2)
         ax.plot([cost], [row.mean], look.marker, ms=5, mew=0, color=look.color, zorder=3)
     if is_wide(rows["mean"]):
         ax.set_yscale("log")
     _name_points(ax, rows[rows["activation"].isin(named)], column, looks)
-    direction = "higher" if first["higher_is_better"] else "lower"
-    ax.set_ylabel(f"test {figure_text(first['metric'])} ({direction} is better)")
+    ax.set_ylabel(f"test {figure_text(first['metric'])} ({captions.direction(rows)})")
     ax.set_title(f"{figure_text(first['task'])}: mean, 95 % interval, Pareto front ({captions.counts(rows)})")
     ax.grid(lw=0.4, alpha=0.5)
     return figure
@@ -281,27 +243,13 @@ def _name_points(ax: Axes, rows: pd.DataFrame, column: str, looks: Mapping[str, 
     taken: list[tuple[float, float]] = []
     for k in np.argsort(-places[:, 1], kind="stable"):
         x, y = places[k] + (5, 3)
-        y = min(
-            [
-                y,
-                *(
-                    below - NAME_HEIGHT
-                    for right, below in taken
-                    if abs(right - x) < NAME_WIDTH and below - y < NAME_HEIGHT
-                ),
-            ]
-        )
+        in_reach = [below for right, below in taken if abs(right - x) < NAME_WIDTH]
+        y = min([y, *(below - NAME_HEIGHT for below in in_reach if below - y < NAME_HEIGHT)])
         taken.append((x, y))
-        name = rows["activation"].iloc[k]
+        name, point = rows["activation"].iloc[k], rows[[column, "mean"]].iloc[k]
+        style: Any = {"size": 8, "color": looks.get(name, Look()).color}
         offset = (5, y - places[k, 1])
-        ax.annotate(
-            figure_text(name),
-            rows[[column, "mean"]].iloc[k],
-            xytext=offset,
-            textcoords="offset points",
-            size=8,
-            color=looks.get(name, Look()).color,
-        )
+        ax.annotate(figure_text(name), point, xytext=offset, textcoords="offset points", **style)
 
 
 def score_at_equal_time(
@@ -320,16 +268,7 @@ def score_at_equal_time(
         if label not in curves:
             continue
         curve, look = curves[label], looks.get(label, Look()) if label in front else Look()
-        ax.plot(
-            (curve.index.to_numpy() + 1) * ratio,
-            curve,
-            lw=1.3,
-            marker="o" if len(curve) == 1 else None,
-            color=look.color,
-            ls=look.line,
-            zorder=2.5 if label in front else 1.5,
-            label=label,
-        )
+        _draw_line(ax, (curve.index.to_numpy() + 1) * ratio, curve, look, label, label in front)
     ax.axvline(equal_time(rows, curves), lw=0.8, ls=":", color="black")
     _limit(ax, pd.concat(curves.values()), higher_is_better=bool(first["higher_is_better"]))
     ax.set(
@@ -340,6 +279,12 @@ def score_at_equal_time(
     _legend(figure, ax, [label for label in rows["activation"] if label in front])
     ax.grid(lw=0.4, alpha=0.5)
     return figure
+
+
+def _draw_line(ax: Axes, x: np.ndarray, y: pd.Series, look: Look, label: str, front: bool) -> None:
+    """Draw the line of an activation, or a marker if it has a single point."""
+    marker, order = look.marker if len(x) == 1 else None, 2.5 if front else 1.5
+    ax.plot(x, y, lw=1.3, color=look.color, ls=look.line, marker=marker, zorder=order, label=label)
 
 
 def _legend(figure: Figure, ax: Axes, front: Sequence[str]) -> None:
@@ -355,10 +300,7 @@ def _legend(figure: Figure, ax: Axes, front: Sequence[str]) -> None:
 def _curves(part: pd.DataFrame, column: str, front: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Mean, min and max by epoch for each activation, those in ``front`` last so that they are drawn on top."""
     groups = {str(label): group for label, group in part.groupby("activation_label")}
-    for label in [
-        *(label for label in groups if label not in front),
-        *(label for label in front if label in groups),
-    ]:
+    for label in sorted(groups, key=lambda label: front.index(label) if label in front else -1):
         yield label, groups[label].groupby("epoch")[column].agg(["mean", "min", "max"])
 
 

@@ -1,8 +1,11 @@
 """Figures of a study over its tasks: mean ranks with what differs, performance profile, and verdicts in pairs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -35,26 +38,29 @@ def draw(over: OverTasks, looks: Mapping[str, Look]) -> dict[str, Figure]:
 def mean_ranks(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
     """Draw mean ranks with their intervals, best on top, and the ranks that each activation may have."""
     rows = over.activations.dropna(subset=["mean_rank"])
-    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = ranked_lines(rows)
     for y, row in enumerate(rows.itertuples()):
         color = looks.get(row.activation, Look()).color
-        ax.plot(
-            [row.rank_low, row.rank_high], [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round"
-        )
+        ranks = [row.rank_low, row.rank_high]
+        ax.plot(ranks, [y, y], "-", lw=7, color=color, alpha=0.2, solid_capstyle="round")
         ax.plot([row.mean_rank_low, row.mean_rank_high], [y, y], "-", lw=1.1, color=color)
         ax.plot([row.mean_rank], [y], "|", ms=11, mew=2.2, color=color)
-    labels = [
-        f"{figure_text(row.activation)}  {rank_range(int(row.rank_low), int(row.rank_high))}"
-        for row in rows.itertuples()
-    ]
-    ax.set_yticks(range(len(rows)), labels)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("rank (1 is best)")
     ax.set_title(f"mean ranks over {len(over.tasks)} tasks, 95 % intervals, ranks")
-    ax.grid(axis="x", lw=0.4, alpha=0.5)
     return figure
+
+
+def ranked_lines(rows: pd.DataFrame) -> tuple[Figure, Axes]:
+    """Return a figure with a line for each activation, the first on top, named with the ranks that it may have."""
+    figure = Figure(figsize=(6.4, 1.1 + 0.27 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    ranks = map(rank_range, rows["rank_low"].astype(int), rows["rank_high"].astype(int))
+    names = map(figure_text, rows["activation"])
+    ax.set_yticks(range(len(rows)), [f"{name}  {both}" for name, both in zip(names, ranks, strict=True)])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(axis="x", lw=0.4, alpha=0.5)
+    return figure, ax
 
 
 def performance_profile(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
@@ -75,16 +81,8 @@ def performance_profile(over: OverTasks, looks: Mapping[str, Look]) -> Figure:
         x = np.sort(gaps.loc[name].to_numpy(float))
         x = np.clip(x[np.isfinite(x)], 0, None)
         shares = np.arange(len(x) + 1) / len(gaps.columns)
-        ax.step(
-            [0, *x, end],
-            [*shares, shares[-1]],
-            where="post",
-            color=look.color,
-            ls=look.line,
-            lw=1.4,
-            zorder=2 if name in front else 1.5,
-            label=label,
-        )
+        style: Any = {"color": look.color, "ls": look.line, "zorder": 2 if name in front else 1.5}
+        ax.step([0, *x, end], [*shares, shares[-1]], where="post", lw=1.4, label=label, **style)
     ax.axvline(1, lw=0.8, ls=":", color="black", zorder=0)
     ax.set_xscale("symlog", linthresh=1)
     ax.set(xlim=(0, end), ylim=(-0.02, 1.02))
@@ -113,10 +111,8 @@ def win_matrix(over: OverTasks) -> Figure:
     image = ax.imshow(balance, cmap="RdBu", vmin=-1.6 * limit, vmax=1.6 * limit)  # pale, for black text
     if has_text:
         for (name, other), numbers in counts.items():
-            text = "/".join(map(str, numbers))
-            ax.text(
-                names.index(other), names.index(name), text, ha="center", va="center", size=7, color=ON_PALE
-            )
+            x, y, text = names.index(other), names.index(name), "/".join(map(str, numbers))
+            ax.text(x, y, text, ha="center", va="center", size=7, color=ON_PALE)
     labels = [figure_text(name) for name in names]
     ax.set_xticks(range(len(names)), labels, rotation=90)
     ax.set_yticks(range(len(names)), labels)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from results.captions import direction
 from results.collect import setting_text
 from results.escape import figure_text
 from results.metrics import is_wide
@@ -50,7 +52,7 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
             at = settings_of(common["settings"].iloc[0]).get(name)
             if is_number(at) and at > 0 if places.log else _key(at) in places:
                 ax.axvline(places(at), lw=0.8, ls=":", color="black")
-        width = tuned.good_range(task, label, name)
+        width = tuned.ranges.get((task, label, name))
         ax.set_title(f"{figure_text(label)}{f': {width.text} decades' if width else ''}", size=9)
         ax.grid(lw=0.4, alpha=0.5)
     for ax in axes[len(curves) :]:
@@ -66,10 +68,9 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
         axes[0].set_xticks(range(len(places)), list(places))
     if is_wide(scores):
         axes[0].set_yscale("log")
-    first = trials.dropna(subset=["metric"]).iloc[0]
-    direction = "higher" if first["higher_is_better"] else "lower"
+    scored = trials.dropna(subset=["metric"])
     figure.supxlabel(figure_text(name), size=9)
-    figure.supylabel(f"val {figure_text(first['metric'])} ({direction} is better)", size=9)
+    figure.supylabel(f"val {figure_text(scored['metric'].iloc[0])} ({direction(scored)})", size=9)
     figure.suptitle(
         f"{figure_text(task)}: sensitivity, mean and range of the trials' seeds", x=0.01, ha="left", size=10
     )
@@ -113,38 +114,14 @@ def _line(
 ) -> None:
     whole = curve[curve["n"] > 0]
     x = [places(value) for value in whole["value"]]
-    style = look.line if joined else ""
-    order = 3 if front else 1
-    ax.plot(
-        x,
-        whole["val"],
-        ls=style,
-        marker=look.marker,
-        ms=4 if front else 2,
-        lw=1.4 if front else 0.7,
-        color=look.color,
-        zorder=order,
-    )
+    style: Any = {"ls": look.line if joined else "", "marker": look.marker, "color": look.color}
     if not front:
+        ax.plot(x, whole["val"], ms=2, lw=0.7, zorder=1, **style)
         return
-    ax.vlines(x, whole["val_low"], whole["val_high"], lw=2.5, color=look.color, alpha=0.35, zorder=order)
+    ax.plot(x, whole["val"], ms=4, lw=1.4, zorder=3, **style)
+    ax.vlines(x, whole["val_low"], whole["val_high"], lw=2.5, color=look.color, alpha=0.35, zorder=3)
     chosen = whole[whole["chosen"]]
-    ax.plot(
-        [places(value) for value in chosen["value"]],
-        chosen["val"],
-        "o",
-        ms=9,
-        mew=1.2,
-        mfc="none",
-        mec=look.color,
-        zorder=order,
-    )
-    lost = curve[curve["lost"] > 0]
-    ax.plot(
-        [places(value) for value in lost["value"]],
-        [0.97] * len(lost),
-        "x",
-        ms=6,
-        color=look.color,
-        transform=ax.get_xaxis_transform(),
-    )
+    x = [places(value) for value in chosen["value"]]
+    ax.plot(x, chosen["val"], "o", ms=9, mew=1.2, mfc="none", mec=look.color, zorder=3)
+    lost = [places(value) for value in curve["value"][curve["lost"] > 0]]
+    ax.plot(lost, [0.97] * len(lost), "x", ms=6, color=look.color, transform=ax.get_xaxis_transform())

@@ -19,6 +19,11 @@ EXAMPLES = "examples.npz"
 WEIGHTS, BEST_WEIGHTS = "weights.pt", "weights_best.pt"
 ONNX, BEST_ONNX = "network.onnx", "network_best.onnx"
 CLASSES, CONFUSION = "classes.csv", "confusion.csv"
+# what training a cell anew deletes, the record first
+RESULTS = (
+    *(RECORD, CHECKPOINT, METRICS, CLASSES, CONFUSION, CURVES, EXAMPLES),
+    *(WEIGHTS, BEST_WEIGHTS, ONNX, BEST_ONNX),
+)
 # of loggers beside metrics.csv: event files of TensorBoard, and the folder of Weights & Biases
 EVENTS, WANDB = "events.out.tfevents.*", "wandb"
 HEARTBEAT = "heartbeat.json"  # only while the cell runs

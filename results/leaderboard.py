@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 
-from results.escape import counted, latex, markdown
+from results.captions import direction
+from results.escape import counted, latex, markdown, markdown_table
 from results.examples import other_test_sets, sentence
 from results.metrics import METRICS, UNKNOWN
 from results.schema import COMMON, COSTS, RUNNING, STATUSES, UNTESTED
@@ -140,17 +141,13 @@ def to_markdown(table: pd.DataFrame) -> str:
 def _section(task: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     baseline = markdown(first["baseline"] or "no baseline")
-    lines = [
-        f"## {markdown(task)}",
-        "",
-        markdown(table_caption(rows)),
-        "",
-        f"| rank | activation | n | mean | std | 95 % interval | vs {baseline} (simultaneous 95 % interval) | verdict "
-        "| parameters | step vs relu | failures |",
-        "|---:|---|---:|---:|---:|---|---|---|---:|---:|---|",
-    ]
+    versus = f"vs {baseline} (simultaneous 95 % interval)"
+    heads = ["rank", "activation", "n", "mean", "std", "95 % interval", versus]
+    heads += ["verdict", "parameters", "step vs relu", "failures"]
     scale = decimals(rows)
-    for _, row in rows.iterrows():
+    lines = []
+    for row in rows.to_dict("records"):
+        interval = f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}"
         delta = f"{row['delta']:+.{scale}f} ({row['delta_low']:+.{scale}f}, {row['delta_high']:+.{scale}f})"
         cells = [
             rank_range(row["rank_low"], row["rank_high"]),
@@ -158,19 +155,17 @@ def _section(task: str, rows: pd.DataFrame) -> str:
             row["n"],
             _number(row["mean"], scale),
             _number(row["std"], scale),
-            ""
-            if math.isnan(row["ci95_low"])
-            else f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}",
+            "" if math.isnan(row["ci95_low"]) else interval,
             _number(row["delta"], scale, sign="+") if math.isnan(row["delta_low"]) else delta,
             _verdict(row["verdict"], row["seeds_needed"]),
             _number(row["parameters"], 0),
             _number(row["step_ratio"], 2),
             row["failures"],
         ]
-        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
-    if other_test := sentence(rows):
-        lines += ["", markdown(other_test)]
-    return "\n".join([*lines, ""])
+        lines.append(map(markdown, cells))
+    other_test = [markdown(text) for text in [sentence(rows)] if text]
+    table = "\n".join(markdown_table(heads, "rlrrrlllrrl", lines))
+    return "\n\n".join([f"## {markdown(task)}", markdown(table_caption(rows)), table, *other_test]) + "\n"
 
 
 def table_caption(rows: pd.DataFrame) -> str:
@@ -185,7 +180,7 @@ def table_caption(rows: pd.DataFrame) -> str:
         comparisons = int(((compared | scored & has_score) & ~is_baseline).sum())
         families.insert(0, f"verdicts: {counted(comparisons, 'comparison')} with {first['baseline']}")
     about = (
-        f"Test {first['metric']}, {'higher' if first['higher_is_better'] else 'lower'} is better, at the last weights. "
+        f"Test {first['metric']}, {direction(rows)}, at the last weights. "
         f"Families with an error of at most 5 % each: {', '.join(families)}."
     )
     return (
@@ -202,7 +197,7 @@ def _tabular(task: str, rows: pd.DataFrame) -> str:
     first, digits = rows.iloc[0], decimals(rows)
     baseline = latex(first["baseline"] or "no baseline")
     lines = [
-        f"% {latex(task)}: test {latex(first['metric'])}, {'higher' if first['higher_is_better'] else 'lower'} is better;",
+        f"% {latex(task)}: test {latex(first['metric'])}, {direction(rows)};",
         f"% differences to {baseline} with simultaneous 95 % intervals; needs \\usepackage{{booktabs}}",
         r"\begin{tabular}{rlrrrlr}",
         r"\toprule",

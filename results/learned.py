@@ -21,6 +21,7 @@ from results.palette import COLORS, GRAY
 WIDTH = 9.6  # inches
 TAIL = 0.001  # share of the inputs at either end that a panel may leave out
 NEARBY = 1.0  # a panel reaches at least this far to both sides of 0, where activations bend
+SITE_LENGTH = 24  # characters of a site's name
 DOTS = 100  # per strip: quantiles stand for more values than that
 FIGURES = ("curves", "gates", "coefficients", "parameters")  # the names of a cell's figures
 ROLES = ("gate", "coefficients", "occupancy", "knots", "interval_end")  # what is none of these is a parameter
@@ -361,9 +362,9 @@ def _depth_axis(ax: Axes, sites: list[str], *, labelled: bool) -> None:
     ax.grid(axis="y", lw=0.4, alpha=0.5)
 
 
-def _shortened(site: str, length: int = 24) -> str:
-    """The end of a long name, which tells sites apart, as text for a figure."""
-    return figure_text(shortened(site, length))
+def _shortened(site: str) -> str:
+    """Return the end of a long name, which tells sites apart, as text for a figure."""
+    return figure_text(shortened(site, SITE_LENGTH))
 
 
 def _title(figure: Figure, learned: Learned, text: str) -> None:

@@ -26,11 +26,8 @@ def methods(records: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
     for task, cells in records.groupby("task_label", sort=True):
         yield " ".join(_about(str(task), cells, table[table["task"] == task]))
     folds = FOLDS in records and records[FOLDS].notna().any()
-    yield STATISTICS.format(
-        splits=", and where there are folds the one that is tested on"
-        if folds
-        else "; splits do not depend on it"
-    )
+    tested = ", and where there are folds the one that is tested on"
+    yield STATISTICS.format(splits=tested if folds else "; splits do not depend on it")
 
 
 def _about(task: str, cells: pd.DataFrame, rows: pd.DataFrame) -> Iterator[str]:
@@ -70,21 +67,11 @@ def _recipe(get: Callable[[str], Any]) -> Iterator[str]:
     optimizer = get("task.recipe.optimizer")
     if optimizer is None:
         return
-    named = [
-        ("lr", "learning rate"),
-        ("momentum", "momentum"),
-        ("betas", "betas"),
-        ("weight_decay", "weight decay"),
-        ("clip_norm", "gradient norm clipped at"),
-    ]
+    named = {"lr": "learning rate", "momentum": "momentum", "betas": "betas", "weight_decay": "weight decay"}
     parts = []
-    for key, words in named:
+    for key, words in (named | {"clip_norm": "gradient norm clipped at"}).items():
         value = get(f"task.recipe.{key}")
-        if (
-            value is not None
-            and (optimizer != "sgd" or key != "betas")
-            and (optimizer == "sgd" or key != "momentum")
-        ):
+        if value is not None and key != ("betas" if optimizer == "sgd" else "momentum"):
             parts.append(f"{words} {value}")
     yield f"Optimizer: {optimizer}, {', '.join(parts)}."
     epochs, steps = get("epochs"), get("steps")
@@ -92,11 +79,8 @@ def _recipe(get: Callable[[str], Any]) -> Iterator[str]:
     yield f"{length} of batch size {get('task.recipe.batch_size')}."
     warmup = get("task.recipe.warmup")
     schedule = f"Schedule of the learning rate: {get('task.recipe.schedule')}"
-    yield (
-        f"{schedule}, warm-up over {float(warmup):.0%} of the steps."
-        if _is_positive(warmup)
-        else f"{schedule}."
-    )
+    ramp = f", warm-up over {float(warmup):.0%} of the steps" if _is_positive(warmup) else ""
+    yield f"{schedule}{ramp}."
     for key, words in (("label_smoothing", "Label smoothing"), ("mixup", "Mixup")):
         if _is_positive(get(f"task.recipe.{key}")):
             yield f"{words} {get(f'task.recipe.{key}')}."
@@ -120,10 +104,8 @@ def _getter(cells: pd.DataFrame) -> Callable[[str], Any]:
     def get(column: str) -> Any:
         if column not in cells:
             return None
-        values = [value for value in cells[column].unique() if not is_missing(value)]
-        values = [
-            int(value) if isinstance(value, float) and value.is_integer() else value for value in values
-        ]
+        known = [value for value in cells[column].unique() if not is_missing(value)]
+        values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in known]
         return values[0] if len(values) == 1 else " or ".join(map(str, values)) or None
 
     return get

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from results.escape import markdown
+from results.escape import markdown, markdown_table
 from results.leaderboard import rank_range, seed_scores
 from results.statistics import ALPHA, Comparison, Comparisons
 
@@ -468,11 +468,10 @@ def to_markdown(over: OverTasks) -> str:
         "same kind and other seeds. P(better) is the probability of a better score than the baseline's on a random task and seed.",
         "",
     ]
-    lines += [
-        f"| rank | activation | mean rank | P(better than {baseline}) | better / equal / undecided / worse | diverged "
-        "| within the margin of the best |",
-        "|---:|---|---|---|---|---:|---:|",
-    ]
+    better = f"P(better than {baseline})"
+    heads = ["rank", "activation", "mean rank", better, "better / equal / undecided / worse"]
+    heads += ["diverged", "within the margin of the best"]
+    rows = []
     for row in over.activations.itertuples():
         ranks = "" if math.isnan(row.rank_low) else rank_range(int(row.rank_low), int(row.rank_high))
         verdicts = " / ".join(str(getattr(row, verdict)) for verdict in VERDICTS)
@@ -485,8 +484,8 @@ def to_markdown(over: OverTasks) -> str:
             row.diverged,
             "" if math.isnan(row.within_margin) else f"{100 * row.within_margin:.0f} % of tasks",
         ]
-        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
-    lines.append("")
+        rows.append(map(markdown, cells))
+    lines += [*markdown_table(heads, "rllllrr", rows), ""]
     if not math.isnan(over.p_equal):
         count = len(over.without)
         lines += [
@@ -510,11 +509,13 @@ def to_markdown(over: OverTasks) -> str:
             "Tasks on which the row is better / equal / worse than the column, by the verdicts of all pairs of a task:",
             "",
         ]
-        lines += ["| | " + " | ".join(map(markdown, names)) + " |", "|---" * (len(names) + 1) + "|"]
         counts = win_counts(over)
-        for name in names:
-            entries = ["" if name == other else " / ".join(map(str, counts[name, other])) for other in names]
-            lines.append("| " + " | ".join([markdown(name), *entries]) + " |")
+        heads = ["", *map(markdown, names)]
+        fields = (
+            [markdown(name), *(" / ".join(map(str, counts.get((name, other), ()))) for other in names)]
+            for name in names
+        )
+        lines += markdown_table(heads, "l" * len(heads), fields)
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from results.collect import setting_text
-from results.escape import counted, markdown
+from results.escape import counted, markdown, markdown_table
 from results.leaderboard import decimals, rank_range
 from results.parts import Column, Heading, Items, Table, Text, Value, fixed, value_of, verdict_value
 from results.schema import COMMON, TUNED
@@ -126,11 +126,9 @@ def _side(row: dict[str, Any], recipe: str, rows: pd.DataFrame) -> Iterator[Valu
 
 def _chosen(settings: Any) -> str:
     """Return settings without the groups that they are in."""
-    return (
-        ", ".join(f"{_short(name)}={value}" for name, value in settings_of(settings).items())
-        if isinstance(settings, str)
-        else "none"
-    )
+    if not isinstance(settings, str):
+        return "none"
+    return ", ".join(f"{_short(name)}={value}" for name, value in settings_of(settings).items())
 
 
 def _short(name: str) -> str:
@@ -138,7 +136,7 @@ def _short(name: str) -> str:
 
 
 def _range(tuned: Tuned, task: str, activation: str, name: str) -> Value:
-    found = tuned.good_range(task, activation, name)
+    found = tuned.ranges.get((task, activation, name))
     return Value(found.text, found.decades) if found else Value("", math.inf)
 
 
@@ -149,9 +147,9 @@ def to_markdown(tuned: Tuned) -> str:
     for task in tuned.tasks:
         table = _table(tuned, task, lambda name: Markup(name))
         lines += ["", f"### {markdown(task)}, common and tuned", "", markdown(price(tuned, task)), ""]
-        lines.append("| " + " | ".join(markdown(column.title) for column in table.columns) + " |")
-        lines.append("|" + "".join("---:|" if column.number else "---|" for column in table.columns))
-        lines += ["| " + " | ".join(markdown(value.text) for value in row) + " |" for row in table.rows]
+        heads = [markdown(column.title) for column in table.columns]
+        align = "".join("r" if column.number else "l" for column in table.columns)
+        lines += markdown_table(heads, align, ([markdown(value.text) for value in row] for row in table.rows))
     return "\n".join([*lines, "", *(f"- {markdown(line)}" for line in tuned.notes)])
 
 

@@ -67,13 +67,6 @@ class Table:
     head: int | None = None  # the column that names the row
     kind: str = "table"
 
-    @classmethod
-    def from_frame(cls, caption: str, frame: pd.DataFrame, digits: int = 4) -> "Table":
-        """Return a table of all columns of ``frame``, numbers with so many significant digits."""
-        columns = [Column(str(name), number=pd.api.types.is_numeric_dtype(frame[name])) for name in frame]
-        rows = [[value_of(value, digits) for value in row] for row in frame.itertuples(index=False)]
-        return cls(caption, columns, rows)
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from results.escape import markdown
+from results.escape import markdown, markdown_table
 from results.leaderboard import seed_scores
 from results.metrics import METRICS, UNKNOWN
 from results.schema import is_missing
@@ -205,11 +205,8 @@ def to_markdown(card: pd.DataFrame) -> str:
     lines = ["## Published numbers", "", ABOUT, ""]
     comparable = card[card["verdict"] != "not comparable"]
     if len(comparable):
-        lines += [f"| {' | '.join(CARD)} |", "|" + "---|" * len(CARD)]
-        lines += [
-            "| " + " | ".join(map(markdown, card_cells(row))) + " |" for row in comparable.to_dict("records")
-        ]
-        lines.append("")
+        rows = (map(markdown, card_cells(row)) for row in comparable.to_dict("records"))
+        lines += [*markdown_table(CARD, "l" * len(CARD), rows), ""]
     lines += (f"- {markdown(line)}" for line in not_comparable(card))
     return "\n".join(lines) + "\n"
 

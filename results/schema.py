@@ -12,7 +12,7 @@ from results.files import read_json
 STATUSES = ("ok", "diverged", "failed", "interrupted")
 RUNNING = "running"  # in a table, of a cell whose record says interrupted so far
 UNTESTED = (
-    "untested"  # in a table, of a cell that is ok, and whose test split was not evaluated (runner.test=false)
+    "untested"  # likewise, of one that is ok without an evaluation of its test split (runner.test=false)
 )
 # the recipe of a table: the same for all activations, or with the settings that were best for each (results.tuning)
 COMMON, TUNED = "common", "tuned"
@@ -44,9 +44,8 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (
-        number and abs(value) <= sys.float_info.max
-    )  # neither nan nor a whole number that no float can hold
+    # It is neither nan nor a whole number that no float can hold.
+    return number and abs(value) <= sys.float_info.max
 
 
 def _is_scalar(value: Any) -> bool:

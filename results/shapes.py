@@ -66,9 +66,8 @@ class Shapes:
 
     by_task: dict[str, dict[str, Shape]] = field(default_factory=dict)
     first_sites: dict[str, list[tuple[str, Markup, str]]] = field(default_factory=dict)  # by activation
-    images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(
-        default_factory=dict
-    )  # by task and name
+    # by task and name: activation, seed, picture
+    images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
 
@@ -108,34 +107,20 @@ def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: i
         names = [site for site in read[0].curves if all(site in each.curves for each in read)]
         agreements = {site: agreement_at(read, site) for site in names}
         some = spaced(names, most_sites)
-        charts = [
-            (shortened(site, SITE_LENGTH), *_panel(read, site, color, agreements[site])) for site in some
-        ]
-        if charts:
-            grids.append(
-                (charts, f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else "")
-            )
-        steps = (
-            [
-                (shortened(site, SITE_LENGTH), *_evolution(read, site, color))
-                for site in dict.fromkeys((some[0], some[-1]))
-            ]
-            if some
-            else []
-        )
-        if read[0].evolution and steps:
+        titles = {site: shortened(site, SITE_LENGTH) for site in some}
+        if some:
+            charts = [(titles[site], *_panel(read, site, color, agreements[site])) for site in some]
+            left_out = f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else ""
+            grids.append((charts, left_out))
+        if some and read[0].evolution:
+            ends = dict.fromkeys((some[0], some[-1]))
+            steps = [(titles[site], *_evolution(read, site, color)) for site in ends]
             epochs = ", ".join(map(str, read[0].evolution))
-            grids.append(
-                (steps, f"Mean over seeds after {epochs} epochs and at the end (thick), first and last site.")
-            )
-    charts = [*_strips(read, color, most_columns)]
-    if charts:
-        grids.append(
-            (
-                charts,
-                "By depth, over channels and seeds: median (dot), middle half (thick), 5 to 95 % (thin).",
-            )
-        )
+            caption = f"Mean over seeds after {epochs} epochs and at the end (thick), first and last site."
+            grids.append((steps, caption))
+    if charts := [*_strips(read, color, most_columns)]:
+        caption = "By depth, over channels and seeds: median (dot), middle half (thick), 5 to 95 % (thin)."
+        grids.append((charts, caption))
     known = [value for value in agreements.values() if not math.isnan(value)]
     agreement = float(np.mean(known)) if known else math.nan
     return Shape(grids, agreement, len(read), [*flags(read)]) if grids else None
@@ -144,10 +129,8 @@ def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: i
 def is_learned(read: Sequence[Learned]) -> bool:
     """Whether the curves are those of a function that training changes: fixed ones are the same at all sites of all seeds."""
     lines = [curve for each in read for curve in each.curves.values()]
-    return (
-        bool(lines)
-        and any(not np.allclose(curve, lines[0][:1], atol=1e-4, equal_nan=True) for curve in lines)
-    ) or any(each.evolution for each in read)
+    differ = any(not np.allclose(curve, lines[0][:1], atol=1e-4, equal_nan=True) for curve in lines)
+    return differ or any(each.evolution for each in read)
 
 
 def agreement_at(read: Sequence[Learned], site: str) -> float:
@@ -177,11 +160,8 @@ def flags(read: Sequence[Learned]) -> Iterator[str]:
     """Yield a sentence for each site with dead pieces or with a learned interval that inputs do not reach."""
     for site, named in read[0].diagnostics.items():
         for name in (name for name in named if read[0].role(site, name) == "occupancy"):
-            shares = [
-                _shares(each.diagnostics[site][name])
-                for each in read
-                if name in each.diagnostics.get(site, {})
-            ]
+            known = [each.diagnostics[site] for each in read if name in each.diagnostics.get(site, {})]
+            shares = [_shares(by_name[name]) for by_name in known]
             dead = [float((share < UNUSED).mean()) for share in shares]
             if np.median(dead) > 0:
                 yield (
@@ -266,13 +246,11 @@ def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> 
 
 def _evolution(read: Sequence[Learned], site: str, color: str) -> tuple[Markup, str]:
     x = read[0].x[::EVERY]
-    steps = {
-        epochs: np.mean(
-            [each.evolution[epochs][site] for each in read if site in each.evolution.get(epochs, {})], axis=0
-        )
-        for epochs in read[0].evolution
-        if site in read[0].evolution[epochs]
-    }
+    steps = {}
+    for epochs, by_site in read[0].evolution.items():
+        if site in by_site:
+            curves = [each.evolution[epochs] for each in read if site in each.evolution.get(epochs, {})]
+            steps[epochs] = np.mean([curve[site] for curve in curves], axis=0)
     last = np.mean([each.curves[site].mean(0) for each in read], axis=0)
     panel, _, _ = _frame(read, site, [*steps.values(), last])
     for k, line in enumerate(steps.values()):
@@ -309,26 +287,19 @@ def _columns(
 ) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
     """Yield the values of a diagnostic by site; of coefficients those of each slope and intercept by itself."""
     if role != "coefficients":
-        yield (
-            name,
-            [(site, np.concatenate([v.ravel() for v in several])) for site, several in by_site.items()],
-        )
-        return
-    titles = coefficient_names(next(iter(by_site.values()))[0])
-    for k, title in enumerate(titles):
-        yield (
-            title,
-            [
-                (
-                    site,
-                    np.concatenate(
-                        [v[..., k].ravel() for v in several if len(coefficient_names(v)) == len(titles)]
-                    ),
-                )
-                for site, several in by_site.items()
-                if any(len(coefficient_names(v)) == len(titles) for v in several)
-            ],
-        )
+        parts = {name: {site: [v.ravel() for v in several] for site, several in by_site.items()}}
+    else:
+        titles = coefficient_names(next(iter(by_site.values()))[0])
+        alike = {
+            site: [v for v in several if len(coefficient_names(v)) == len(titles)]
+            for site, several in by_site.items()
+        }
+        parts = {
+            title: {site: [v[..., k].ravel() for v in several] for site, several in alike.items() if several}
+            for k, title in enumerate(titles)
+        }
+    for title, values in parts.items():
+        yield title, [(site, np.concatenate(several)) for site, several in values.items()]
 
 
 def _add_images(shapes: Shapes, groups: Sequence[tuple[tuple[str, str], pd.DataFrame]]) -> None:

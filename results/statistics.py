@@ -40,11 +40,6 @@ class Estimate:
     high: float
     p: float
 
-    @property
-    def differs_from_zero(self) -> bool:
-        """Whether the interval excludes 0; False where there is no interval."""
-        return self.low > 0 or self.high < 0
-
 
 def estimate(values: Sequence[float], resolution: float = 0.0) -> Estimate:
     """Estimate the mean of independent values.

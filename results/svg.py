@@ -9,10 +9,8 @@ from markupsafe import Markup, escape
 from results.palette import GRAY
 
 FONT = re.compile(r"(font(?:-family)?: *[^;\"']*?)'DejaVu Sans'[^;\"]*")
-INK, FAINT = (
-    "currentColor",
-    "var(--faint)",
-)  # of the page's text and of what is in the background, in either theme
+# of the page's text and of what is in the background, in either theme
+INK, FAINT = "currentColor", "var(--faint)"
 
 
 def inline(svg: bytes, prefix: str, label: str) -> Markup:
@@ -133,11 +131,9 @@ def strips(columns: Sequence[tuple[str, np.ndarray]], color: str, label: str) ->
     def up(value: float) -> float:
         return height * (1 - (value - low) / (high - low))
 
-    parts = (
-        [f'<line class="axis" x1="0" x2="{width}" y1="{up(0):.1f}" y2="{up(0):.1f}"/>']
-        if low <= 0 <= high
-        else []
-    )
+    parts = []
+    if low <= 0 <= high:
+        parts.append(f'<line class="axis" x1="0" x2="{width}" y1="{up(0):.1f}" y2="{up(0):.1f}"/>')
     step, ink = width / len(columns), f' style="stroke:{ink_of(color)}"'
     for k, each in enumerate(quantiles):
         if each is not None:

@@ -268,9 +268,8 @@ def with_tuned(records: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
     table = records.iloc[[k for k, _ in (*common, *tuned)]].reset_index(drop=True)
     table["recipe"] = pd.Series([COMMON] * len(common) + [TUNED] * len(tuned), dtype=object)
     table["common_id"] = pd.Series([found for _, found in (*common, *tuned)], dtype=object)
-    settings = {
-        row.common_id: settings_of(row.settings) for row in tuning[tuning["common"]].itertuples()
-    }  # of the common recipe
+    # the tuned settings as the common recipe has them
+    settings = {row.common_id: settings_of(row.settings) for row in tuning[tuning["common"]].itertuples()}
     for name in dict.fromkeys(name for each in settings.values() for name in each):
         values = table[name].tolist() if name in table else [None] * len(table)
         for k, (_, found) in enumerate(tuned, start=len(common)):
@@ -377,10 +376,6 @@ class Tuned:
     tuned_names: Mapping[str, str]
     warnings: Sequence[str]
     notes: Sequence[str]
-
-    def good_range(self, task: str, activation: str, setting: str) -> GoodRange | None:
-        """Return the good range of a setting, if there is one."""
-        return self.ranges.get((task, activation, setting))
 
     @property
     def sensitivity(self) -> pd.DataFrame:

@@ -18,27 +18,8 @@ from typing import Any, Self
 from filelock import BaseFileLock, FileLock, Timeout
 
 from activations.checks import check_bool, check_int
+from results import files
 from results.files import (
-    BEST_ONNX,
-    BEST_WEIGHTS,
-    CHECKPOINT,
-    CLASSES,
-    CONFIG,
-    CONFUSION,
-    COSTS,
-    CURVES,
-    DAMAGED,
-    EVENTS,
-    EXAMPLES,
-    GIVEN_UP,
-    LOCKS,
-    LOG,
-    METRICS,
-    ONNX,
-    PICTURES,
-    RECORD,
-    WANDB,
-    WEIGHTS,
     facts_of,
     identity_of,
     read_json,
@@ -49,17 +30,7 @@ from results.files import (
 )
 from results.packed import read_packed
 from results.schema import FINISHED, read_record
-from runners.code import (
-    ACTIVATIONS,
-    CONTRACT,
-    HARNESS,
-    SCHEME,
-    code_hash,
-    compiled_hash,
-    file_of,
-    is_importable,
-    targets_of,
-)
+from runners import code
 from runners.errors import format_error
 from runners.heartbeat import Heartbeat
 from runners.loggers import Loggers
@@ -199,17 +170,17 @@ class Cell:
     @property
     def activation_code(self) -> str | None:
         """Hash of the activation's code as it is now; None if it cannot be found."""
-        if self.source is not None and not is_importable(self.source):
-            return compiled_hash(self.source)
-        targets = targets_of(self.spec.config.get("activation"))
+        if self.source is not None and not code.is_importable(self.source):
+            return code.compiled_hash(self.source)
+        targets = code.targets_of(self.spec.config.get("activation"))
         # Every activation depends on the contract, whichever way its file imports that.
-        return code_hash((*targets, CONTRACT), ACTIVATIONS) if targets else None
+        return code.code_hash((*targets, code.CONTRACT), code.ACTIVATIONS) if targets else None
 
     @property
     def harness_code(self) -> str | None:
         """Hash of the code of runner, task and network as it is now; only activations call compiled kernels."""
         parts = {name: self.spec.config.get(name) for name in ("runner", "task", "network")}
-        return code_hash(targets_of(parts), HARNESS, compiled=False)
+        return code.code_hash(code.targets_of(parts), code.HARNESS, compiled=False)
 
     def completed_record(self) -> dict[str, Any] | None:
         """Return the record of an earlier run that need not be repeated, else None.
@@ -221,7 +192,7 @@ class Cell:
         if self.force:
             return None
         try:
-            record = read_record(self.folder / RECORD)
+            record = read_record(self.folder / files.RECORD)
         except ValueError as error:
             raise ValueError(f"{error}; force=true trains this cell again") from None
         if record is None:  # what was packed is published, whatever has become of the code
@@ -230,8 +201,8 @@ class Cell:
             return None
         self._require_same_config()
         before, now = record.get("activation_code"), self.activation_code
-        if before and now and before.startswith(SCHEME) and before != now:
-            path = file_of(self.spec.config["activation"]["_target_"]) or "in no file"
+        if before and now and before.startswith(code.SCHEME) and before != now:
+            path = code.file_of(self.spec.config["activation"]["_target_"]) or "in no file"
             raise ValueError(
                 f"{self}: the activation's code ({path}, or what it imports) has changed since this cell was trained "
                 f"in {self.folder}; force=true trains it again"
@@ -245,7 +216,7 @@ class Cell:
             ValueError: it is damaged, which does not matter to ``force``.
         """
         try:
-            return read_json(self.folder / RECORD) or {}
+            return read_json(self.folder / files.RECORD) or {}
         except ValueError:
             if self.force:
                 return {}
@@ -266,19 +237,16 @@ class Cell:
             self._require_same_config()
             for leftover in self.folder.glob(".*.tmp"):  # no other process writes here
                 leftover.unlink()
-            for shared in (
-                self.folder / PICTURES,
-                self.spec.study_folder / COSTS,
-            ):  # others may be writing there
+            # Other processes may be writing in these.
+            for shared in (self.folder / files.PICTURES, self.spec.study_folder / files.COSTS):
                 remove_leftovers(shared)
-            with cell_log(self.folder / LOG, to_caller=self.caller is not None), self.heartbeat:
+            with cell_log(self.folder / files.LOG, to_caller=self.caller is not None), self.heartbeat:
                 yield
         finally:
             if new and not self.started:  # stopped before training began: leave no trace
-                (self.folder / LOG).unlink(missing_ok=True)
-                with suppress(
-                    OSError
-                ):  # not empty: the study's folder, or another process has put files there
+                (self.folder / files.LOG).unlink(missing_ok=True)
+                # A folder that is not empty stays: the study's, or one in which another process has put files.
+                with suppress(OSError):
                     for folder in new:
                         folder.rmdir()
             lock.release()
@@ -289,7 +257,7 @@ class Cell:
         Its file is never removed, so it does not lie in the cell's folder, which may be: a process that opened the
         file before it was removed would hold that lock while the next one holds another.
         """
-        path = self.spec.study_folder / LOCKS / self.spec.id
+        path = self.spec.study_folder / files.LOCKS / self.spec.id
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
@@ -301,11 +269,8 @@ class Cell:
     def cost_file(self, depends: Mapping[str, Any]) -> Path:
         """Return the file with the measured cost of all cells that agree in ``depends``."""
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:10]
-        return (
-            self.spec.study_folder
-            / COSTS
-            / f"{self.spec.task}-{self.spec.activation}-{key}.json".replace("/", "-")
-        )
+        name = f"{self.spec.task}-{self.spec.activation}-{key}.json".replace("/", "-")
+        return self.spec.study_folder / files.COSTS / name
 
     def mark_started(self, facts: Mapping[str, Any]) -> None:
         """Write the first record, which says ``interrupted`` until the run ends: if it is killed, that is true."""
@@ -313,7 +278,7 @@ class Cell:
 
         if self.force:
             self._delete_previous_outputs()
-        write_text(self.folder / CONFIG, yaml.safe_dump(dict(self.spec.config), sort_keys=False))
+        write_text(self.folder / files.CONFIG, yaml.safe_dump(dict(self.spec.config), sort_keys=False))
         self.write_record("interrupted", **facts)
 
     def write_record(self, status: str, **facts: Any) -> dict[str, Any]:
@@ -337,12 +302,12 @@ class Cell:
         self._record |= {"status": status, "reason": None, "written": _now()} | facts
         if status in FINISHED:  # from now on nobody takes the lock again and cleans up
             self.heartbeat.end()
-        write_json(self.folder / RECORD, self._record | self.spec.facts)
+        write_json(self.folder / files.RECORD, self._record | self.spec.facts)
         return self._record
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv with all ``rows`` of the run, and pass new ones on to the loggers."""
-        write_csv(self.folder / METRICS, rows)
+        write_csv(self.folder / files.METRICS, rows)
         self.loggers.write(rows)
 
     def run(self, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -387,7 +352,7 @@ class Cell:
 
     def _require_same_config(self) -> None:
         """Raise ValueError if the folder holds the config.yaml of another cell."""
-        path = self.folder / CONFIG
+        path = self.folder / files.CONFIG
         if not path.exists():
             return
         import yaml
@@ -407,25 +372,14 @@ class Cell:
 
     def _delete_previous_outputs(self) -> None:
         """Delete the results of an earlier run, the record first: a kill never leaves it beside other results."""
-        for name in (
-            RECORD,
-            CHECKPOINT,
-            METRICS,
-            CLASSES,
-            CONFUSION,
-            CURVES,
-            EXAMPLES,
-            WEIGHTS,
-            BEST_WEIGHTS,
-            ONNX,
-            BEST_ONNX,
-        ):
+        for name in files.RESULTS:
             (self.folder / name).unlink(missing_ok=True)
-        if (self.folder / DAMAGED).exists():  # kept for the user under a name that no longer blocks the cell
-            (self.folder / DAMAGED).replace(self.folder / GIVEN_UP)
-        for events in self.folder.glob(EVENTS):
+        damaged = self.folder / files.DAMAGED
+        if damaged.exists():  # It stays for the user under a name that no longer blocks the cell.
+            damaged.replace(self.folder / files.GIVEN_UP)
+        for events in self.folder.glob(files.EVENTS):
             events.unlink()
-        for folder in (PICTURES, WANDB):
+        for folder in (files.PICTURES, files.WANDB):
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
 

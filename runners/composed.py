@@ -16,12 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from results.files import flat
 from runners.errors import choices, no_such_name
 
-COMPONENTS = {
-    "activation": "relu",
-    "task": "digits",
-    "network": "mlp",
-    "runner": "train",
-}  # with an example of each
+# each component with an example of its names
+COMPONENTS = {"activation": "relu", "task": "digits", "network": "mlp", "runner": "train"}
 FACTORIES = ("activation", "network")  # components that are called later, with more arguments
 SETTINGS = ("seed", "study", "outputs", "force", "grid", "report")
 GRID: dict[str, tuple[Any, ...]] = {"failed": ("retry", "skip", "only"), "fail_fast": (True, False)}

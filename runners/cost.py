@@ -154,18 +154,8 @@ class Measured:
         return time.perf_counter() - start
 
     def saved_bytes(self) -> int:
-        """Bytes that the activations keep for backward: distinct storages, without those of parameters and buffers."""
-        known = {
-            t.untyped_storage().data_ptr() for t in (*self.network.parameters(), *self.network.buffers())
-        }
-        held: list[Tensor] = []  # kept, lest an address be used twice
+        """Return the bytes that the activations keep for backward."""
         inside = 0
-
-        def pack(tensor: Tensor) -> Tensor:
-            tensor = tensor.detach()  # with its graph, which holds it, it would never be freed
-            if inside:
-                held.append(tensor)
-            return tensor
 
         def move(by: int, *args: object) -> None:
             nonlocal inside
@@ -174,31 +164,59 @@ class Measured:
         units = sites(self.network).values()
         handles = [unit.register_forward_pre_hook(partial(move, 1)) for unit in units]
         handles += [unit.register_forward_hook(partial(move, -1)) for unit in units]
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.loss()
+        size = saved_bytes(self.loss, self.network, counts=lambda: inside > 0)
         for handle in handles:
             handle.remove()
-        storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in held)}
-        del loss
-        return sum(size for address, size in storages.items() if address not in known)
+        return size
 
     def peak_bytes(self) -> int:
-        """The most that torch allocates during a step, beyond weights and the optimizer's state."""
+        """Return the most that torch allocates during a step, beyond weights and the optimizer's state."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.task.device.type == "cuda":
             before = torch.cuda.memory_allocated(self.task.device)
             torch.cuda.reset_peak_memory_stats(self.task.device)
             self.step()
             return torch.cuda.max_memory_allocated(self.task.device) - before
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
-        from torch.autograd.profiler import profile
+        return peak_bytes(self.step)
 
-        with profile(profile_memory=True, acc_events=True) as profiled:
-            self.step()
-        results = profiled.kineto_results
-        assert results is not None
-        changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
-        return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+def saved_bytes(
+    forward: Callable[[], object], module: nn.Module, *, counts: Callable[[], bool] = lambda: True
+) -> int:
+    """Return the bytes that a forward pass keeps for backward: distinct storages, but those of parameters and buffers.
+
+    Args:
+        forward: the pass, whose result is kept meanwhile.
+        module: the one with these parameters and buffers.
+        counts: called at each tensor that is kept; whether it counts.
+    """
+    known = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    saved: list[Tensor] = []  # referenced, lest an address be used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()  # With its graph, which holds it, it would never be freed.
+        if counts():
+            saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()
+    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in saved)}
+    del result
+    return sum(size for address, size in storages.items() if address not in known)
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the most that torch allocates on the CPU during a call, beyond what there was before."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto would report that there is no GPU.
+    from torch.autograd.profiler import profile
+
+    with profile(profile_memory=True, acc_events=True) as profiled:
+        call()
+    results = profiled.kineto_results
+    assert results is not None
+    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
 def against_relu(unit: Measured, relu: Measured, *, seconds: float, steps: int) -> dict[str, float]:
@@ -227,7 +245,7 @@ def against_relu(unit: Measured, relu: Measured, *, seconds: float, steps: int) 
         }
         return {name: tuple(found[i] for i in range(3)) for name, found in times.items()}
 
-    with _no_collection():
+    with no_collection():
         for _ in range(WARM_UP):
             turn()
         trial = turn()
@@ -281,7 +299,7 @@ def _wait(device: torch.device) -> None:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep the garbage collector from running in the middle of what is timed."""
     enabled = gc.isenabled()
     gc.collect()

@@ -35,9 +35,8 @@ OTHER_MESSAGES = {
     ),
 }
 
-FULL_KEY = re.compile(
-    r"\nfull_key: (\S+)\s*$"
-)  # at the end of what Hydra says of a component that cannot be made
+# the end of Hydra's message on a component that cannot be made
+FULL_KEY = re.compile(r"\nfull_key: (\S+)\s*$")
 
 
 def format_error(error: BaseException) -> str:

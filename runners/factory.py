@@ -3,12 +3,12 @@
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation, check_same_shape_and_dtype
+from activations.base import Activation
+from activations.surgery.runs import check_outputs
 from activations.surgery.state import undisturbed
 from runners.composed import RUNTIME_ARGUMENTS
 from runners.optim import activation_modules
@@ -61,30 +61,23 @@ def validate_network(network: nn.Module, input_shape: Sequence[int], output_shap
         ValueError: a network that cannot process the samples, or whose output has another shape; an activation that
             fails, or whose output differs from its input in shape or dtype (the message names site and class).
     """
-    active: list[str] = []
-
-    def enter(site: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        active.append(site)
-
-    def leave(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        check_same_shape_and_dtype(args[0], output)
-        active.pop()
-
     sites = activation_modules(network)
     if not sites:
         raise ValueError("the network never called act_layer: there is nothing to compare")
     # Undisturbed, as the network may initialize itself in its first forward, which is to be that of training.
-    with undisturbed(network), torch.no_grad(), reraise_as_value_error(input_shape):
-        for site, module in sites.items():
-            module.register_forward_pre_hook(partial(enter, site))
-            module.register_forward_hook(leave)
+    with (
+        undisturbed(network),
+        torch.no_grad(),
+        reraise_as_value_error(input_shape),
+        check_outputs(sites) as running,
+    ):
         network.eval()
         try:
             output = network(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if not active:
+            if not running:
                 raise
-            site = active[-1]
+            site = running[-1]
             raise ValueError(f"{type(sites[site]).__name__} at {site}: {error}") from error
     shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
     if shape != tuple(output_shape):

@@ -85,9 +85,8 @@ class ReportAfterGrid(Callback):
         except Exception as error:
             raise SystemExit(f"actbench: {format_error(error)}") from error
         ReportAfterGrid.studies |= studies
-        if (
-            config.hydra.sweep.dir == "." and studies
-        ):  # the folder of Hydra's multirun.yaml, which has the command
+        # the folder of Hydra's multirun.yaml, which has the command
+        if config.hydra.sweep.dir == "." and studies:
             config.hydra.sweep.dir = str(next(iter(studies)))
 
     @staticmethod
@@ -114,9 +113,8 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
-        tqdm.set_lock(
-            threading.RLock()
-        )  # its own is a semaphore, which a process that ends at once leaves behind
+        # A process that ends at once would leave tqdm's own lock, a semaphore, behind.
+        tqdm.set_lock(threading.RLock())
         threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
 
 

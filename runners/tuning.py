@@ -263,13 +263,9 @@ class Tuning:
             facts["trial_seeds"] = " ".join(map(str, self.plan.seeds))
             rows = []
             for number, point in enumerate(self.points, start=1):
-                found = combination.identity(point)
-                row = {
-                    "trial": number,
-                    "settings": " ".join(words(point)),
-                    "id": found,
-                    "common": found == common_id,
-                }
+                trial_id = combination.identity(point)
+                row = {"trial": number, "id": trial_id, "common": trial_id == common_id}
+                row["settings"] = " ".join(words(point))
                 rows.append(blank | facts | row | read(self.folders(combination, point)))
             if not any(row["common"] for row in rows):
                 row = {"settings": " ".join(words(combination.common)), "id": common_id, "common": True}

@@ -4,7 +4,7 @@ python scripts/bench_activations.py                                     # all of
 python scripts/bench_activations.py --units 'pwlu*,ditac' --sizes 98x50 --no-step     # some of it
 python scripts/bench_activations.py --step                              # the training step alone
 python scripts/bench_activations.py --avx2                              # torch and kernels as on a processor without AVX-512
-python scripts/bench_tables.py                                          # tables and bars again, of what was measured
+python scripts/bench_activations.py --tables                            # tables and bars again, of what was measured so far
 python scripts/bench_activations.py --device cuda                       # on a GPU, in microseconds; see bench_gpu.py
 
 Times of one machine mean nothing elsewhere, so all are ratios to nn.ReLU, measured right before in the same process.
@@ -25,13 +25,11 @@ quartiles. Slow units sit out some of the rounds, but no unit has fewer than fiv
 """
 
 import argparse
-import gc
-import json
+import itertools
 import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,13 +40,15 @@ from typing import Any
 
 import bench_gpu
 import torch
-from bench_loop import ROOT, cifar_task
-from bench_tables import MAIN, PATHS, Parser, Row, chart, shown, tables
+from _bench import LAYOUTS, MAIN, PATHS, Parser, Row, chart, read_rows, rounded, shown, tables
+from _here import ROOT, one_line_errors
+from bench_loop import cifar_task
 from torch import Tensor, nn
 
 from activations.kernels import library
 from results.files import write_csv
 from runners.compose import choose, component_names
+from runners.cost import no_collection, peak_bytes, saved_bytes
 from runners.errors import format_error
 from runners.optim import make_optimizer, sites
 from runners.record import provenance
@@ -56,8 +56,9 @@ from runners.train import build_network
 from tasks.base import ActLayer
 
 SIZES = (MAIN, (128, 16, 32, 32), (8, 256, 64, 64), (98, 50))
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TORCH = {f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.GELU, nn.PReLU, nn.Mish, nn.LeakyReLU)}
+TORCH: dict[str, Any] = {"nn.PReLU": nn.PReLU}  # the modules of torch.nn, as factories for so many channels
+for cls in (nn.SiLU, nn.GELU, nn.Mish, nn.LeakyReLU):
+    TORCH[f"nn.{cls.__name__}"] = lambda channels, cls=cls: cls()
 STEP = ("pwlu", "pwlu_channel", "ditac", "prelu", "dyrelu", "gct", "frelu")
 BATCH = 128  # of a step
 CAPABILITY = "ATEN_CPU_CAPABILITY"  # torch's own switch, which our kernels follow
@@ -70,65 +71,74 @@ SLOW = 0.03  # seconds from which a call is not warmed up by another one
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    given = parsed(arguments)
-    if given.avx2 and os.environ.get(CAPABILITY) != "avx2":
+    options = parsed(arguments)
+    if options.avx2 and os.environ.get(CAPABILITY) != "avx2":
         # torch reads it while it is imported, which is over
         again = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
         os.execve(sys.executable, again, os.environ | {CAPABILITY: "avx2"})
-    try:
-        card = bench_gpu.Card() if given.device == "cuda" else None
-        given.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
-        if card:
-            on_card(given, card)
-            return
-        factories = {} if given.step else act_layers(given.units)
-        stepping = {} if given.no_step else act_layers(given.units, ("relu", *STEP))
-        if given.step and not any(match(name, given.units) for name in STEP):
-            raise ValueError(f"--units {','.join(given.units)}: of a step there are {', '.join(STEP)}")
-        print(head(given.threads), flush=True)
-        rows: list[Row] = []
-        for more in (units(given, factories), steps(given, stepping)):
-            for found in more:
-                rows += [row | machine() for row in found]
-                # so far, for bench_tables.py, should the rest fail
-                write_csv(given.output / "results.csv", rows)
-        for table in tables(rows):
-            print(f"\n{table}", flush=True)
-        if factories:
-            print(f"\n{chart(rows, given.output)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {format_error(error)}")
+    with one_line_errors():
+        if options.tables:
+            print_tables(read_rows(options.output / "results.csv"), options.output)
+        elif options.device == "cuda":
+            on_card(options, bench_gpu.Card())
+        else:
+            on_cpu(options)
 
 
-def on_card(given: argparse.Namespace, card: bench_gpu.Card) -> None:
+def on_cpu(options: argparse.Namespace) -> None:
+    """Measure on the CPU, and write results.csv and the bars."""
+    factories = {} if options.step else act_layers(options.units, [*component_names("activation"), *TORCH])
+    of_step = [] if options.no_step else [name for name in STEP if match(name, options.units)]
+    if options.step and not of_step:
+        raise ValueError(f"--units {','.join(options.units)}: of a step there are {', '.join(STEP)}")
+    options.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
+    print(head(options.threads), flush=True)
+    rows: list[Row] = []
+    for measured_rows in itertools.chain(units(options, factories), steps(options, of_step)):
+        rows += [row | machine() for row in measured_rows]
+        write_csv(options.output / "results.csv", rows)  # so far, for --tables, should the rest fail
+    print_tables(rows, options.output)
+
+
+def print_tables(rows: Sequence[Row], folder: Path) -> None:
+    """Print the tables of what was measured, and write the bars."""
+    for table in tables(rows):
+        print(f"\n{table}", flush=True)
+    if any(row["kind"] == "unit" for row in rows):
+        print(f"\n{chart(rows, folder)}")
+
+
+def on_card(options: argparse.Namespace, card: bench_gpu.Card) -> None:
     """Measure on a GPU, and write gpu.csv."""
+    options.output.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
     where = machine(card.device.type) | {"card": card.name}
     print("torch {torch}, {card}, {kernels}".format(**where), flush=True)
     rows: list[Row] = []
-    for found in bench_gpu.measure(given, act_layers(given.units, zoo=True), card):
-        rows += [row | where for row in found]
-        write_csv(given.output / "gpu.csv", rows)
+    factories = act_layers(options.units, component_names("activation"))
+    for measured_rows in bench_gpu.measure(options, factories, card):
+        rows += [row | where for row in measured_rows]
+        write_csv(options.output / "gpu.csv", rows)
     for table in bench_gpu.tables(rows):
         print(f"\n{table}", flush=True)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Return the command line, checked."""
 
     def words(text: str) -> list[str]:
         return [word.strip() for word in text.split(",")]
 
     def numbers(text: str) -> list[int]:
-        found = [int(word) for word in words(text)]
-        if min(found) < 1:
+        values = [int(word) for word in words(text)]
+        if min(values) < 1:
             raise ValueError
-        return found
+        return values
 
     def sizes(text: str) -> list[tuple[int, ...]]:
-        found = [tuple(numbers(word.replace("x", ","))) for word in words(text)]
-        if min(map(len, found)) < 2:
+        values = [tuple(numbers(word.replace("x", ","))) for word in words(text)]
+        if min(map(len, values)) < 2:
             raise ValueError
-        return found
+        return values
 
     parser = Parser(usage=__doc__)
     parser.add_argument("--units", type=words, default=["*"])
@@ -136,52 +146,38 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=sizes)
     parser.add_argument("--layouts", type=words)
     parser.add_argument("--threads", type=numbers, default=[1, 2])
-    parser.add_argument("--paths", type=words)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_activations")
     parser.add_argument("--avx2", action="store_true")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--step", action="store_true")
     only.add_argument("--no-step", action="store_true")
-    given = parser.parse_args(arguments)
-    given.step_layouts = given.layouts or ["contiguous"]  # a step takes one, unless more are asked for
-    given.layouts = given.layouts or list(LAYOUTS)
-    on_card = given.device == "cuda"
-    paths = bench_gpu.PATHS if on_card else tuple(PATHS)
-    given.paths = given.paths or list(paths)
-    if on_card:
-        given.sizes = [(size, torch.float32) for size in given.sizes] if given.sizes else bench_gpu.SIZES
-    given.sizes = given.sizes or SIZES
-    for name, legal in (("layouts", tuple(LAYOUTS)), ("paths", paths)):
-        if unknown := set(getattr(given, name)) - set(legal):
-            parser.error(f"--{name} {', '.join(sorted(unknown))}: legal are {', '.join(legal)}")
-    if given.rounds < 2:
-        parser.error(f"--rounds {given.rounds}: at least 2 are needed for quartiles")
-    return given
+    only.add_argument("--tables", action="store_true")
+    options = parser.parse_args(arguments)
+    options.step_layouts = options.layouts or ["contiguous"]  # a step takes one, unless more are asked for
+    options.layouts = options.layouts or list(LAYOUTS)
+    if unknown := set(options.layouts) - LAYOUTS.keys():
+        parser.error(f"--layouts {', '.join(sorted(unknown))}: legal are {', '.join(LAYOUTS)}")
+    if options.device == "cuda":
+        options.sizes = (
+            [(size, torch.float32) for size in options.sizes] if options.sizes else bench_gpu.SIZES
+        )
+    options.sizes = options.sizes or SIZES
+    if options.rounds < 2:
+        parser.error(f"--rounds {options.rounds}: at least 2 are needed for quartiles")
+    return options
 
 
-def act_layers(
-    patterns: Sequence[str], among: Sequence[str] = (), *, zoo: bool = False
-) -> dict[str, ActLayer]:
-    """The factories of the zoo and of torch whose names match, of the ``zoo`` alone, or of those in ``among``, relu in any case."""
-    names = component_names("activation")
-    legal = among or (names if zoo else [*names, *TORCH])
-    chosen = [name for name in legal if match(name, patterns) or (among and name == "relu")]
+def act_layers(patterns: Sequence[str], names: Sequence[str]) -> dict[str, ActLayer]:
+    """Return the factories of those of ``names`` that match, some of which are torch's."""
+    chosen = [name for name in names if match(name, patterns)]
     if not chosen:
-        raise ValueError(f"--units {','.join(patterns)}: none fits; there are {', '.join(legal)}")
-    found: dict[str, ActLayer] = {}
-    for name in chosen:
-        if name in TORCH:
-            cls = TORCH[name]
-            act_layer: Any = cls if cls is nn.PReLU else lambda channels, cls=cls: cls()
-            found[name] = act_layer
-        else:
-            found[name] = choose(activation=name).act_layer()
-    return found
+        raise ValueError(f"--units {','.join(patterns)}: none fits; there are {', '.join(names)}")
+    return {name: TORCH.get(name) or choose(activation=name).act_layer() for name in chosen}
 
 
 def match(name: str, patterns: Sequence[str]) -> bool:
-    """Whether any of the patterns fits ``name``."""
+    """Return whether any of the patterns fits ``name``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -219,14 +215,14 @@ class Candidate:
 
     def turn(self) -> None:
         """Measure once; ReLU's call and the unit's stand side by side, every other time the other way round."""
-        found = {}
+        seconds = {}
         for name, call in self.calls.items():
             pair = [(name, call), (f"relu_{name}", self.base[name])]
             for key, timed in reversed(pair) if len(self.seconds) % 2 else pair:
-                found[key] = timed()
+                seconds[key] = timed()
         if self.copy:
-            found["copy"] = self.copy()
-        self.seconds.append(found)
+            seconds["copy"] = self.copy()
+        self.seconds.append(seconds)
 
     def cost(self) -> float:
         """Seconds that a turn takes."""
@@ -234,16 +230,16 @@ class Candidate:
 
     def result(self) -> Row:
         """Medians and quartiles."""
-        found: Row = {"rounds": len(self.seconds)}
+        values: Row = {"rounds": len(self.seconds)}
         for name in self.calls:
             ratios = [turn[name] / turn[f"relu_{name}"] for turn in self.seconds]
             low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            found |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+            values |= {name: middle, f"{name}_low": low, f"{name}_high": high}
         if self.copy:
-            found["copies"] = statistics.median(turn["fwd_bwd"] / turn["copy"] for turn in self.seconds)
+            values["copies"] = statistics.median(turn["fwd_bwd"] / turn["copy"] for turn in self.seconds)
         for name in self.seconds[0]:
-            found[f"{name}_us"] = 1e6 * statistics.median(turn[name] for turn in self.seconds)
-        return self.row | {name: float(f"{value:.4g}") for name, value in found.items()}
+            values[f"{name}_us"] = 1e6 * statistics.median(turn[name] for turn in self.seconds)
+        return self.row | {name: rounded(value) for name, value in values.items()}
 
 
 def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> None:
@@ -251,28 +247,24 @@ def in_turns(candidates: Sequence[Candidate], rounds: int, budget: float) -> Non
     turns = [max(min(LEAST, rounds), int(min(rounds, budget / c.cost()))) for c in candidates]
     order = list(zip(candidates, turns, strict=True))
     shuffle = random.Random(0).shuffle
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         for number in range(rounds):
             shuffle(order)
             for candidate, count in order:
                 if (number + 1) * count // rounds > number * count // rounds:
                     candidate.turn()
-    finally:
-        gc.enable()
 
 
-def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
-    """The rows of every size, layout and number of threads."""
-    for threads in given.threads if factories else ():
-        for size in given.sizes:
-            for layout in given.layouts if len(size) == 4 else ("contiguous",):
+def units(options: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
+    """Yield the rows of every size, layout and number of threads."""
+    for threads in options.threads if factories else ():
+        for size in options.sizes:
+            for layout in options.layouts if len(size) == 4 else ("contiguous",):
                 start = time.perf_counter()
                 torch.set_num_threads(threads)
                 rows = [
                     row | {"size": shown(size), "layout": layout, "threads": threads}
-                    for row in measured(given, factories, size, layout)
+                    for row in measured(options, factories, size, layout)
                 ]
                 seconds = time.perf_counter() - start
                 print(f"{shown(size)} {layout}, {threads} threads: {seconds:.0f} s", file=sys.stderr)
@@ -280,9 +272,9 @@ def units(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator
 
 
 def measured(
-    given: argparse.Namespace, factories: dict[str, ActLayer], size: tuple[int, ...], layout: str
+    options: argparse.Namespace, factories: dict[str, ActLayer], size: tuple[int, ...], layout: str
 ) -> list[Row]:
-    """A row for each unit and path at one size; a unit that fails costs its own row."""
+    """Return a row for each unit and path at one size; a unit that fails costs its own row."""
     generator = torch.Generator().manual_seed(0)
     x, g = (
         torch.randn(size, generator=generator).contiguous(memory_format=LAYOUTS[layout]) for _ in range(2)
@@ -294,7 +286,7 @@ def measured(
     candidates, failed = [], []
     for name, act_layer in factories.items():
         torch.manual_seed(0)
-        for path in ("torch",) if name in TORCH else given.paths:
+        for path in ("torch",) if name in TORCH else PATHS:
             mode = PATHS.get(path, "auto")
             row: Row = {"kind": "unit", "unit": name, "path": path}
             try:
@@ -305,13 +297,13 @@ def measured(
                 candidates.append(Candidate(row, timed, base, copy))
             except Exception as error:  # such as a unit of images at (98, 50)
                 failed.append(row | {"note": format_error(error)})
-    in_turns(candidates, given.rounds, BUDGET * (3 if size == MAIN else 1))
-    gb_per_s = {"copy_gb_per_s": float(f"{copied(x, copy()):.4g}")}
+    in_turns(candidates, options.rounds, BUDGET * (3 if size == MAIN else 1))
+    gb_per_s = {"copy_gb_per_s": rounded(copied(x, copy()))}
     return [candidate.result() | gb_per_s for candidate in candidates] + failed
 
 
 def calls(unit: nn.Module, x: Tensor, g: Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed."""
+    """Return what is timed, by name."""
     receiving = [x, *unit.parameters()]
 
     def forward_backward() -> None:
@@ -323,62 +315,38 @@ def calls(unit: nn.Module, x: Tensor, g: Tensor) -> dict[str, Callable[[], objec
 
 
 def saved(unit: nn.Module, x: Tensor) -> float:
-    """What the graph holds for backward, in sizes of ``x``."""
-    parameters = {p.untyped_storage().data_ptr() for p in unit.parameters()}
-    held: list[Tensor] = []  # kept, lest an address be used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        held.append(tensor.detach())  # with its graph, which holds it, it would never be freed
-        return held[-1]
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = unit(x)
-    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in held)}
-    del y
-    total = sum(size for address, size in storages.items() if address not in parameters)
-    return round(total / x.untyped_storage().nbytes(), 3)
+    """Return what the graph holds for backward, in sizes of ``x``."""
+    return round(saved_bytes(lambda: unit(x), unit) / x.untyped_storage().nbytes(), 3)
 
 
 def peak(unit: nn.Module, x: Tensor, g: Tensor) -> float:
-    """The most memory during forward and backward beyond what there was before, in sizes of ``x``."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
+    """Return the most memory during forward and backward beyond what there was before, in sizes of ``x``."""
     x.grad = None
     unit.zero_grad(set_to_none=True)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        unit(x).backward(g)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    now = most = 0
-    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
-        now += event["args"]["Bytes"]
-        most = max(most, now)
-    return round(most / x.untyped_storage().nbytes(), 3)
+    return round(peak_bytes(lambda: unit(x).backward(g)) / x.untyped_storage().nbytes(), 3)
 
 
-def steps(given: argparse.Namespace, factories: dict[str, ActLayer]) -> Iterator[list[Row]]:
-    """Whole training steps of ResNet-20 on random pixels, the optimizer and the regularization included."""
-    for threads in given.threads if len(factories) > 1 else ():
-        for layout in given.step_layouts:
+def steps(options: argparse.Namespace, names: Sequence[str]) -> Iterator[list[Row]]:
+    """Yield rows of whole training steps of ResNet-20 on random pixels, optimizer and regularization included."""
+    for threads in options.threads if names else ():
+        for layout in options.step_layouts:
             torch.set_num_threads(threads)
-            base = {"step": Timed(training_step(factories["relu"], layout))}
-            candidates = []
-            for name in factories.keys() - {"relu"}:
-                row: Row = {"kind": "step", "unit": name, "path": "fused"}
-                row |= {"size": f"{BATCH}x3x32x32", "layout": layout, "threads": threads}
-                candidates.append(
-                    Candidate(row, {"step": Timed(training_step(factories[name], layout))}, base)
-                )
-            candidates.sort(key=lambda candidate: STEP.index(candidate.row["unit"]))
-            in_turns(candidates, given.rounds, float("inf"))
+            base, *timed = (
+                {"step": Timed(training_step(choose(activation=name).act_layer(), layout))}
+                for name in ("relu", *names)
+            )
+            row: Row = {"kind": "step", "path": "fused", "size": f"{BATCH}x3x32x32"}
+            row |= {"layout": layout, "threads": threads}
+            candidates = [
+                Candidate({**row, "unit": name}, calls, base)
+                for name, calls in zip(names, timed, strict=True)
+            ]
+            in_turns(candidates, options.rounds, float("inf"))
             yield [candidate.result() for candidate in candidates]
 
 
 def training_step(act_layer: ActLayer, layout: str) -> Callable[[], None]:
-    """A step as the runner does it, without data and metrics."""
+    """Return a step as the runner does it, without data and metrics."""
     task = cifar_task()
     network = build_network(act_layer, task, 0).to(memory_format=LAYOUTS[layout]).train()
     optimizer, active = make_optimizer(network, task.recipe), list(sites(network).values())
@@ -404,7 +372,7 @@ def machine(device: str = "cpu") -> Row:
 
 
 def head(threads: Sequence[int]) -> str:
-    """What the numbers were measured on."""
+    """Return what the numbers were measured on."""
     lines = ["torch {torch}, {cpu}, {cores} cores, {kernels}".format(**machine())]
     large = torch.zeros(64 * 2**20)  # 256 MB
     room = torch.zeros_like(large)
@@ -418,7 +386,7 @@ def head(threads: Sequence[int]) -> str:
 
 
 def copied(x: Tensor, seconds: float) -> float:
-    """GB/s of a copy, what is read and what is written."""
+    """Return the GB/s of a copy, what is read and what is written."""
     return 2e-9 * x.untyped_storage().nbytes() / seconds
 
 

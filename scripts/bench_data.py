@@ -21,7 +21,8 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from bench_loop import BareLoop, ratio
+from _bench import ratio
+from bench_loop import BareLoop
 from torch.utils.data import DataLoader, Dataset
 
 from runners import seeding
@@ -147,7 +148,7 @@ def imagenette(folder: Path, cache: Path) -> Iterator[str]:
 
 
 def camvid(folder: Path, cache: Path) -> Iterator[str]:
-    """CamVid: image and mask in one."""
+    """Yield the throughput on CamVid: image and mask in one."""
     from PIL import Image
     from torchvision import tv_tensors
     from torchvision.transforms import v2
@@ -199,18 +200,12 @@ def compare(name: str, task: Any, usual: Dataset, batches: int) -> str:
         drop_last=True,
         persistent_workers=True,
     )
-    batches = min(
-        batches, len(loader) - 1, task.steps_per_epoch - 1
-    )  # no second epoch, whose start takes time
+    # No second epoch is begun, as its start takes time.
+    batches = min(batches, len(loader) - 1, task.steps_per_epoch - 1)
     if batches < 1:
         sys.exit(f"actbench: {name}: must have at least two batches of {task.batch_size} training images")
 
-    def passes(batches_of: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-        for number in range(1_000_000):
-            yield from batches_of(number)
-
-    def seconds_per_image(batches_of: Callable[[int], Iterator[Any]]) -> float:
-        stream = passes(batches_of)
+    def seconds_per_image(stream: Iterator[Any]) -> float:
         next(stream)  # workers start, pages are touched
         start = time.perf_counter()
         images = sum(len(next(stream)[0]) for _ in range(batches))
@@ -218,8 +213,8 @@ def compare(name: str, task: Any, usual: Dataset, batches: int) -> str:
 
     ours, theirs = [], []
     for _ in range(ROUNDS):
-        theirs.append(seconds_per_image(lambda number: iter(loader)))
-        ours.append(seconds_per_image(lambda number: task.batches("train", seeding.generator(number))))
+        theirs.append(seconds_per_image(iter(loader)))
+        ours.append(seconds_per_image(task.batches("train", seeding.generator(0))))
     rates = " and ".join(f"{1 / statistics.median(times):,.0f}" for times in (ours, theirs))
     return ratio(f"{name}, images/s: ours / torchvision ({rates})", theirs, ours)
 

@@ -15,6 +15,7 @@ python scripts/bench_activations.py --device cuda --units 'pwlu*,ditac' --layout
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -23,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench_tables import Row, markdown, shown
+from _bench import LAYOUTS, Row, markdown_by_unit, rounded, shown
 from torch import Tensor, nn
 
 from activations.kernels import library
@@ -36,7 +37,6 @@ SIZES = (
     ((256, 64, 112, 112), torch.bfloat16),
     ((32, 64, 32, 32), torch.float32),
 )
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PATHS = ("fused", "reference", "compiled")
 WARM = 3  # calls before the first that counts
 # Times the cache that the buffers of all turns take.
@@ -58,7 +58,7 @@ class Card:
         self.name, self.cache = properties.name, properties.L2_cache_size
 
     def seconds(self, call: Call) -> tuple[float, float]:
-        """Seconds that the card takes for ``call``, and that the host takes to ask for it."""
+        """Return the seconds that the card takes for ``call``, and those that the host takes to ask for it."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
         torch.cuda._sleep(AHEAD)  # without it the card's time would be that of the host's launches
@@ -84,50 +84,50 @@ class Processor(Card):
         return seconds, seconds
 
 
-def measure(given: argparse.Namespace, factories: dict[str, ActLayer], card: Card) -> Iterator[list[Row]]:
-    """The rows of every size and layout."""
-    for size, dtype in given.sizes:
-        for layout in given.layouts if len(size) == 4 else ("contiguous",):
+def measure(options: argparse.Namespace, factories: dict[str, ActLayer], card: Card) -> Iterator[list[Row]]:
+    """Yield the rows of every size and layout."""
+    for size, dtype in options.sizes:
+        for layout in options.layouts if len(size) == 4 else ("contiguous",):
             start = time.perf_counter()
             facts = {"size": shown(size), "dtype": str(dtype).removeprefix("torch."), "layout": layout}
-            yield [row | facts for row in measured(given, factories, card, size, dtype, layout)]
+            yield [row | facts for row in measured(options, factories, card, size, dtype, layout)]
             print(f"{shown(size)} {layout}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
 def measured(
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     factories: dict[str, ActLayer],
     card: Card,
     size: Sequence[int],
     dtype: torch.dtype,
     layout: str,
 ) -> list[Row]:
-    """A row for each unit and path; one that fails costs its own row."""
+    """Return a row for each unit and path; one that fails costs its own row."""
     pairs = buffers(card, size, dtype, layout)
     x = pairs[0][0]
     room = torch.empty_like(x)
-    turns = iter(range(10**9))
+    sources = itertools.cycle(x for x, _ in pairs)
 
     def copy() -> object:
-        return room.copy_(pairs[next(turns) % len(pairs)][0].detach())
+        return room.copy_(next(sources).detach())
 
-    copied = 2 * x.nbytes / statistics.median(card.seconds(copy)[0] for _ in range(WARM + given.rounds))
+    copied = 2 * x.nbytes / statistics.median(card.seconds(copy)[0] for _ in range(WARM + options.rounds))
     rows: list[Row] = []
     base: dict[str, Any] = {"relu": lambda channels: nn.ReLU()}
     for name, act_layer in (base | factories).items():
-        for path in ("torch",) if name == "relu" else given.paths:
+        for path in ("torch",) if name == "relu" else PATHS:
             row: Row = {"kind": "gpu", "unit": name, "path": path, "copy_gb_per_s": rounded(copied / 1e9)}
             try:
                 torch.manual_seed(0)
                 unit = act_layer(size[1]).to(card.device)
                 with library.using("auto" if path == "fused" else "reference"):
                     model = compiled(unit) if path == "compiled" else unit
-                    found = timed(card, model, pairs, given.rounds)
+                    forward, backward = timed(card, model, pairs, options.rounds)
             except Exception as error:  # such as a unit of images at (98, 50)
                 rows.append(row | {"note": format_error(error)})
                 continue
-            for key, moved, turns_of in (("fwd", 2, found[0]), ("bwd", 3, found[1])):
-                seconds, host = zip(*turns_of, strict=True)
+            for key, moved, turns in (("fwd", 2, forward), ("bwd", 3, backward)):
+                seconds, host = zip(*turns, strict=True)
                 low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
                 row |= {f"{key}_host_us": rounded(1e6 * statistics.median(host))}
                 row |= {f"{key}_us": rounded(1e6 * middle), f"{key}_us_low": rounded(1e6 * low)}
@@ -139,14 +139,14 @@ def measured(
 
 
 def compiled(unit: nn.Module) -> Any:
-    """``unit`` by torch.compile."""
+    """Return ``unit`` by torch.compile."""
     # Units have the code of a base class in common, which is compiled anew for a few of them; the next would run as it is.
     torch.compiler.reset()
     return torch.compile(unit)
 
 
 def buffers(card: Card, size: Sequence[int], dtype: torch.dtype, layout: str) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and output gradients for all turns."""
+    """Return inputs and output gradients for all turns."""
     torch.manual_seed(0)
 
     def draw() -> Tensor:
@@ -161,7 +161,7 @@ def buffers(card: Card, size: Sequence[int], dtype: torch.dtype, layout: str) ->
 def timed(
     card: Card, model: Any, pairs: Sequence[tuple[Tensor, Tensor]], rounds: int
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Seconds of every round's forward, and of its backward, of card and host each."""
+    """Return the seconds of every round's forward, and of its backward, of card and host each."""
     forward, backward = [], []
     outputs: list[Tensor] = []
     dtype = pairs[0][0].dtype
@@ -183,13 +183,8 @@ def timed(
     return forward, backward
 
 
-def rounded(value: float) -> float:
-    """Four digits."""
-    return float(f"{value:.4g}")
-
-
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown, one for each size and layout: microseconds of forward and backward.
+    """Yield a table for each size and layout: microseconds of forward and backward.
 
     In brackets stands the share of a copy, or what the host takes if that is more.
     """
@@ -197,17 +192,15 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         groups.setdefault((row["size"], row["dtype"], row["layout"]), []).append(row)
     for (size, dtype, layout), group in groups.items():
-        paths = list(dict.fromkeys(row["path"] for row in group))
-        cells: dict[str, dict[str, str]] = {}
+        cells = []
         for row in group:
             text = row.get("note") or " / ".join(_time(row, key) for key in ("fwd", "bwd"))
-            cells.setdefault(row["unit"], {})[row["path"]] = text
+            cells.append((row["unit"], row["path"], text))
         copied = f"{group[0]['copy_gb_per_s']:g} GB/s"
         title = (
             f"{size} {dtype} {layout}: forward / backward in us (share of a copy, {copied}; or the host's us)"
         )
-        body = [[unit, *(found.get(path, "") for path in paths)] for unit, found in cells.items()]
-        yield markdown(title, ["unit", *paths], body)
+        yield markdown_by_unit(title, cells)
 
 
 def _time(row: Row, key: str) -> str:

@@ -1,13 +1,12 @@
-"""The overhead of the harness: training step, start-up, report. (bench_data.py: data pipelines.)
+"""The overhead of the harness: training step and start-up. (bench_data.py: data pipelines; bench_report.py: reports.)
 
-python scripts/bench_loop.py [step] [start] [report]     # all of them: about four minutes on 2 CPU cores
+python scripts/bench_loop.py [step] [start]              # both: about four minutes on 2 CPU cores
 python scripts/bench_loop.py --device cuda               # ResNet-20 on a GPU: images/s, and how long the GPU waits
 
 Times of one machine mean nothing elsewhere, so every row is a ratio whose two sides were measured alternately within
 one run: the median over the rounds, in brackets the quartiles. Images per second on a GPU come with its name.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -21,15 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
-from _here import ROOT
+from _bench import ratio
+from _here import ROOT, command_line
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from activations.torch_nn import ReLU
-from results.files import write_csv, write_json
 from runners.cell import Cell, CellSpec
 from runners.device import find_device
 from runners.optim import parameter_groups
@@ -50,12 +49,8 @@ PROFILED = 3  # number of the epoch
 
 def main() -> None:
     """Measure the chosen parts and print a row for each."""
-    parts: dict[str, Callable[[], Iterator[str]]] = {
-        "step": training_step,
-        "start": start_up,
-        "report": report,
-    }
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parts: dict[str, Callable[[], Iterator[str]]] = {"step": training_step, "start": start_up}
+    parser = command_line(__doc__)
     parser.add_argument("parts", nargs="*", help=f"{', '.join(parts)}; all of them if none is named")
     parser.add_argument(
         "--device", default="cpu", help="cpu, or a GPU (cuda, cuda:1), which has a part of its own"
@@ -84,18 +79,7 @@ def training_step() -> Iterator[str]:
     }
     for name, (task, runner) in tasks.items():
         bare = BareLoop(task, runner.limit_batches or task.steps_per_epoch)
-        evaluate = task.evaluate
-
-        def alternating(
-            network: nn.Module, split: str, bare: Any = bare, evaluate: Any = evaluate
-        ) -> dict[str, float]:
-            metrics = evaluate(network, split)
-            if split == "val":  # between two epochs of the runner
-                bare.epoch()
-            return metrics
-
-        task.evaluate = alternating  # type: ignore[method-assign]
-        ours = epoch_seconds(runner, task)
+        ours = epoch_seconds(runner, task, between=bare.epoch)
         yield ratio(f"training step, {name}: runner / bare loop", ours[1:], bare.seconds[1:])
 
 
@@ -108,25 +92,20 @@ def gpu_step(device: torch.device) -> Iterator[str]:
     task, runner = cifar_task(GPU_IMAGES), Train(epochs=12, device=str(device), pictures=False, cost=0, **GPU)
     bare: BareLoop | None = None
     profiler = profile(activities=[ProfilerActivity.CUDA])
-    epochs = 0
 
-    evaluate = task.evaluate
+    def between() -> None:
+        nonlocal bare
+        # The runner has set the task's device by now.
+        bare = bare or BareLoop(task, task.steps_per_epoch, **GPU)
+        bare.epoch()
+        if len(bare.seconds) == PROFILED:
+            profiler.start()
 
-    def alternating(network: nn.Module, split: str) -> dict[str, float]:
-        nonlocal bare, epochs
-        if split == "val" and epochs == PROFILED:
+    def after_training() -> None:
+        if bare and len(bare.seconds) == PROFILED:
             profiler.stop()
-        metrics = evaluate(network, split)
-        if split == "val":
-            epochs += 1
-            bare = bare or BareLoop(task, task.steps_per_epoch, **GPU)
-            bare.epoch()
-            if epochs == PROFILED:
-                profiler.start()
-        return metrics
 
-    task.evaluate = alternating  # type: ignore[method-assign]
-    ours = epoch_seconds(runner, task)
+    ours = epoch_seconds(runner, task, after_training, between)
     assert bare is not None
     counted = [i for i in range(1, len(ours)) if i != PROFILED]
     ours, theirs = [ours[i] for i in counted], [bare.seconds[i] for i in counted]
@@ -156,14 +135,32 @@ def idle_share(spans: Sequence[tuple[float, float]]) -> float:
     return 1 - busy / (until - min(begin for begin, _ in spans))
 
 
-def epoch_seconds(runner: Train, task: Classification) -> list[float]:
-    """Train with ReLU and return the seconds of each epoch's training."""
+def epoch_seconds(
+    runner: Train,
+    task: Classification,
+    after_training: Callable[[], None] = lambda: None,
+    between: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Train with ReLU, and return the seconds of each epoch's training.
+
+    ``after_training`` is called before each validation, and ``between`` after it.
+    """
+    evaluate = task.evaluate
+
+    def alternating(network: nn.Module, split: str) -> dict[str, float]:
+        if split == "val":
+            after_training()
+        metrics = evaluate(network, split)
+        if split == "val":
+            between()
+        return metrics
+
+    task.evaluate = alternating  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         cell = Cell(CellSpec("relu", "bench", "bench", seed=0, study_folder=Path(folder)))
         cell.run(partial(runner, ReLU, task, cell))
-        rows = (cell.folder / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("seconds")
-    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[1] == "train"]
+        metrics = pd.read_csv(cell.folder / "metrics.csv")
+    return metrics["seconds"][metrics["split"] == "train"].tolist()
 
 
 class BareLoop:
@@ -214,14 +211,8 @@ def start_up() -> Iterator[str]:
     for _ in range(7):
         theirs.append(timed([sys.executable, "-c", "import torch"]))
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "run.py",
-                "activation=relu",
-                "task=digits",
-                "runner=smoke",
-                f"outputs={folder}",
-            ]
+            command = [sys.executable, "run.py", "activation=relu", "task=digits", "runner=smoke"]
+            command.append(f"outputs={folder}")
             seconds = timed(command)
             record = json.loads(next(Path(folder).glob("**/record.json")).read_text())
         ours.append(seconds - record["loop_seconds"])
@@ -235,50 +226,11 @@ def start_up() -> Iterator[str]:
     yield f"a finished cell of a grid is skipped in {statistics.median(skipped) * 1000:.0f} ms (report included)"
 
 
-def report() -> Iterator[str]:
-    """Yield the time of a report on 1,000 cells of 100 epochs."""
-    with tempfile.TemporaryDirectory() as name:
-        study = Path(name) / "study"
-        rng = np.random.default_rng(0)
-        for i in range(1000):
-            activation, seed = ("relu" if i < 20 else f"unit{i // 20:02}"), i % 20
-            score = 90 + i / 1000 + rng.normal()
-            write_json(
-                study / "digits" / activation / f"{seed}-abc" / "record.json",
-                {"activation": activation, "task": "digits", "seed": seed, "status": "ok", "primary": score}
-                | {"primary_metric": "top1", "higher_is_better": True, "primary_best": score, "parameters": 1}
-                | {"flops": 1, "seconds_per_epoch": 1.0, "task.recipe.lr": 0.1},
-            )
-            write_csv(
-                study / "digits" / activation / f"{seed}-abc" / "metrics.csv",
-                [
-                    {
-                        "epoch": epoch,
-                        "split": split,
-                        "loss": 2 / (epoch + 1),
-                        "top1": score - 9 / (epoch + 1),
-                        "seconds": 1,
-                    }
-                    for epoch in range(100)
-                    for split in ("train", "val")
-                ],
-            )
-        seconds = [timed([sys.executable, "scripts/report.py", str(study)]) for _ in range(3)]
-    yield f"report of 1,000 cells of 100 epochs: {statistics.median(seconds):.1f} s"
-
-
 def timed(command: Sequence[str]) -> float:
     """Return the seconds that a command takes."""
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
-
-
-def ratio(title: str, ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return one row of the table: median and quartiles of the ratios."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{title}: {middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def recipe(batch_size: int) -> Recipe:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from _faults import FULL, KILLED, POINTS, REMOVING, Fault, Process
-from _here import ROOT
+from _here import ROOT, command_line
 
 from results.files import (
     CHECKPOINT,
@@ -49,13 +49,8 @@ from results.files import (
 
 # imported once, for all processes
 SHARED = (
-    *(
-        "hydra.main",
-        "matplotlib.backends.backend_agg",
-        "matplotlib.backends.backend_svg",
-        "pandas",
-        "scipy.stats",
-    ),
+    *("hydra.main", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *("pandas", "scipy.stats"),
     *("sklearn.datasets", "torch.utils.data", "runners.train", "tasks.classification", "results.report"),
 )
 
@@ -572,10 +567,7 @@ def _parents() -> dict[int, int]:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python scripts/chaos.py --kills 50",
-    )
+    parser = command_line(__doc__, "chaos.py --kills 50")
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="number of SIGKILLs (50)")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(SCENARIOS)}")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="of each of two activations (4)")
@@ -587,10 +579,9 @@ def main() -> None:
     names = arguments.only.split(",") if arguments.only else list(SCENARIOS)
     if unknown := [name for name in names if name not in SCENARIOS]:
         parser.error(f"--only {unknown[0]}: must be some of {', '.join(SCENARIOS)}")
-    if arguments.kills < 1:
-        parser.error(f"--kills {arguments.kills}: must be an integer >= 1")
-    if arguments.seeds < 1:
-        parser.error(f"--seeds {arguments.seeds}: must be an integer >= 1")
+    for name in ("kills", "seeds"):
+        if (count := getattr(arguments, name)) < 1:
+            parser.error(f"--{name} {count}: must be an integer >= 1")
     if arguments.keep is None:
         with tempfile.TemporaryDirectory(prefix="actbench-chaos-") as folder:
             good = run(Path(folder).resolve(), names, arguments)

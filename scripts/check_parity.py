@@ -132,10 +132,8 @@ def _settings(cls: type[Activation], arrays: Arrays, meta: Meta) -> dict[str, An
         stated |= {"init_a": initial[: len(initial) // 2], "init_b": initial[len(initial) // 2 :]}
     if "param__fc1.weight" in arrays:
         hidden, channels = arrays["param__fc1.weight"].shape[:2]
-        stated |= {
-            "min_hidden": hidden,
-            "reduction": max(channels, 2 * hidden),
-        }  # leaves the width to min_hidden
+        # So large a reduction leaves the width to min_hidden.
+        stated |= {"min_hidden": hidden, "reduction": max(channels, 2 * hidden)}
     for name in ("conv", "conv1"):
         if (weight := arrays.get(f"param__{name}.weight")) is not None:
             size, dims = max(weight.shape[2:]), weight.ndim - 2

@@ -3,13 +3,11 @@
 python scripts/clean.py outputs/<study> [--yes]     # without --yes it only says what it would remove
 """
 
-import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-import _here  # noqa: F401  # before the code that it finds
+from _here import command_line, one_line_errors
 from filelock import Timeout
 
 from results.files import CHECKPOINT, HEARTBEAT, RECORD, cell_folders, is_abandoned
@@ -19,17 +17,12 @@ from results.status import cell_lock, state_of
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python scripts/clean.py outputs/main --yes",
-    )
+    parser = command_line(__doc__, "clean.py outputs/main --yes")
     parser.add_argument("study", type=Path, help="the study's folder, outputs/<study>")
     parser.add_argument("--yes", action="store_true", help="remove the files")
     arguments = parser.parse_args()
-    try:
+    with one_line_errors():
         count, size = clean(arguments.study, remove=arguments.yes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {error}")
     said = "removed" if arguments.yes else "can be removed: --yes removes them"
     print(f"{count} file{'' if count == 1 else 's'}, {size / 1e6:.1f} MB, {said}")
 
@@ -57,10 +50,8 @@ def superfluous(study: Path, *, remove: bool) -> Iterator[tuple[Path, str]]:
         if state_of(study, folder).status == RUNNING:
             continue
         lock = cell_lock(study, folder)
-        with (
-            suppress(Timeout),
-            lock.acquire(timeout=0) if remove else nullcontext(),
-        ):  # it may just have started
+        # Another process may just have started the cell, and hold its lock.
+        with suppress(Timeout), lock.acquire(timeout=0) if remove else nullcontext():
             yield from _of_cell(folder)
     for path in sorted(study.rglob(".*.tmp")):
         with suppress(FileNotFoundError):

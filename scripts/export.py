@@ -3,17 +3,14 @@
 python scripts/export.py outputs/<study>/<task>/<activation>/<seed>-<cell id>     # trained with runner.keep=weights
 """
 
-import argparse
 import copy
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import _here  # noqa: F401  # before the code that it finds
+from _here import command_line, one_line_errors
 
 from results.files import BEST_ONNX, ONNX, atomic_write
-from runners.errors import format_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,10 +22,7 @@ ROUNDING = 4.0  # times the network's own error in float32, where that is more: 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python scripts/export.py outputs/main/digits/prelu/0-0d98cb6cc0 --best",
-    )
+    parser = command_line(__doc__, "export.py outputs/main/digits/prelu/0-0d98cb6cc0 --best")
     parser.add_argument("cell", type=Path, help="the cell's folder")
     parser.add_argument(
         "--best", action="store_true", help="the weights of the best validation epoch, not the last"
@@ -36,12 +30,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"default: {ONNX} or {BEST_ONNX} in the cell's folder")
     arguments = parser.parse_args()
     output = arguments.output or arguments.cell / (BEST_ONNX if arguments.best else ONNX)
-    try:
+    with one_line_errors(kinds=Exception):
         print(
             f"{output}: differs from torch by {export_cell(arguments.cell, output, best=arguments.best):.1e}"
         )
-    except Exception as error:
-        sys.exit(f"actbench: {format_error(error)}")
 
 
 def export_cell(cell: Path, output: Path, *, best: bool) -> float:

@@ -3,15 +3,14 @@
 python scripts/list_sites.py torchvision:googlenet torchvision:resnet50 timm:convnext_atto [--size 224]
 """
 
-import argparse
 import difflib
 import sys
 import warnings
 from types import ModuleType
 from typing import Any
 
-import _here  # noqa: F401  # before the code that it finds
 import torch
+from _here import command_line
 from torch import nn
 
 from activations.swap import find_sites
@@ -19,10 +18,7 @@ from activations.swap import find_sites
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python scripts/list_sites.py torchvision:resnet50 timm:convnext_atto --size 96",
-    )
+    parser = command_line(__doc__, "list_sites.py torchvision:resnet50 timm:convnext_atto --size 96")
     parser.add_argument("networks", nargs="+", metavar="LIBRARY:NAME", help="torchvision:NAME or timm:NAME")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images (default: 224)")
     parser.add_argument(

@@ -4,7 +4,6 @@ python scripts/make_docs.py            # write them
 python scripts/make_docs.py --check    # exit with status 1 if one of them is out of date
 """
 
-import argparse
 import csv
 import inspect
 import re
@@ -13,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _here import ROOT
+from _here import ROOT, command_line
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from activations.base import Activation
+from results.explain import head_of
 from runners.compose import component_names, compose
 
 ACTIVATIONS, API, KERNELS = (ROOT / "docs" / f"{page}.md" for page in ("activations", "api", "kernels"))
@@ -47,7 +47,7 @@ parameters without weight decay, a penalty in the loss, phases that depend on th
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--check", action="store_true", help="only report what is out of date")
     check = parser.parse_args().check
     stale = {path: text for path, text in generated().items() if path.read_text(encoding="utf-8") != text}
@@ -89,7 +89,7 @@ def activations(configs: Mapping[str, Mapping[str, Any]], units: Mapping[str, Ac
         table.append(
             [
                 f"`{name}`",
-                head_of(name),
+                " ".join(head_of("activation", name)),
                 f"[{cls}](#{cls.lower()})",
                 f"{sum(p.numel() for p in unit.parameters()):,}",
                 "; ".join(rules_of(unit)),
@@ -116,14 +116,6 @@ def make_unit(config: Mapping[str, Any]) -> Activation:
             hyper[key] = get_class(value["_target_"])
     unit: Activation = get_class(config["_target_"])(CHANNELS, **hyper)
     return unit
-
-
-def head_of(name: str) -> str:
-    """Return the first comment of an activation's configuration, on one line."""
-    text = (ROOT / "conf" / "activation" / f"{name}.yaml").read_text(encoding="utf-8")
-    lines = re.match(r"(?:#.*\n)+", text)
-    assert lines, f"conf/activation/{name}.yaml: must begin with a comment"
-    return " ".join(line.removeprefix("#").strip() for line in lines[0].splitlines())
 
 
 def rules_of(unit: Activation) -> Iterator[str]:

@@ -5,11 +5,9 @@ python scripts/pack.py results/<study>     # a study that ran with outputs=resul
 A report reads cells that are packed like those that have folders, and a grid does not train them again.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-import _here  # noqa: F401  # before the code that it finds
+from _here import command_line, one_line_errors
 
 from results.escape import counted
 from results.packed import ARCHIVE, TABLE, pack
@@ -17,16 +15,11 @@ from results.packed import ARCHIVE, TABLE, pack
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python scripts/pack.py results/reference",
-    )
+    parser = command_line(__doc__, "pack.py results/reference")
     parser.add_argument("study", type=Path, help="the study's folder")
     study = parser.parse_args().study
-    try:
+    with one_line_errors():
         count = pack(study)
-    except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {error}")
     size = sum((study / name).stat().st_size for name in (TABLE, ARCHIVE))
     print(f"{counted(count, 'cell')}, {size / 1e6:.1f} MB in {study / TABLE} and {study / ARCHIVE}")
 

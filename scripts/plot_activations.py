@@ -3,15 +3,13 @@
 python scripts/plot_activations.py [--out docs/figures]
 """
 
-import argparse
 import math
-import sys
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _here import ROOT
+from _here import ROOT, command_line, one_line_errors
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,7 +19,6 @@ from results.escape import figure_text
 from results.figures import STYLE, save
 from results.palette import COLORS
 from runners.compose import choose, component_names
-from runners.errors import format_error
 
 POINTS = (-4.0, 4.0, 2001)  # first, last, number; sine with omega = 30 has 38 periods
 HEIGHT = (-1.5, 4.0)
@@ -38,18 +35,16 @@ class Response(NamedTuple):
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures", help="folder of the pictures")
     arguments = parser.parse_args()
 
     x = torch.linspace(*POINTS)
-    try:
+    with one_line_errors(kinds=Exception):
         arguments.out.mkdir(parents=True, exist_ok=True)  # fails before the work, if it does
         found = {name: response(name, x) for name in component_names("activation")}
         with rc_context(STYLE):
             print(save(sheet(x, found), arguments.out, "activations"))
-    except Exception as error:  # whatever an activation raises, its user reads it in one line
-        sys.exit(f"actbench: {format_error(error)}")
 
 
 def response(name: str, x: Tensor) -> Response | None:

@@ -5,10 +5,9 @@ python scripts/report.py outputs/<study> outputs/<another> --name <both>
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-import _here  # noqa: F401  # before the code that it finds
+from _here import command_line, one_line_errors
 
 
 def _margin(text: str) -> float:
@@ -20,10 +19,7 @@ def _margin(text: str) -> float:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python scripts/report.py outputs/demo",
-    )
+    parser = command_line(__doc__, "report.py outputs/demo")
     parser.add_argument(
         "study", type=Path, nargs="+", help="the study's folder, outputs/<study>; several become one report"
     )
@@ -39,10 +35,8 @@ def main() -> None:
 
     from results.report import report
 
-    try:
+    with one_line_errors():
         report(arguments.study, arguments.baseline, arguments.margin, arguments.name)
-    except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {error}")
 
 
 if __name__ == "__main__":

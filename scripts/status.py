@@ -3,12 +3,11 @@
 python scripts/status.py outputs/<study> [--watch [SECONDS]]
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
-import _here  # noqa: F401  # before the code that it finds
+from _here import command_line, one_line_errors
 
 from results.schema import RUNNING
 from results.status import states, summary
@@ -16,10 +15,7 @@ from results.status import states, summary
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python scripts/status.py outputs/main --watch",
-    )
+    parser = command_line(__doc__, "status.py outputs/main --watch")
     parser.add_argument("study", type=Path, help="the study's folder, outputs/<study>")
     parser.add_argument(
         "--watch",
@@ -32,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.watch is not None and not 0 < arguments.watch < float("inf"):
         parser.error(f"--watch {arguments.watch}: must be a finite number > 0")
-    try:
+    with one_line_errors():
         while True:
             found = states(arguments.study)
             clear = "\033[H\033[J" if arguments.watch and sys.stdout.isatty() else ""
@@ -40,10 +36,6 @@ def main() -> None:
             if arguments.watch is None or not any(state.status == RUNNING for state in found):
                 break
             time.sleep(arguments.watch)
-    except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

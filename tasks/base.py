@@ -184,14 +184,8 @@ class Task(ABC):
         Raises:
             ValueError: a hyper-parameter that the network does not accept, or a task that it does not suit.
         """
-        names = getattr(self.network, "keywords", {}).keys() | {
-            "sites",
-            "activations",
-            "shared",
-            "weights",
-            "name",
-        }
-        with within("network", names):
+        names = getattr(self.network, "keywords", {}).keys()
+        with within("network", names | {"sites", "activations", "shared", "weights", "name"}):
             return self.network(act_layer, self.input_shape, self.output_shape[0])
 
     def spread(self, samples: Tensor, batch_size: int) -> Tensor:

@@ -22,10 +22,8 @@ from tasks.settings import within
 if TYPE_CHECKING:
     from tasks.look import Look
 
-EVAL_BATCH, EVAL_PIXELS = (
-    512,
-    1 << 20,
-)  # maximum number of images in a batch that is evaluated, and of their pixels
+# maximum number of images in a batch that is evaluated, and of their pixels
+EVAL_BATCH, EVAL_PIXELS = (512, 1 << 20)
 BINS = 15  # of the calibration error, as in the paper
 
 
@@ -72,14 +70,7 @@ class Classification(ImageTask):
     ) -> None:
         check_augment("eval_crop", eval_crop, masks=0)
         self.labels, self.eval_crop = data.labels, eval_crop
-        super().__init__(
-            recipe=recipe,
-            data=data,
-            network=network,
-            augment=augment,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-        )
+        super().__init__(recipe, data, network, augment, val_fraction, test_fraction)
         self.output_shape = (len(self.classes),)
         self.input_shape = self._check_sizes()
         for split, size in (("train", train_size), ("test", test_size)):
@@ -201,9 +192,8 @@ class Tally:
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.gaps = torch.zeros(
-            BINS, dtype=torch.double, device=device
-        )  # sum of (hit - confidence) of each bin
+        # sum of (hit - confidence) of each bin
+        self.gaps = torch.zeros(BINS, dtype=torch.double, device=device)
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def add(self, output: Tensor, target: Tensor) -> None:

@@ -45,7 +45,7 @@ class Confusion:
         from matplotlib.figure import Figure
 
         size, few = len(self.classes), len(self.classes) <= MAX_NUMBERS
-        longest = 0.075 * max(map(len, map(_short, self.classes)))  # width of a name in inches
+        longest = 0.075 * max(map(len, map(shortened, self.classes)))  # width of a name in inches
         side = 1.2 + 0.46 * size if few else min(11.0, 5 + 0.06 * size)  # of the matrix in inches
         width = side + longest + 1.4 + (0 if few else 3 + 2 * longest)
         figure = Figure(figsize=(max(width, 4.5), side + longest + 0.9), layout="constrained")
@@ -63,7 +63,7 @@ class Confusion:
         image = ax.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
         every = -(-len(self.classes) // MAX_NAMES)
         places = range(0, len(self.classes), every)
-        names = [_short(self.classes[place]) for place in places]
+        names = [shortened(self.classes[place]) for place in places]
         points = min(10.0, 0.8 * 72 * side / len(self.classes) * every)  # font size of the names
         ax.set_xticks(places, names, rotation=90, fontsize=points)
         ax.set_yticks(places, names, fontsize=points)
@@ -84,7 +84,7 @@ class Confusion:
         wrong.fill_diagonal_(0)
         values, places = wrong.flatten().topk(min(MAX_PAIRS, wrong.numel()))
         pairs = [divmod(place, len(self.classes)) for place in places[values > 0].tolist()]
-        names = [f"{_short(self.classes[i])} → {_short(self.classes[j])}" for i, j in pairs]
+        names = [f"{shortened(self.classes[i])} → {shortened(self.classes[j])}" for i, j in pairs]
         shown = values[values > 0].tolist()
         ax.barh(range(len(shown)), shown, color="#0072B2", height=0.7)
         ax.bar_label(ax.containers[0], [f"{value:,}" for value in shown], padding=3, fontsize=8)  # type: ignore[arg-type]
@@ -96,7 +96,8 @@ class Confusion:
         ax.spines[["top", "right"]].set_visible(False)
 
 
-def _short(name: str, max_length: int = 28) -> str:
+def shortened(name: str, max_length: int = 28) -> str:
+    """Return the beginning of a long name."""
     return name if len(name) <= max_length else name[: max_length - 1] + "…"
 
 

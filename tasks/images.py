@@ -36,7 +36,6 @@ class ImageTask(Task):
 
     def __init__(
         self,
-        *,
         recipe: Recipe,
         data: SampleSet,
         network: Callable[..., nn.Module],

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tasks.base import summarize
+from tasks.confusion import shortened
 from tasks.data.cache import CacheEntry, save
 from tasks.data.store import CHUNK, Store
 from tasks.data.survey import Survey
@@ -177,13 +178,9 @@ def _of_files(survey: Survey | None) -> dict[str, str]:
     """Return the facts about the files of a set, if it was read from any."""
     if survey is None:
         return {}
-    left_out = {reason: names for reason, names in survey.left_out.items() if names}
-    facts = {
-        "left out": "; ".join(
-            f"{len(names):,} {reason}: {summarize(names)}" for reason, names in left_out.items()
-        )
-        or "nothing"
-    }
+    reasons = survey.left_out.items()
+    left_out = [f"{len(names):,} {reason}: {summarize(names)}" for reason, names in reasons if names]
+    facts = {"left out": "; ".join(left_out) or "nothing"}
     for name, text in (
         ("turned", "files as their EXIF orientation says"),
         ("transparent", f"images, composed over {list(survey.background)}"),
@@ -370,8 +367,8 @@ def _listed(values: Tensor) -> str:
     return " ".join(f"{value:.1f}" for value in values.tolist())
 
 
-def _short(name: str, max_length: int = 22) -> str:
-    return name if len(name) <= max_length else name[: max_length - 1] + "…"
+def _short(name: str) -> str:
+    return shortened(name, 22)
 
 
 def point_table(parts: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str]) -> list[list[str]]:

@@ -55,6 +55,13 @@ def data_figure(data: Points, train: tuple[Tensor, Tensor]) -> "Figure | None":
     return None
 
 
+def _new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of a size in inches; matplotlib is imported only when something is drawn."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def interval(
     x: Tensor,
     target: Tensor,
@@ -70,9 +77,7 @@ def interval(
         limits: of the axis of x.
         samples: noisy training samples, inputs and targets (n, 1).
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    figure = _new_figure(6.4, 4.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     if samples is not None:
         points = [part.flatten().numpy() for part in samples]
@@ -101,8 +106,6 @@ def plane(target: Tensor, fit: Tensor, extent: Sequence[float]) -> "Figure":
         target, fit: (N, 1) on a square grid, the first variable slowest.
         extent: of the grid: lowest and highest value of either variable.
     """
-    from matplotlib.figure import Figure
-
     size = round(len(target) ** 0.5)
     error = fit - target
     limit = error.abs().max().item()
@@ -112,7 +115,7 @@ def plane(target: Tensor, fit: Tensor, extent: Sequence[float]) -> "Figure":
         (f"fit, MSE {error.square().mean():.3g}", fit, scale),
         (f"error, at most {limit:.3g}", error, {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}),
     )
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = _new_figure(11, 3.6)
     axes = figure.subplots(1, 3, sharey=True)
     for ax, (title, values, colors) in zip(axes, panels, strict=True):
         pixels = values.view(size, size).T.numpy()
@@ -126,10 +129,8 @@ def plane(target: Tensor, fit: Tensor, extent: Sequence[float]) -> "Figure":
 
 def photograph(target: Tensor, fit: Tensor, title: str) -> "Figure":
     """Draw two images (H, W, 3) in [0, 1] side by side, and the mean of the absolute errors over the channels."""
-    from matplotlib.figure import Figure
-
     height, width = target.shape[:2]
-    figure = Figure(figsize=(11, 0.9 + 3.3 * height / width), layout="constrained")
+    figure = _new_figure(11, 0.9 + 3.3 * height / width)
     axes = figure.subplots(1, 3)
     error = (fit - target).abs().mean(2)
     axes[0].imshow(target.numpy())
@@ -143,9 +144,7 @@ def photograph(target: Tensor, fit: Tensor, title: str) -> "Figure":
 
 def scatter(target: Tensor, fit: Tensor, quantity: str) -> "Figure":
     """Draw the fit against the target, both (N, 1), with the diagonal, and the error against the fit."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = _new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     target, fit = target.flatten(), fit.flatten()
     error = fit - target
@@ -167,9 +166,7 @@ def target_curve(
     x: Tensor, target: Tensor, samples: tuple[Tensor, Tensor], *, limits: tuple[float, float]
 ) -> "Figure":
     """Draw a target of one variable with training samples, and the distribution of its values; shapes as of ``interval``."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = _new_figure(8, 3.6)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
     left.plot(
         *(part.flatten() for part in samples), ".", color=ORANGE, markersize=5, label="training samples"
@@ -189,11 +186,9 @@ def target_curve(
 
 def target_map(target: Tensor, samples: tuple[Tensor, Tensor], extent: Sequence[float]) -> "Figure":
     """Draw a target of two variables, and training samples of it; shapes as of ``plane``."""
-    from matplotlib.figure import Figure
-
     size = round(len(target) ** 0.5)
     scale = {"vmin": target.min().item(), "vmax": target.max().item(), "cmap": "viridis"}
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = _new_figure(9, 4)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     image = left.imshow(
         target.view(size, size).T.numpy(), origin="lower", extent=tuple(extent), aspect="auto", **scale
@@ -209,11 +204,9 @@ def target_map(target: Tensor, samples: tuple[Tensor, Tensor], extent: Sequence[
 
 def columns(parts: Mapping[str, Tensor], names: Sequence[str]) -> "Figure":
     """Draw every column of a table (N, D) against its last one, and the last one's distribution in each split."""
-    from matplotlib.figure import Figure
-
     colors = dict(zip(parts, (GRAY, ORANGE, BLUE), strict=True))
     across = min(4, len(names))
-    figure = Figure(figsize=(2.9 * across, 2.5 * -(-len(names) // across) + 0.4), layout="constrained")
+    figure = _new_figure(2.9 * across, 2.5 * -(-len(names) // across) + 0.4)
     axes = figure.subplots(-(-len(names) // across), across, squeeze=False).flatten()
     for k, (ax, name) in enumerate(zip(axes, names, strict=False)):
         for split, values in parts.items():
@@ -233,10 +226,8 @@ def columns(parts: Mapping[str, Tensor], names: Sequence[str]) -> "Figure":
 
 def pixels(target: Tensor, index: Mapping[str, Tensor]) -> "Figure":
     """Draw an image (H, W, 3) in [0, 1], and the pixels of each split."""
-    from matplotlib.figure import Figure
-
     height, width = target.shape[:2]
-    figure = Figure(figsize=(11, 0.4 + 11 / 4 * height / width), layout="constrained")
+    figure = _new_figure(11, 0.4 + 11 / 4 * height / width)
     for ax, (name, part) in zip(figure.subplots(1, 4), {"all": None, **index}.items(), strict=True):
         shown = target.clone()
         if part is not None:

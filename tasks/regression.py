@@ -75,13 +75,11 @@ class Regression(Task):
 
     def batches(self, split: str, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Yield the training batches that the data generate, or the fixed samples of another split."""
-        batches = (
-            self.data.epoch(self.recipe.batch_size, generator)
-            if split == "train"
-            else zip(
-                *(self.spread(part, EVAL_BATCH).split(EVAL_BATCH) for part in self.points[split]), strict=True
-            )
-        )
+        if split == "train":
+            batches = self.data.epoch(self.recipe.batch_size, generator)
+        else:
+            parts = (self.spread(part, EVAL_BATCH).split(EVAL_BATCH) for part in self.points[split])
+            batches = zip(*parts, strict=True)
         for x, y in batches:
             yield send(x, self.device), send(y, self.device)
 

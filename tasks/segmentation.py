@@ -84,14 +84,7 @@ class Segmentation(ImageTask):
     ) -> None:
         if recipe.mixup > 0:
             raise ValueError(f"recipe.mixup={recipe.mixup}: must be 0, as mixup is for classification")
-        super().__init__(
-            recipe=recipe,
-            data=data,
-            network=network,
-            augment=augment,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-        )
+        super().__init__(recipe, data, network, augment, val_fraction, test_fraction)
         self.input_shape = (self.store.shape[0] - 1, *self.store.shape[1:])
         self.output_shape = (len(self.classes), *self.store.shape[1:])
         if augment is not None:
@@ -192,19 +185,14 @@ class Segmentation(ImageTask):
             "boundary_iou": 100 * both / (truth + predicted - both),
         }
         means = {name: values.nanmean().item() for name, values in each.items()}
-        return (
-            {
-                "miou": means.pop("iou"),
-                "pixel_accuracy": (100 * hits.sum() / confusion.sum()).item(),
-            }
-            | means
-            | {
-                f"{name}/{label}": value
-                for name, values in each.items()
-                for label, value in zip(self.classes, values.tolist(), strict=True)
-                if not math.isnan(value)
-            }
-        )
+        accuracy = (100 * hits.sum() / confusion.sum()).item()
+        of_classes = {
+            f"{name}/{label}": value
+            for name, values in each.items()
+            for label, value in zip(self.classes, values.tolist(), strict=True)
+            if not math.isnan(value)
+        }
+        return {"miou": means.pop("iou"), "pixel_accuracy": accuracy, **means, **of_classes}
 
     def pictures(self, network: nn.Module) -> dict[str, "Figure"]:
         """Draw image, truth, prediction and mistakes, for the same few test images in every run."""

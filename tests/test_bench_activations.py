@@ -6,7 +6,6 @@ from typing import Any
 
 import bench_activations
 import bench_gpu
-import bench_tables
 import pytest
 import torch
 from torch import nn
@@ -48,7 +47,7 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     printed = capsys.readouterr().out
     assert "| pwlu | " in printed
     (tmp_path / "activations.png").unlink()
-    bench_tables.main(["--output", str(tmp_path)])  # the same again, from the file
+    bench_activations.main(["--tables", "--output", str(tmp_path)])  # the same again, from the file
     assert capsys.readouterr().out.strip() in printed
     assert (tmp_path / "activations.png").exists()
 
@@ -76,7 +75,7 @@ def test_tables_of_something_else_are_one_line(tmp_path: Path, text: str | None,
     if text is not None:
         (tmp_path / "results.csv").write_text(text)
     with pytest.raises(SystemExit) as stopped:
-        bench_tables.main(["--output", str(tmp_path)])
+        bench_activations.main(["--tables", "--output", str(tmp_path)])
     assert str(stopped.value).startswith("actbench: ")
     assert said in str(stopped.value)
     assert "\n" not in str(stopped.value)
@@ -203,11 +202,10 @@ def test_memory_is_that_of_known_modules() -> None:
         (["--sizes", "98"], "--sizes: invalid sizes value: '98'"),
         (["--threads", "0"], "--threads: invalid numbers value: '0'"),
         (["--layouts", "wide"], "--layouts wide: legal are contiguous, channels_last"),
-        (["--paths", "fast"], "--paths fast: legal are fused, reference"),
         (["--rounds", "1"], "--rounds 1: at least 2"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
-        (["--device", "cuda", "--paths", "torch"], "--paths torch: legal are fused, reference, compiled"),
         (["--step", "--units", "relu"], "--units relu: of a step there are pwlu, "),
+        (["--tables", "--no-step"], "not allowed with argument --tables"),
         (["--step", "--no-step"], "not allowed with argument --step"),
     ],
 )

@@ -341,8 +341,7 @@ def test_scripts_run_the_code_beside_them(tmp_path: Path) -> None:
             text.find(f"\nfrom {name}") % len(text) for name in ("activations", "results", "runners", "tasks")
         )
         assert 0 < max(
-            text.find(f"\n{name}")
-            for name in ("import _here", "from _here", "from bench_loop", "from bench_tables")
+            text.find(f"\n{name}") for name in ("import _here", "from _here", "from _bench")
         ) < first or ("from _here" in text), script
 
 

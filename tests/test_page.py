@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ACTIVATIONS, config
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -28,7 +28,7 @@ from results.leaderboard import leaderboard, table_caption, to_latex
 from results.learned import Learned, densities
 from results.methods import methods
 from results.palette import COLORS, GRAY, looks
-from results.parts import Table
+from results.parts import Value, value_of
 from results.report import report, write_report
 from results.shapes import Shapes, agreement_at, flags, spaced
 from results.svg import inline
@@ -459,12 +459,10 @@ def test_latex_sets_names_as_they_are(records: pd.DataFrame) -> None:
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
 
 
-def test_a_frame_is_a_table_whose_numbers_are_sorted_as_numbers() -> None:
-    table = Table.from_frame("c", pd.DataFrame({"name": ["<a>", None], "value": [1234.5678, np.nan]}))
-    assert [column.number for column in table.columns] == [False, True]
-    assert (table.rows[0][1].text, table.rows[0][1].sort) == ("1235", 1234.5678)
-    assert not isinstance(table.rows[0][0].text, Markup)
-    assert table.rows[1][1].text == ""
+def test_numbers_of_a_table_are_sorted_as_numbers() -> None:
+    assert value_of(1234.5678) == Value("1235", 1234.5678)
+    assert value_of("<a>") == Value("<a>")
+    assert value_of(np.nan) == Value("", math.inf)
 
 
 # ---- several studies, and the settings of a grid's report

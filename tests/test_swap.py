@@ -31,7 +31,7 @@ from toy import Broken, Pooling, Toy
 from activations import swap
 from activations.frelu import FReLU
 from activations.prelu import PReLU
-from activations.surgery.choice import select
+from activations.surgery.selection import select
 from activations.surgery.sites import Report
 from activations.swap import find_sites, replace_activations
 from activations.torch_fused import GELU
@@ -296,8 +296,8 @@ def test_selections(name: str) -> None:
     network, x = classifier(name)
     if name != "googlenet":
         x = torch.randn(1, 3, 96, 96)
-    with swap._examined(network, x, (), "call") as found:
-        every = [site for site in found.sites if not site.call.gate]
+    with swap._analyzed(network, x, (), "call") as analysis:
+        every = [site for site in analysis.sites if not site.call.why_stays]
         for (other, sites), expected in SELECTED.items():
             if other == name:
                 chosen = [site.path for site in select(every, sites)]
@@ -329,10 +329,10 @@ def test_words_for_wrong_selections() -> None:
     network, x = classifier("resnet18")
     with refusal(network, WRONG_SELECTIONS["first:0"]):
         replace_activations(network, PReLU, sites="first:0", example_input=x)
-    with swap._examined(network, x, (), "call") as found:
+    with swap._analyzed(network, x, (), "call") as analysis:
         for sites, message in WRONG_SELECTIONS.items():
             with pytest.raises(ValueError, match=f"^[^\n]*{re.escape(message)}[^\n]*$"):
-                select(found.sites, sites)  # type: ignore[arg-type]
+                select(analysis.sites, sites)  # type: ignore[arg-type]
 
 
 def test_no_stages_in_a_transformer() -> None:

@@ -1,4 +1,4 @@
-"""Run a network and leave it as it was."""
+"""Run a network, observe its modules, and leave it as it was."""
 
 import copy
 import functools
@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activations.base import Activation
-from activations.surgery.kinds import OWN, Place, kind_of, outside, tensors_in
+from activations.base import Activation, check_same_shape_and_dtype
+from activations.surgery.kinds import CUSTOM_KINDS, Place, kind_of, outer_modules, tensors_in
 from activations.surgery.state import Snapshot, undisturbed, write
 from activations.torch_private import DisableTorchFunction, tree_map_only
 
 
 def run_in_mode(network: nn.Module, example: Any, training: bool) -> list[Tensor]:
-    """The output tensors in one mode."""
+    """Return copies of the network's output tensors in one mode; the network and the random states stay."""
     args = example if isinstance(example, tuple) else (example,)
-    with undisturbed(network), _slow_path():
+    with undisturbed(network), _without_fast_path():
         set_mode(network, training)
         outputs = tensors_in(network(*tree_map_only(Tensor, torch.clone, args)))
-        return [tensor.detach().clone() for tensor in outputs]  # some may be buffers, which are put back
+        return [tensor.detach().clone() for tensor in outputs]  # Some may be buffers, which are put back.
 
 
 def set_mode(network: nn.Module, training: bool) -> None:
-    """As ``network.train(training)``; but norms and units stay in evaluation, so that one sample is enough."""
+    """Set the mode as ``network.train(training)`` does, but keep norms and units in evaluation: one sample is enough then."""
     network.train(training)
     for module in network.modules():
         if isinstance(module, Activation) or getattr(module, "running_mean", None) is not None:
@@ -34,9 +34,9 @@ def set_mode(network: nn.Module, training: bool) -> None:
 
 
 @contextmanager
-def revived(network: nn.Module) -> Iterator[None]:
-    """With other values in constant parameters: behind a norm whose weights are all zero nothing could be seen."""
-    parameters = {p for m in outside(network) for p in m._parameters.values() if p is not None}
+def varied_constants(network: nn.Module) -> Iterator[None]:
+    """Give constant parameters varied values: behind a norm whose weights are all zero nothing could be seen."""
+    parameters = {p for m in outer_modules(network) for p in m._parameters.values() if p is not None}
     constant = [p for p in parameters if p.is_floating_point() and p.numel() and (p == p.flatten()[0]).all()]
     values = [(p, p.detach().clone()) for p in constant]
     ramps = [torch.linspace(0.25, 0.75, p.numel()).view(p.shape) / max(1, p[:1].numel()) for p in constant]
@@ -48,12 +48,14 @@ def revived(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def listening(modules: Iterable[nn.Module], sums: list[tuple[nn.Module, list[int]]]) -> Iterator[None]:
-    """Append each module that runs, with a sum over the bits of each of its outputs, to ``sums``."""
+def record_checksums(
+    modules: Iterable[nn.Module], checksums: list[tuple[nn.Module, list[int]]]
+) -> Iterator[None]:
+    """Append each of ``modules`` that runs to ``checksums``, with the sum over the bits of each of its outputs."""
 
     def note(module: nn.Module, args: Any, out: Any) -> None:
         with DisableTorchFunction():
-            sums.append((module, [_bits(x.detach()) for x in tensors_in(out)]))
+            checksums.append((module, [_sum_of_bits(x.detach()) for x in tensors_in(out)]))
 
     with ExitStack() as stack:
         for module in modules:
@@ -62,8 +64,8 @@ def listening(modules: Iterable[nn.Module], sums: list[tuple[nn.Module, list[int
 
 
 @contextmanager
-def counting(modules: Mapping[Any, nn.Module]) -> Iterator[Counter[Any]]:
-    """How many times each of ``modules`` runs, by its key."""
+def count_calls(modules: Mapping[Any, nn.Module]) -> Iterator[Counter[Any]]:
+    """Yield a counter of the runs of each of ``modules``, by its key."""
     counts: Counter[Any] = Counter()
 
     def note(key: Any, module: nn.Module, args: Any) -> None:
@@ -75,14 +77,33 @@ def counting(modules: Mapping[Any, nn.Module]) -> Iterator[Counter[Any]]:
         yield counts
 
 
-def _bits(x: Tensor) -> int:
+@contextmanager
+def check_outputs(units: Mapping[Any, nn.Module]) -> Iterator[list[Any]]:
+    """Raise ValueError unless each of ``units`` keeps the shape and dtype of its input; yield the keys of those that run."""
+    running: list[Any] = []
+
+    def enter(key: Any, unit: nn.Module, args: tuple[Tensor, ...]) -> None:
+        running.append(key)
+
+    def leave(unit: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        check_same_shape_and_dtype(args[0], output)
+        running.pop()
+
+    with ExitStack() as stack:
+        for key, unit in units.items():
+            stack.callback(unit.register_forward_pre_hook(functools.partial(enter, key)).remove)
+            stack.callback(unit.register_forward_hook(leave).remove)
+        yield running
+
+
+def _sum_of_bits(x: Tensor) -> int:
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64)
     return int(x.reshape(-1).view(integers).sum())
 
 
 @contextmanager
-def _slow_path() -> Iterator[None]:
-    """Without the fused forward of nn.TransformerEncoderLayer, in which no activation shows."""
+def _without_fast_path() -> Iterator[None]:
+    """Disable the fused forward of nn.TransformerEncoderLayer, in which no activation shows."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -92,18 +113,18 @@ def _slow_path() -> Iterator[None]:
 
 
 @contextmanager
-def unshared(network: nn.Module) -> Iterator[dict[nn.Module, Place]]:
-    """Where every activation and gate is registered; one that is registered repeatedly has copies meanwhile."""
+def unshare(network: nn.Module) -> Iterator[dict[nn.Module, Place]]:
+    """Yield the place of every activation and gate; one that is registered repeatedly has copies meanwhile."""
     saved = Snapshot(network, values=False)
     places: dict[nn.Module, Place] = {}
-    for parent in outside(network):
+    for parent in outer_modules(network):
         for name, child in parent._modules.items():
             if child is not None and kind_of(child):
                 if child in places:
                     original, child = child, copy.deepcopy(child)
                     parent._modules[name] = child
-                    if original in OWN.get():
-                        OWN.get()[child] = OWN.get()[original]
+                    if original in CUSTOM_KINDS.get():
+                        CUSTOM_KINDS.get()[child] = CUSTOM_KINDS.get()[original]
                 places[child] = parent, name
     try:
         yield places

@@ -1,4 +1,4 @@
-"""The places where a network calls activations: rows of a report, calls, sites."""
+"""Describe where a network calls activations: rows of a report, calls, sites."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from activations.surgery.kinds import FUNCTIONS, Own, Place, kind_of
+from activations.surgery.kinds import FUNCTIONS, CustomKind, Place, kind_of
 
 OUTPUT = "the network's output: only re:PATTERN replaces it"
 
@@ -82,20 +82,20 @@ class Call:
 
     function: Callable[..., Any]  # the module, or torch's function
     name: str
-    place: Place | None  # where its owner keeps it, if it does
-    stack: tuple[nn.Module, ...]  # from the network down to the module whose forward makes the call
-    run: int  # how many times that one has been entered
-    arguments: dict[str, Any]  # of that forward, by name; tensors without data
+    place: Place | None  # where its owner keeps the function, if it does
+    stack: tuple[nn.Module, ...]  # from the network down to the owner, whose forward makes the call
+    owner_run: int  # number of the owner's run in this forward of the network, from 1
+    arguments: dict[str, Any]  # of the owner's forward, by name; tensors without data
     x: Tensor  # the input, without data
     args: tuple[Any, ...]  # of the call, without the input
     kwargs: dict[str, Any]
-    channel: int | None
-    gate: str  # why it is no activation, if it is none
-    why_not: str
-    window: tuple[nn.Module, ...]  # the stack of the convolution wider than 1 since the last activation
-    own: Own | None = None  # if it is a class of the network's own
+    dim: int | None  # dimension of the channels, counted from the front
+    why_stays: str  # why the call is no site; empty if it is one
+    why_not: str  # why a unit cannot replace it; empty if one can, as far as is known
+    conv_stack: tuple[nn.Module, ...]  # of the convolution wider than 1 since the last activation
+    custom: CustomKind | None = None  # of a module of the network's own class
     in_place: bool = False
-    output: bool = False  # the last operation of the network, and of a limited range
+    output: bool = False  # whether it is the network's last operation, and of a limited range
 
     @property
     def owner(self) -> nn.Module:
@@ -103,41 +103,48 @@ class Call:
 
     @property
     def bounds(self) -> tuple[Any, ...]:
-        """The first two arguments behind the input."""
+        """The first two arguments after the input."""
         return (*self.args, *self.kwargs.values())[:2]
 
     @property
-    def key(self) -> Any:
-        """What stands for this call in a traced graph."""
+    def graph_key(self) -> Any:
+        """The key of the call's node in a traced graph."""
         return self.place if isinstance(self.function, nn.Module) else self.name
 
     @property
-    def features(self) -> tuple[str, int | None, int | None]:
-        return self.name, self.channel, None if self.channel is None else self.x.shape[self.channel]
+    def num_features(self) -> int | None:
+        """The number of channels."""
+        return None if self.dim is None else self.x.shape[self.dim]
+
+    @property
+    def signature(self) -> tuple[str, int | None, int | None]:
+        """Name, dimension and number of channels: equal in all calls that one unit can serve."""
+        return self.name, self.dim, self.num_features
 
     @property
     def channel_dim(self) -> int | None:
-        """-1 for channels that are last, behind other dimensions than the batch."""
-        return -1 if self.channel == self.x.ndim - 1 > 1 else self.channel
+        """The dimension of the channels as a unit is told it: -1 if it is the last of three or more."""
+        return -1 if self.dim == self.x.ndim - 1 > 1 else self.dim
 
     @property
-    def traced(self) -> bool:
-        """Whether a traced graph must show it: a gate only if it looks like an activation there."""
+    def in_graph(self) -> bool:
+        """Whether a traced graph must show the call: a gate only if it looks like an activation there."""
         if isinstance(self.function, nn.Module):
             return kind_of(self.function) == "activation"
-        return not self.gate or FUNCTIONS.fullmatch(self.name) is not None
+        return not self.why_stays or FUNCTIONS.fullmatch(self.name) is not None
 
 
 @dataclass(eq=False)
 class Site:
-    """A place in the network, and the attribute that takes its unit."""
+    """An activation or a gate that a network calls, and the attribute that would take its unit."""
 
-    calls: dict[bool, Call]  # by whether the network is training
-    index: int | None  # among the calls of its owner, if that one's forward must be rewritten
-    why_not: str = ""
-    times: Counter[bool] = field(default_factory=Counter)  # calls in one forward, by the training flag
+    calls: dict[bool, Call]  # the first call in one forward, by the training flag
+    index: int | None  # among the calls of its owner, if the owner's forward must be rewritten
+    why_not: str = ""  # as of a call
+    # number of calls in one forward, by the training flag
+    times: Counter[bool] = field(default_factory=Counter)
     path: str = field(init=False)
-    hole: Place = field(init=False)
+    slot: Place = field(init=False)  # the attribute that takes the unit
 
     @property
     def call(self) -> Call:
@@ -150,16 +157,16 @@ class Site:
 
     @property
     def output(self) -> bool:
-        """Whether it is the last operation of the network, and of a limited range."""
-        return not self.call.gate and any(call.output for call in self.calls.values())
+        """Whether it is the network's last operation, and of a limited range."""
+        return not self.call.why_stays and any(call.output for call in self.calls.values())
 
     @property
     def can_be_replaced(self) -> bool:
-        return not self.call.gate and not self.why_not
+        return not self.call.why_stays and not self.why_not
 
     @property
     def num_features(self) -> int | None:
-        return self.call.features[-1]
+        return self.call.num_features
 
     @property
     def channel_dim(self) -> int | None:
@@ -167,43 +174,43 @@ class Site:
 
     @property
     def positions(self) -> int:
-        """Pixels or tokens; 0 for (N, C), which has none."""
+        """The number of pixels or tokens; 0 for (N, C), which has none."""
         return math.prod(self.call.x.shape[1:]) // (self.num_features or 1) if self.call.x.ndim > 2 else 0
 
     def row(self, replaced: bool | None) -> Row:
-        """The site's row in a report; ``replaced`` is None if nothing was to be replaced."""
-        kind = ("module " if isinstance(self.call.function, nn.Module) else "call ") + self.call.name
-        why_not = self.call.gate or self.why_not
+        """Return the site's row in a report; ``replaced`` is None if nothing was to be replaced."""
+        why_not = self.call.why_stays or self.why_not
         if replaced is False:
             why_not = why_not or (OUTPUT if self.output else "not selected")
-        channels = self.num_features, self.channel_dim
-        shape, gate, calls = tuple(self.call.x.shape[1:]), bool(self.call.gate), max(self.times.values())
         return Row(
-            self.path,
-            kind,
-            shape,
-            *channels,
-            gate,
-            bool(replaced),
-            "" if replaced else why_not,
-            self.output,
-            calls,
+            site=self.path,
+            kind=("module " if isinstance(self.call.function, nn.Module) else "call ") + self.call.name,
+            shape=tuple(self.call.x.shape[1:]),
+            num_features=self.num_features,
+            channel_dim=self.channel_dim,
+            gate=bool(self.call.why_stays),
+            replaced=bool(replaced),
+            why_not="" if replaced else why_not,
+            output=self.output,
+            calls=max(self.times.values()),
         )
 
 
 @dataclass(eq=False)
-class Graph:
-    """A traced forward, and which of its nodes call activations."""
+class TracedForward:
+    """A traced forward, and the numbers of those of its nodes that call activations."""
 
     graph: fx.Graph
-    nodes: list[int]
+    activation_nodes: list[int]
 
 
 @dataclass(eq=False)
-class Found:
-    """All that is known of a network."""
+class Analysis:
+    """All that two runs of a network, in training and in evaluation, tell of it."""
 
-    sites: list[Site]  # and gates, in the order of the calls
-    graphs: dict[nn.Module, dict[bool, Graph]]  # for owners that must be rewritten, by training flag
-    outputs: dict[bool, list[Tensor]]
-    sums: dict[bool, list[tuple[nn.Module, list[int]]]]  # over what every module put out, as it ran
+    sites: list[Site]  # gates included, in the order of the calls
+    # of owners that must be rewritten, by the training flag
+    graphs: dict[nn.Module, dict[bool, TracedForward]]
+    outputs: dict[bool, list[Tensor]]  # of the network, by the training flag
+    # of every module's outputs, in the order of the runs
+    checksums: dict[bool, list[tuple[nn.Module, list[int]]]]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks_for_all
+from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
 from activations.torch_private import TENSOR_HOOKS
@@ -21,7 +21,8 @@ CONTAINERS = (dict, list, set, collections.deque)
 # Containers, objects and closures are followed this far below an attribute of a module. What lies deeper is rarely the
 # network's own state: a LightningModule, for one, refers to its trainer.
 DEPTH = 4
-OURS = "activations.surgery", "activations.swap"  # the hooks that watch a run keep what they have seen
+# Hooks of these packages are not followed: those that watch a run keep what they have recorded.
+OURS = "activations.surgery", "activations.swap"
 
 
 class Snapshot:
@@ -47,9 +48,9 @@ class Snapshot:
         self.cells: list[tuple[types.CellType, Any]] = []
         self.tensors: list[_TensorState] = []
         self.generators: list[tuple[Any, Any]] = []
-        for name, value in vars(hooks_for_all).items():
+        for name, value in vars(torch_module).items():
             if name.startswith("_global_") and isinstance(value, dict):
-                self._note(value)
+                self._remember_items(value)
         self._visit(network)
         self.random_states = random_states()
         self.grad_enabled = torch.is_grad_enabled()
@@ -90,11 +91,11 @@ class Snapshot:
             pending.extend((part, deeper) for part in self._parts(value))
 
     def _parts(self, value: Any) -> Iterable[Any]:
-        """Note the state of one object; returns the objects that it refers to."""
+        """Remember the state of one object, and return the objects that it refers to."""
         if isinstance(value, Tensor):
             if not is_lazy(value):
                 self.tensors.append(_TensorState(value, self.values))
-            self._note(vars(value))
+            self._remember_items(vars(value))
             return vars(value).values()
         if isinstance(value, torch.jit.ScriptModule):
             self.scripted.extend((module, module.training) for module in value.modules())
@@ -105,13 +106,13 @@ class Snapshot:
             if id(cls) not in self.seen and not cls.__module__.startswith("torch."):
                 self.seen[id(cls)] = cls
                 self.class_attributes.append((cls, dict(vars(cls))))
-            self._note(vars(value))
+            self._remember_items(vars(value))
             return vars(value).values()
         if isinstance(value, dict):
-            self._note(value)
+            self._remember_items(value)
             return value.values()
         if isinstance(value, list | set | collections.deque):
-            self._note(value)
+            self._remember_items(value)
             return value
         if isinstance(value, tuple):
             return value
@@ -130,20 +131,20 @@ class Snapshot:
             value, "__dict__"
         ):
             return ()
-        self._note(vars(value))
+        self._remember_items(vars(value))
         return vars(value).values()
 
-    def _note(self, container: Any) -> None:
-        if isinstance(container, CONTAINERS):  # vars() of a class with a metaclass of its own may be none
+    def _remember_items(self, container: Any) -> None:
+        if isinstance(container, CONTAINERS):  # vars() of a class with its own metaclass may be none.
             self.containers.append((container, _items(container)))
 
 
 class _TensorState:
-    """A tensor, and what can be changed of it in place."""
+    """The state of a tensor that can be changed in place."""
 
     def __init__(self, tensor: Tensor, values: bool) -> None:
         self.tensor = tensor
-        self.alias = tensor.detach()  # the same memory, with today's shape
+        self.alias = tensor.detach()  # It shares the memory, and keeps the shape of now.
         self.plain = tensor.layout is torch.strided and not tensor.is_meta
         self.value = self.alias.clone() if values and self.plain else None
         self.requires_grad = tensor.requires_grad
@@ -177,7 +178,7 @@ class _TensorState:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Put back whatever happens to ``network`` and to the random generators."""
+    """Put ``network`` and the random generators back, whatever happens to them."""
     snapshot = Snapshot(network)
     try:
         yield
@@ -194,7 +195,7 @@ def write(values: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether shapes, dtypes and values are equal; NaN equals NaN."""
+    """Return whether shapes, dtypes and values are equal; NaN equals NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
@@ -202,11 +203,7 @@ def same_values(a: Tensor, b: Tensor) -> bool:
 
 def refill(container: Any, content: Any) -> None:
     """Give a container the items of another, unless it has these very objects, in this order."""
-    if isinstance(container, set):
-        same = set(map(id, container)) == set(map(id, content))
-    else:
-        same = _identities(container) == _identities(content)
-    if same:
+    if has_items(container, content):
         return
     container.clear()
     if isinstance(container, dict | set):
@@ -215,8 +212,15 @@ def refill(container: Any, content: Any) -> None:
         container.extend(content)
 
 
+def has_items(container: Any, content: Any) -> bool:
+    """Return whether a container has the very objects of another; the order counts but in sets."""
+    if isinstance(container, set):
+        return set(map(id, container)) == set(map(id, content))
+    return _identities(container) == _identities(content)
+
+
 def random_states() -> tuple[Any, ...]:
-    """The states of the global generators of Python, numpy and torch."""
+    """Return the states of the global generators of Python, numpy and torch."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
 
@@ -232,13 +236,13 @@ def set_random_states(states: tuple[Any, ...]) -> None:
 
 
 def have_drawn(states: tuple[Any, ...]) -> bool:
-    """Whether a global generator on the CPU has moved since ``random_states``."""
+    """Return whether a global generator on the CPU has moved since ``random_states``."""
     (python, (_, keys, *rest), cpu, _), (python0, (_, keys0, *rest0), cpu0, _) = random_states(), states
     return python != python0 or rest != rest0 or not np.array_equal(keys, keys0) or not torch.equal(cpu, cpu0)
 
 
 def _state_of(value: Any) -> Any:
-    """The state of a random generator; None if ``value`` is none."""
+    """Return the state of a random generator; None if ``value`` is none."""
     if isinstance(value, torch.Generator | np.random.RandomState):
         return value.get_state()
     if isinstance(value, np.random.Generator):
@@ -267,7 +271,7 @@ def _is_ours(value: Any) -> bool:
 def _contents_of(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # it is empty
+    except ValueError:  # It is empty.
         return None
 
 

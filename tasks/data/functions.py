@@ -14,10 +14,11 @@ SINES2D_FREQUENCIES = torch.tensor(
 SINES2D_WEIGHTS = torch.tensor([0.4, 0.1, 0.15, 0.15, 0.1, 0.1])
 SINE_MIXTURE_FREQUENCIES = torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0])
 SINE_MIXTURE_PHASES = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+# (10, 2) corners of a five-pointed star, clockwise
 STAR = torch.tensor(
     [[(0.8, 0.32)[i % 2] * trig(math.pi * i / 5) for trig in (math.sin, math.cos)] for i in range(10)],
     dtype=torch.double,
-)  # (10, 2) corners of a five-pointed star, clockwise
+)
 
 
 def sine_mixture(x: Tensor) -> Tensor:

@@ -19,12 +19,8 @@ from tasks.data.files import UPRIGHT, Color, is_transparent, orientation, unread
 # Every file with an orientation contains one of these, except a JPEG, which has it in its head, and a TIFF, which Pillow
 # turns.
 METADATA = (b"Exif", b"eXIf", b"EXIF", b"exif", b"rientation")
-SEQUENCES = (
-    "GIF",
-    "TIFF",
-    "PNG",
-    "WEBP",
-)  # formats whose later frames or pages are pictures that are not read
+# formats whose later frames or pages are pictures that are not read
+SEQUENCES = ("GIF", "TIFF", "PNG", "WEBP")
 
 log = logging.getLogger("actbench")
 

@@ -1,50 +1,69 @@
-"""Tables and bars of what bench_activations.py measured, also when it was stopped half way.
-
-python scripts/bench_tables.py                          # of outputs/bench_activations
-python scripts/bench_tables.py --output FOLDER          # where its results.csv is, and where the bars go
-"""
+"""What the benchmarks share: layouts, ratios and tables; and the tables and bars of bench_activations.py."""
 
 import argparse
-import sys
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import _here  # noqa: F401  # before the code that it finds
 import pandas as pd
-from _here import ROOT
+import torch
 
-from runners.errors import format_error
+from results.escape import markdown_table
 
 MAIN = (32, 64, 32, 32)  # the size with a table of its own
 PATHS = {"fused": "auto", "reference": "reference"}  # the modes of the kernels
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 Row = dict[str, Any]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = Parser(usage=__doc__)
-    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_activations")
-    folder = parser.parse_args(arguments).output
-    try:
-        rows = measured(folder / "results.csv")
-        for table in tables(rows):
-            print(f"{table}\n")
-        if any(row["kind"] == "unit" for row in rows):
-            print(chart(rows, folder))
-    except (ValueError, OSError) as error:
-        sys.exit(f"actbench: {format_error(error)}")
-
-
 class Parser(argparse.ArgumentParser):
-    """One whose errors are one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"actbench: {message}\n")
 
 
-def measured(path: Path) -> list[Row]:
-    """The rows of a file of bench_activations.py."""
+def ratio(title: str, ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return a line with the median and the quartiles of the ratios."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{title}: {middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def rounded(value: float) -> float:
+    """Return a number with four digits."""
+    return float(f"{value:.4g}")
+
+
+def shown(size: Sequence[int]) -> str:
+    """Return a size as in ``32x64x32x32``."""
+    return "x".join(map(str, size))
+
+
+def spread(row: Row, name: str) -> str:
+    """Return a median with its quartiles, as in ``1.21 [1.19, 1.25]``."""
+    return f"{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
+
+
+def markdown(title: str, columns: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Return a table with its title; all but the first column are numbers."""
+    return f"{title}\n\n" + "\n".join(markdown_table(columns, "l" + "r" * (len(columns) - 1), body))
+
+
+def markdown_by_unit(title: str, cells: Sequence[tuple[str, str, str]]) -> str:
+    """Return a table with a row for each unit, from the unit, column and text of each cell."""
+    columns = list(dict.fromkeys(column for _, column, _ in cells))
+    texts = {(unit, column): text for unit, column, text in cells}
+    units = dict.fromkeys(unit for unit, _, _ in cells)
+    body = ([unit, *(texts.get((unit, column), "") for column in columns)] for unit in units)
+    return markdown(title, ["unit", *columns], body)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a results.csv of bench_activations.py, also when that was stopped half way."""
     frame = pd.read_csv(path).astype(object)
     if missing := {"kind", "unit", "size", "layout", "threads"} - set(frame):
         raise ValueError(f"{path}: not written by bench_activations.py, there is no column {min(missing)}")
@@ -52,45 +71,31 @@ def measured(path: Path) -> list[Row]:
     return [{str(key): value for key, value in row.items() if key != "note" or value} for row in rows]
 
 
-def shown(size: Sequence[int]) -> str:
-    """32x64x32x32."""
-    return "x".join(map(str, size))
-
-
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown: MAIN by number of threads, all else in one table, the training steps."""
-    failed = {(row["unit"], row["size"]): row["note"] for row in rows if "note" in row}
+    """Yield tables of MAIN by number of threads, of all else, and of the training steps; then what failed."""
     done = [row for row in rows if "note" not in row]
     at_main = [row for row in done if row["size"] == shown(MAIN) and row["layout"] == "contiguous"]
     for threads in dict.fromkeys(row["threads"] for row in at_main):
         yield table_of_main([row for row in at_main if row["threads"] == threads], threads)
-    rest = [
-        row for row in done if row["kind"] == "unit" and row["path"] != "reference" and row not in at_main
-    ]
-    cells: dict[str, dict[str, str]] = {}
-    for row in rest:
-        layout = " cl" if row["layout"] == "channels_last" else ""
-        cells.setdefault(row["unit"], {})[f"{row['size']}{layout}, {row['threads']}t"] = (
-            f"{row['fwd_bwd']:.2f}"
-        )
-    if columns := list(dict.fromkeys(column for found in cells.values() for column in found)):
-        body = [[unit, *(found.get(column, "") for column in columns)] for unit, found in cells.items()]
-        title = "fwd+bwd, fused, ratio to nn.ReLU (cl: channels_last, t: threads)"
-        yield markdown(title, ["unit", *columns], body)
-    body = [
-        [row["unit"], row["layout"], str(row["threads"]), spread(row, "step")]
-        for row in done
-        if row["kind"] == "step"
-    ]
+    cells = []
+    for row in done:
+        if row["kind"] == "unit" and row["path"] != "reference" and row not in at_main:
+            layout = " cl" if row["layout"] == "channels_last" else ""
+            column = f"{row['size']}{layout}, {row['threads']}t"
+            cells.append((row["unit"], column, f"{row['fwd_bwd']:.2f}"))
+    if cells:
+        yield markdown_by_unit("fwd+bwd, fused, ratio to nn.ReLU (cl: channels_last, t: threads)", cells)
+    steps = [row for row in done if row["kind"] == "step"]
+    body = [[row["unit"], row["layout"], str(row["threads"]), spread(row, "step")] for row in steps]
     if body:
         columns = ["unit", "layout", "threads", "step"]
         yield markdown("training step of ResNet-20, ratio to relu's", columns, body)
-    if failed:
-        yield "\n".join(f"{unit} at {size}: {note}" for (unit, size), note in failed.items())
+    if failed := {f"{row['unit']} at {row['size']}: {row['note']}": None for row in rows if "note" in row}:
+        yield "\n".join(failed)
 
 
 def table_of_main(rows: Sequence[Row], threads: int) -> str:
-    """The full table of one size."""
+    """Return the full table of one size."""
     body = []
     for unit in dict.fromkeys(row["unit"] for row in rows):
         paths = {row["path"]: row for row in rows if row["unit"] == unit}
@@ -105,19 +110,8 @@ def table_of_main(rows: Sequence[Row], threads: int) -> str:
     return markdown(f"{MAIN}, contiguous, threads: {threads}, ratio to nn.ReLU", columns, body)
 
 
-def markdown(title: str, columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table with its title; all but the first column are numbers."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *body]
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def spread(row: Row, name: str) -> str:
-    """1.21 [1.19, 1.25]."""
-    return f"{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
-
-
 def chart(rows: Sequence[Row], folder: Path) -> Path:
-    """Write the bars of the first size, layout and number of threads; returns the PNG."""
+    """Write the bars of the first size, layout and number of threads, and return the PNG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
@@ -157,7 +151,3 @@ def chart(rows: Sequence[Row], folder: Path) -> Path:
         handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         ax.legend(handles.values(), handles.keys(), loc="upper right")
         return save(figure, folder, "activations")
-
-
-if __name__ == "__main__":
-    main()
