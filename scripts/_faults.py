@@ -17,6 +17,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
+import _here  # noqa: F401  # before the code that it finds
+
 from results.files import CHECKPOINT
 
 # Where in the writing of a file: before it is opened, among its bytes, before and after it is renamed.
