@@ -41,8 +41,8 @@ PATHS = ("fused", "reference", "compiled")
 WARM = 3  # calls before the first that counts
 # Times the cache that the buffers of all turns take.
 ROTATED = 4
-# Cycles for which the card is busy before a call, some milliseconds: longer than the host takes for the call.
-AHEAD = 2**23
+# What the card does before a call, some milliseconds, longer than the host takes for the call: fill so many bytes, so often.
+AHEAD = (2**28, 40)
 
 Call = Callable[[], object]
 
@@ -56,12 +56,14 @@ class Card:
         properties = torch.cuda.get_device_properties(0)
         self.device = torch.device("cuda", 0)
         self.name, self.cache = properties.name, properties.L2_cache_size
+        self.filled = torch.empty(AHEAD[0], dtype=torch.uint8, device=self.device)
 
     def seconds(self, call: Call) -> tuple[float, float]:
         """Return the seconds that the card takes for ``call``, and those that the host takes to ask for it."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
-        torch.cuda._sleep(AHEAD)  # without it the card's time would be that of the host's launches
+        for _ in range(AHEAD[1]):  # else the card's time would be that of the host's launches
+            self.filled.zero_()
         start.record()
         since = time.perf_counter()
         call()

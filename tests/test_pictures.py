@@ -264,6 +264,7 @@ def test_plot_cell(tmp_path: Path) -> None:
     assert re.fullmatch(rf"actbench: {re.escape(str(tmp_path))}: no curves\.npz there, .*\n", failed.stderr)
 
 
+@pytest.mark.slow
 def test_plot_activations_accounts_for_every_activation(tmp_path: Path) -> None:
     done = script("plot_activations", "--out", tmp_path / "new")
     assert (done.returncode, done.stderr) == (0, "")

@@ -330,7 +330,7 @@ def test_the_figure_shows_what_was_tried_and_the_common_recipe_where_it_can(comm
     recipe = trials.iloc[[0]].assign(trial=None, n=0, common=True, settings=f"task.recipe.lr={common}")
     trials = pd.concat([choose(trials), recipe]).astype(COLUMNS).assign(task_label="t", activation_label="a")
     order = pd.DataFrame({"task": ["t"], "activation": ["a"], "tuned_rank_low": [1]})
-    tuned = SimpleNamespace(trials=trials, activations=order, good_range=lambda *of: None)
+    tuned = SimpleNamespace(trials=trials, activations=order, ranges={})
     (ax,) = sensitivity(tuned, "t", "task.recipe.lr", {}).axes  # type: ignore[arg-type]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0.002", "0.005", "0.01"]
     assert len([line for line in ax.lines if line.get_linestyle() == ":"]) == lines
