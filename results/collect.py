@@ -352,7 +352,7 @@ def _with_controls(records: pd.DataFrame) -> pd.DataFrame:
         texts = records[column].map(setting_text)
         told = CONTROL + column.partition(".")[2]
         moved[column] = texts.astype(object)
-        moved[told] = texts.where(texts == ABSENT, USUAL).astype(object)
+        moved[told] = pd.Series(USUAL, records.index, dtype=object).where(texts != ABSENT)
         for _, cells in records.assign(**{column: texts}).groupby(["task", "network"], sort=False):
             usual, activations = _usual(cells[column], cells["activation"])
             if usual is None or activations.max() < 2:
@@ -385,8 +385,9 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
     anywhere = settings[(settings != ABSENT).any(axis=1)]
     # what goes without saying
     activations = records["activation"].loc[anywhere.index]
-    unsaid = {c: _usual(anywhere[c], activations)[0] for c in columns if c in WITH_ACTIVATION}
-    unsaid |= {c: USUAL for c in columns if c.startswith(CONTROL)}
+    unsaid = {c: (_usual(anywhere[c], activations)[0],) for c in columns if c in WITH_ACTIVATION}
+    # a network that has no such width has no control of it
+    unsaid |= {c: (USUAL, ABSENT) for c in columns if c.startswith(CONTROL)}
     labels = {}
     for value, group in settings.groupby(records[name].astype(str)):
         # a cell without any settings failed before it had them; it tells nothing of what varies
@@ -398,7 +399,7 @@ def _labels(records: pd.DataFrame, name: str, prefixes: tuple[str, ...], inciden
             telling = [
                 c
                 for c in columns
-                if (c in varying and row[c] != unsaid.get(c)) or (c == FOLDS and row[c] != ABSENT)
+                if (c in varying and row[c] not in unsaid.get(c, ())) or (c == FOLDS and row[c] != ABSENT)
             ]
             given = [f"{column.partition('.')[2]}={row[column]}" for column in telling]
             labels[index] = f"{value}[{' '.join(given)}]" if given else str(value)

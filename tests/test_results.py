@@ -504,11 +504,16 @@ def test_a_width_that_one_activation_has_is_a_control_in_the_table_of_the_others
     name = column.partition(".")[2]
     assert [*records["activation_label"]] == ["gelu", "prelu", "relu", f"relu[{name}={wide}]"]
     assert [*records[column]] == [usual, usual, usual, wide]
+    # another task, whose network has no such width
+    make_study(study, {"relu": [50.0], "gelu": [51.0]}, task="else", network="other")
+    assert {*add_labels(read_records(study))["activation_label"]} == {*records["activation_label"]}
     # several activations at each width are a table each
     widths[0][column] = wide
     records = with_facts(study, *widths)
     assert set(records["activation_label"]) == {"gelu", "prelu", "relu"}
-    assert set(records["task_label"]) == {f"digits on net[{name}={width}]" for width in (usual, wide)}
+    assert set(records["task_label"]) == {"else"} | {
+        f"digits on net[{name}={width}]" for width in (usual, wide)
+    }
 
 
 def test_missing_and_damaged_records_are_rows(tmp_path: Path) -> None:
