@@ -251,8 +251,9 @@ def add_labels(records: pd.DataFrame) -> pd.DataFrame:
 
     Only cells with the same two labels may be seeds of one another. An activation that occurs with several
     settings gets those that vary behind its name, as in ``prelu[init=0.1]``, and so does one that stands at other
-    sites, starts with other weights or is a control of another width than most activations; so does a task, to which all settings of task and runner belong. A task that occurs with several
-    networks is named with each, as in ``cifar10 on resnet32``.
+    sites, starts with other weights or is a control of another width than most activations; so does a task, to which
+    all settings of task and runner belong. A task that occurs with several networks is named with each, as in
+    ``cifar10 on resnet32``.
 
     What is no setting and tells cells apart as well is named where it differs: the metric and the data of a task, as in
     ``mytask (data 3f2a)`` or ``mytask (data photos)`` by its folder, and an activation's code, as in

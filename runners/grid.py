@@ -85,9 +85,10 @@ class ReportAfterGrid(Callback):
         except Exception as error:
             raise SystemExit(f"actbench: {format_error(error)}") from error
         ReportAfterGrid.studies |= studies
-        # the folder of Hydra's multirun.yaml, which has the command
-        if config.hydra.sweep.dir == "." and studies:
-            config.hydra.sweep.dir = str(next(iter(studies)))
+        # the folder of Hydra's multirun.yaml, which has the command; a grid that trains nothing has a study, too
+        if config.hydra.sweep.dir == ".":
+            own = study_folder(cast(dict[str, Any], config))
+            config.hydra.sweep.dir = str(next(iter(studies), own))
 
     @staticmethod
     def report() -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TASKS, config, make_cell, make_factory, make_task, train
+from conftest import ROOT, TASKS, config, make_cell, make_factory, make_task, train
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from PIL import Image
@@ -416,6 +416,8 @@ def test_the_command_line_looks_trains_nothing_and_reports_nothing(tmp_path, cli
     assert Path(last).is_file()
     assert not [*outputs.rglob("config.yaml"), *outputs.rglob("record.json"), *outputs.rglob("report")]
     assert len([*outputs.rglob("contact_sheet.png")]) == 2
+    assert (outputs / "main" / "multirun.yaml").is_file()
+    assert not (ROOT / "multirun.yaml").exists()
     failed = cli("-m", "task=camvid,digits", f"task.data.root={tmp_path}/none", "runner=check")
     assert failed.returncode == 1
     wrong = cli("task=camvid", f"task.data.root={tmp_path}/none", "runner=check")
