@@ -1,6 +1,6 @@
 """Read what the cells of a study wrote, and tell apart what differs between them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from results.packed import read_packed, unpack
 from results.schema import FINISHED, IF_THERE, RUNNING, TUNED, UNTESTED, is_missing, read_record
 from results.status import state_of
 
+AT_ONCE = 500  # files of metrics in memory
 ABSENT = "null"
 UNKNOWN = "unknown"
 # where and how a cell was computed: said in the report, but seeds may differ in it
@@ -185,28 +186,37 @@ def read_metrics(folders: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
     Returns:
         the rows, and a line for each file that is missing or damaged, of which there are no rows.
     """
-    damaged = []
-    alike: dict[bytes, dict[str, bytes]] = {}  # by header: content by folder
-    for folder in folders:
-        try:
-            content = (Path(folder) / METRICS).read_bytes()
-            alike.setdefault(content.partition(b"\n")[0], {})[folder] = content
-        except FileNotFoundError:
-            damaged.append(f"{Path(folder) / METRICS}: no such file")
-        except OSError as error:
-            damaged.append(_damage(folder, error))
-    frames = []
-    for contents in alike.values():
-        try:
-            frames.append(_parse_metrics(contents))  # at once, which takes a tenth of the time
-        except ValueError:  # pandas' own errors among them
-            for folder, content in contents.items():
-                try:
-                    frames.append(_parse_metrics({folder: content}))
-                except ValueError as error:
-                    damaged.append(_damage(folder, error))
+    paths = [*folders]
+    frames: list[pd.DataFrame] = []
+    damaged: list[str] = []
+    for first in range(0, len(paths), AT_ONCE):
+        contents = {}
+        for folder in paths[first : first + AT_ONCE]:
+            try:
+                contents[folder] = (Path(folder) / METRICS).read_bytes()
+            except FileNotFoundError:
+                damaged.append(f"{Path(folder) / METRICS}: no such file")
+            except OSError as error:
+                damaged.append(_damage(folder, error))
+        frames += _parse_all(contents, damaged)
     nothing = pd.DataFrame(columns=["folder", "epoch", "split", "loss"])
     return pd.concat(frames, ignore_index=True) if frames else nothing, damaged
+
+
+def _parse_all(contents: Mapping[str, bytes], damaged: list[str]) -> Iterator[pd.DataFrame]:
+    """Yield the rows of metrics.csv by folder, and add a line to ``damaged`` for each that is."""
+    alike: dict[bytes, dict[str, bytes]] = {}  # by header
+    for folder, content in contents.items():
+        alike.setdefault(content.partition(b"\n")[0], {})[folder] = content
+    for group in alike.values():
+        try:
+            yield _parse_metrics(group)  # at once, which takes a tenth of the time
+        except ValueError:  # pandas' own errors among them
+            for folder, content in group.items():
+                try:
+                    yield _parse_metrics({folder: content})
+                except ValueError as error:
+                    damaged.append(_damage(folder, error))
 
 
 def _damage(folder: str, error: Exception) -> str:
