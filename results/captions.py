@@ -14,7 +14,7 @@ def scores(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     return (
         f"Test {first['metric']} at the last weights on {first['task']}, {direction(rows)}, {_seeds(rows)}. Dots are seeds, "
-        "upright marks means, bars 95 % intervals of the means; numbers behind names are the ranks that an activation "
+        f"upright marks {kind_of_mean(rows)}s, bars 95 % intervals of the means; numbers behind names are the ranks that an activation "
         "may have. The dotted line is the baseline's mean. Bars that overlap may still differ: seeds are paired."
     )
 
@@ -54,11 +54,16 @@ def equal_time(rows: pd.DataFrame) -> str:
 
 def _mean(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    return f"Mean test {first['metric']} ({direction(rows)}) on {first['task']} with its 95 % interval, {_seeds(rows)},"
+    return f"{kind_of_mean(rows).capitalize()} test {first['metric']} ({direction(rows)}) on {first['task']} with its 95 % interval, {_seeds(rows)},"
 
 
 def _seeds(rows: pd.DataFrame) -> str:
     return f"{counts(rows[rows['n'] > 0])} seeds"
+
+
+def kind_of_mean(rows: pd.DataFrame) -> str:
+    """Return the kind of the means of a task's scores, in words."""
+    return "geometric mean" if rows["relative"].iloc[0] else "mean"
 
 
 def direction(rows: pd.DataFrame) -> str:

@@ -184,10 +184,11 @@ def read_metrics(folders: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
     """The metrics.csv of several cells below each other, with the cell's ``folder`` in a column.
 
     Returns:
-        the rows, and a line for each file that is missing or damaged, of which there are no rows.
+        the rows, a line for each damaged file, of which there are no rows, and one for all that are missing.
     """
     paths = [*folders]
     frames: list[pd.DataFrame] = []
+    missing: list[Path] = []
     damaged: list[str] = []
     for first in range(0, len(paths), AT_ONCE):
         contents = {}
@@ -195,10 +196,13 @@ def read_metrics(folders: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
             try:
                 contents[folder] = (Path(folder) / METRICS).read_bytes()
             except FileNotFoundError:
-                damaged.append(f"{Path(folder) / METRICS}: no such file")
+                missing.append(Path(folder) / METRICS)
             except OSError as error:
                 damaged.append(_damage(folder, error))
         frames += _parse_all(contents, damaged)
+    if missing:  # of a study that was published without its archive, all
+        others = f", nor {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else ""
+        damaged.append(f"{missing[0]}: no such file{others}")
     nothing = pd.DataFrame(columns=["folder", "epoch", "split", "loss"])
     return pd.concat(frames, ignore_index=True) if frames else nothing, damaged
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from results.arrays import read_arrays
 from results.collect import FOLDS
 from results.files import EXAMPLES
-from results.statistics import ALPHA, Comparison
+from results.statistics import ALPHA, Comparison, less_one
 
 MEANS = ("top1", "mse", "mae")  # metrics that are means over samples
 
@@ -39,7 +40,11 @@ def read_examples(folder: str | Path, metric: str, score: float) -> tuple[np.nda
 
 
 def other_test_sets(
-    cells: pd.DataFrame, baseline: str, metric: str, compared: Mapping[str, Comparison]
+    cells: pd.DataFrame,
+    baseline: str,
+    metric: str,
+    compared: Mapping[str, Comparison],
+    relative: bool = False,
 ) -> dict[str, tuple[float, float]]:
     """Return intervals of the differences to the baseline that hold for another test set of the same size as well.
 
@@ -49,6 +54,7 @@ def other_test_sets(
     Args:
         cells: those of one task that ended ``ok``.
         compared: each activation with the baseline; one family.
+        relative: these are ratios.
     """
     if metric not in MEANS or (FOLDS in cells and cells[FOLDS].notna().any()):
         return {}
@@ -56,22 +62,24 @@ def other_test_sets(
     family = sum(c.n > 0 for c in compared.values())
     if baseline not in groups or not family:
         return {}
-    reference = _by_seed(groups[baseline], metric)
+    reference = _by_seed(groups[baseline], metric, relative)
     intervals = {}
     for label, group in groups.items():
         of_seeds = compared.get(label, Comparison())
         if math.isnan(of_seeds.low):
             continue
-        own = _by_seed(group, metric)
+        own = _by_seed(group, metric, relative)
         seeds = [seed for seed in own if seed in reference]
         if len(seeds) < of_seeds.n or len({len(part[s][0]) for part in (own, reference) for s in seeds}) > 1:
             continue
         difference = np.mean([own[s][0] - reference[s][0] for s in seeds], axis=0, dtype=float)
-        intervals[label] = widened(of_seeds, difference, own[seeds[0]][1], family)
+        intervals[label] = widened(of_seeds, difference, own[seeds[0]][1], family, relative)
     return intervals
 
 
-def widened(of_seeds: Comparison, difference: np.ndarray, change: float, family: int) -> tuple[float, float]:
+def widened(
+    of_seeds: Comparison, difference: np.ndarray, change: float, family: int, relative: bool = False
+) -> tuple[float, float]:
     """Widen the interval of a difference, which is for seeds alone, by the choice of test samples.
 
     With h its half-width, N test samples, d_e the difference on sample e averaged over the common seeds, and z the normal
@@ -81,29 +89,40 @@ def widened(of_seeds: Comparison, difference: np.ndarray, change: float, family:
 
     Seeds and samples are crossed: every seed is tested on all samples. What a seed and a sample have to do with each
     other is in both terms, so that the sum is rather too large. The variance is at least that of a single sample that the
-    two activations disagree on in all seeds.
+    two activations disagree on in all seeds. Of a ratio all of this is that of its logarithm, where d_e is the difference of the
+    samples' errors, each divided by their mean (the delta method).
 
     Args:
         difference: (N,) d_e.
         change: the least that one sample can change it by; 0 if there is no such step.
         family: number of comparisons whose intervals hold together.
+        relative: the comparison is a ratio.
     """
     from scipy.special import ndtri
 
     count = len(difference)
     variance = max(difference.var(ddof=1), change**2 / count) / count if count > 1 else math.nan
-    half = math.hypot(
-        (of_seeds.high - of_seeds.low) / 2, float(ndtri(1 - ALPHA / (2 * family))) * math.sqrt(variance)
-    )
-    return of_seeds.delta - half, of_seeds.delta + half
+    delta, low, high = of_seeds.delta, of_seeds.low, of_seeds.high
+    if relative:
+        with np.errstate(divide="ignore"):  # the end of a very long interval may be -1
+            delta, low, high = (float(np.log1p(x)) for x in (delta, low, high))
+    half = math.hypot((high - low) / 2, float(ndtri(1 - ALPHA / (2 * family))) * math.sqrt(variance))
+    ends = delta - half, delta + half
+    return (less_one(ends[0]), less_one(ends[1])) if relative else ends
 
 
-def _by_seed(cells: pd.DataFrame, metric: str) -> dict[int, tuple[np.ndarray, float]]:
+def _by_seed(cells: pd.DataFrame, metric: str, relative: bool) -> dict[int, tuple[np.ndarray, float]]:
+    """Return what ``read_examples`` does for each seed; where ``relative``, divided by its mean."""
     read = {
         int(seed): read_examples(folder, metric, float(score))
         for seed, folder, score in zip(cells["seed"], cells["folder"], cells["primary"], strict=True)
     }
-    return {seed: values for seed, values in read.items() if values is not None}
+    known = {seed: values for seed, values in read.items() if values is not None}
+    if relative:
+        known = {
+            seed: (values / values.mean(dtype=float), change) for seed, (values, change) in known.items()
+        }
+    return known
 
 
 def sentence(rows: pd.DataFrame) -> str:
@@ -120,19 +139,22 @@ def sentence(rows: pd.DataFrame) -> str:
     known = decided.dropna(subset=["test_low"])
     if known.empty:
         return ""
-    doubtful = [
-        row for row in known.itertuples() if not _holds(row.verdict, row.test_low, row.test_high, row.margin)
-    ]
+    doubtful = [row for row in known.to_dict("records") if not _holds(row)]
     if not doubtful:
         count = len(known)
         return f"For another test set of the same size {'this verdict' if count == 1 else f'these {count} verdicts'} would hold as well (95 %)."
-    told = ", ".join(
-        f"{row.activation} {row.verdict} ({row.test_low:+.3g} to {row.test_high:+.3g})" for row in doubtful
-    )
-    return f"For another test set of the same size these verdicts may not hold, with the differences to expect: {told}."
+    told = ", ".join(f"{row['activation']} {row['verdict']} ({_ends(row)})" for row in doubtful)
+    expected = "ratios" if rows["relative"].iloc[0] else "differences"
+    return f"For another test set of the same size these verdicts may not hold, with the {expected} to expect: {told}."
 
 
-def _holds(verdict: str, low: float, high: float, margin: float) -> bool:
-    if verdict == "equal":
-        return -margin < low and high < margin
+def _ends(row: Mapping[str, Any]) -> str:
+    low, high = row["test_low"], row["test_high"]
+    return f"{1 + low:.3g} to {1 + high:.3g}" if row["relative"] else f"{low:+.3g} to {high:+.3g}"
+
+
+def _holds(row: Mapping[str, Any]) -> bool:
+    low, high, margin = row["test_low"], row["test_high"], row["margin"]
+    if row["verdict"] == "equal":
+        return (1 / (1 + margin) - 1 if row["relative"] else -margin) < low and high < margin
     return low > 0 or high < 0

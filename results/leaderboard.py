@@ -1,7 +1,10 @@
 """The table of a study: which activation is best on which task, how sure that is, and what it costs."""
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from results.captions import direction
@@ -19,12 +22,13 @@ def leaderboard(records: pd.DataFrame, baseline: str = BASELINE, margin: float |
 
     Means are of the test metric at the last weights, over the cells that ended ``ok``. Differences to ``baseline`` on
     the same task are paired by seed and count a diverged cell as the worst score of the task's table; see
-    ``results.statistics.Comparisons`` for ranks and verdicts. Where the baseline occurs with several settings only,
+    ``results.statistics.Comparisons`` for ranks and verdicts. Where ``relative``, means are geometric, and differences are
+    ratios less 1. Where the baseline occurs with several settings only,
     it is the first of them that is named in the table. Cells that did not end ``ok`` are counted in ``failures``.
 
     Args:
-        margin: the largest difference to the baseline that does not matter, in the metric's unit; None for the
-            metric's own (``results.metrics``).
+        margin: the largest difference to the baseline that does not matter, in the metric's unit, a share of a metric that
+            is relative; None for the metric's own (``results.metrics``).
     """
     tables = [
         _one_task(str(task), group, baseline, margin)
@@ -44,19 +48,22 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
     if not scores.get(baseline):  # or none of its cells has a score, and those of other settings may
         named = [label for label in scores if label.startswith(f"{baseline}[")]
         baseline = min((label for label in named if scores[label]), default=min(named, default=baseline))
-    comparisons = Comparisons(scores, higher)
-    means, adjusted, ranks = comparisons.means(), comparisons.adjusted_means(), comparisons.rank_sets()
     known = METRICS.get(metric, UNKNOWN)
-    if margin is None:
-        margin = known.margin_at(means[baseline].mean) if baseline in means else 0.0
+    comparisons = Comparisons(scores, higher, known.relative)
+    means, adjusted, ranks = comparisons.means(), comparisons.adjusted_means(), comparisons.rank_sets()
+    relative = comparisons.relative
+    if not relative:
+        margin = known.margin_at(means[baseline].mean if baseline in means else math.nan, margin)
+    elif margin is None:
+        margin = known.margin
     compared = comparisons.against(baseline, margin)
-    other_test = other_test_sets(ok, baseline, metric, compared)
+    other_test = other_test_sets(ok, baseline, metric, compared, relative)
     rows = []
     for label in scores:
         cells = records[records["activation_label"] == label]
         mine = ok[ok["activation_label"] == label]
         own, delta = means[label], compared[label]
-        low, high = known.interval(own)
+        low, high = (own.low, own.high) if relative else known.interval(own)
         test_low, test_high = other_test.get(label, (math.nan, math.nan))
         rows.append(
             {
@@ -74,8 +81,9 @@ def _one_task(task: str, records: pd.DataFrame, baseline: str, margin: float | N
                 "std": own.std,
                 "ci95_low": low,
                 "ci95_high": high,
-                "mean_best_val": _mean(mine, "primary_best"),
+                "mean_best_val": _mean(mine, "primary_best", relative),
                 "baseline": baseline if baseline in scores else None,
+                "relative": relative,
                 "delta": delta.delta,
                 "delta_low": delta.low,
                 "delta_high": delta.high,
@@ -118,8 +126,12 @@ def seed_scores(cells: pd.DataFrame, higher_is_better: bool) -> dict[int, float]
     return scores
 
 
-def _mean(cells: pd.DataFrame, column: str) -> float:
-    return float(cells[column].astype(float).mean()) if len(cells) else math.nan
+def _mean(cells: pd.DataFrame, column: str, geometric: bool) -> float:
+    values = cells[column].astype(float)
+    if not len(cells):
+        return math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.exp(np.log(values).mean()) if geometric else values.mean())
 
 
 def _median(cells: pd.DataFrame, column: str) -> float:
@@ -140,26 +152,24 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def _section(task: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    baseline = markdown(first["baseline"] or "no baseline")
-    versus = f"vs {baseline} (simultaneous 95 % interval)"
+    versus = markdown(versus_baseline(first))
     heads = ["rank", "activation", "n", "mean", "std", "95 % interval", versus]
     heads += ["verdict", "parameters", "step vs relu", "failures"]
-    scale = decimals(rows)
+    form = number_format(rows)
     lines = []
     for row in rows.to_dict("records"):
-        interval = f"{row['ci95_low']:.{scale}f} to {row['ci95_high']:.{scale}f}"
-        delta = f"{row['delta']:+.{scale}f} ({row['delta_low']:+.{scale}f}, {row['delta_high']:+.{scale}f})"
+        interval = f"{row['ci95_low']:{form}} to {row['ci95_high']:{form}}"
         cells = [
             rank_range(row["rank_low"], row["rank_high"]),
             row["activation"],
             row["n"],
-            _number(row["mean"], scale),
-            _number(row["std"], scale),
+            _number(row["mean"], form),
+            _number(row["std"], form),
             "" if math.isnan(row["ci95_low"]) else interval,
-            _number(row["delta"], scale, sign="+") if math.isnan(row["delta_low"]) else delta,
+            difference(row, form),
             _verdict(row["verdict"], row["seeds_needed"]),
-            _number(row["parameters"], 0),
-            _number(row["step_ratio"], 2),
+            _number(row["parameters"], ".0f"),
+            _number(row["step_ratio"], ".2f"),
             row["failures"],
         ]
         lines.append(map(markdown, cells))
@@ -183,9 +193,18 @@ def table_caption(rows: pd.DataFrame) -> str:
         f"Test {first['metric']}, {direction(rows)}, at the last weights. "
         f"Families with an error of at most 5 % each: {', '.join(families)}."
     )
-    return (
-        f"{about} Differences of at most {first['margin']:.4g} do not matter." if first["margin"] else about
-    )
+    return " ".join([about, *how_compared(first)])
+
+
+def how_compared(first: Mapping[str, Any]) -> Iterator[str]:
+    """Yield whether a task's activations are compared by ratios, and what does not matter; from one of its rows."""
+    margin = first["margin"]
+    if first["relative"]:
+        yield "Ratios are compared, and means are geometric."
+        if margin:
+            yield f"Ratios from {1 / (1 + margin):.3g} to {1 + margin:.3g} do not matter."
+    elif margin:
+        yield f"Differences of at most {margin:.4g} do not matter."
 
 
 def to_latex(table: pd.DataFrame) -> str:
@@ -194,36 +213,57 @@ def to_latex(table: pd.DataFrame) -> str:
 
 
 def _tabular(task: str, rows: pd.DataFrame) -> str:
-    first, digits = rows.iloc[0], decimals(rows)
+    first, form = rows.iloc[0], number_format(rows)
     baseline = latex(first["baseline"] or "no baseline")
+    compared, versus = ("ratios", "ratio to") if first["relative"] else ("differences", "vs")
     lines = [
         f"% {latex(task)}: test {latex(first['metric'])}, {direction(rows)};",
-        f"% differences to {baseline} with simultaneous 95 % intervals; needs \\usepackage{{booktabs}}",
+        f"% {compared} to {baseline} with simultaneous 95 % intervals; needs \\usepackage{{booktabs}}",
         r"\begin{tabular}{rlrrrlr}",
         r"\toprule",
-        rf"rank & activation & $n$ & mean $\pm$ std & vs {baseline} & verdict & parameters \\",
+        rf"rank & activation & $n$ & mean $\pm$ std & {versus} {baseline} & verdict & parameters \\",
         r"\midrule",
     ]
     for row in rows.to_dict("records"):
         mean = (
-            f"${row['mean']:.{digits}f} \\pm {row['std']:.{digits}f}$"
-            if row["n"] > 1
-            else _number(row["mean"], digits)
+            f"${row['mean']:{form}} \\pm {row['std']:{form}}$" if row["n"] > 1 else _number(row["mean"], form)
         )
-        delta = "" if math.isnan(row["delta"]) else f"${row['delta']:+.{digits}f}$"
-        if not math.isnan(row["delta_low"]):
-            delta += f" $[{row['delta_low']:+.{digits}f}, {row['delta_high']:+.{digits}f}]$"
+        delta = difference(row, form, "[]")
         cells = [
             rank_range(row["rank_low"], row["rank_high"]).replace("-", "--"),
             latex(row["activation"]),
             str(row["n"]),
             mean,
-            delta,
+            f"${delta}$" if delta else "",
             latex(row["verdict"]),
-            _number(row["parameters"], 0),
+            _number(row["parameters"], ".0f"),
         ]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def versus_baseline(row: Mapping[str, Any]) -> str:
+    """Return the head of the column with differences to the baseline."""
+    compared = "ratio to" if row["relative"] else "vs"
+    return f"{compared} {row['baseline'] or 'no baseline'} (simultaneous 95 % interval)"
+
+
+def difference(row: Mapping[str, Any], form: str, brackets: str = "()") -> str:
+    """Write a row's difference to the baseline, and its interval if that is known.
+
+    As in ``+1.2 (0.8, 1.6)``, and where ``relative`` the ratio, as in ``0.52 (0.48, 0.57)``.
+
+    Args:
+        form: of a difference; ratios have three significant digits.
+        brackets: around the interval.
+    """
+    if math.isnan(row["delta"]):
+        return ""
+    mean, low, high = (
+        f"{1 + value:.3g}" if row["relative"] else f"{value:+{form}}"
+        for value in (row["delta"], row["delta_low"], row["delta_high"])
+    )
+    return mean if math.isnan(row["delta_low"]) else f"{mean} {brackets[0]}{low}, {high}{brackets[1]}"
 
 
 def rank_range(low: int, high: int) -> str:
@@ -235,12 +275,19 @@ def _verdict(verdict: str, seeds_needed: float) -> str:
     return verdict if math.isnan(seeds_needed) else f"{verdict} ({seeds_needed:.0f} seeds needed)"
 
 
-def decimals(rows: pd.DataFrame) -> int:
-    """Return enough decimals for two significant digits of the smallest spread."""
+def number_format(rows: pd.DataFrame) -> str:
+    """Return the format of a table's scores.
+
+    It has decimals for two significant digits of the smallest mean and spread; if these are more than five, as where
+    errors differ much in size, three significant digits instead.
+    """
+    sizes = rows["mean"].abs()
     # equal scores have a std of rounding errors, those of float32
-    spread = rows["std"][rows["std"] > 1e-6 * rows["mean"].abs()].min()
-    return 2 if math.isnan(spread) else min(6, max(2, 1 - math.floor(math.log10(spread))))
+    known = sizes[sizes > 0], rows["std"][rows["std"] > 1e-6 * sizes]
+    smallest = pd.concat(known).min()
+    decimals = 2 if math.isnan(smallest) else max(2, 1 - math.floor(math.log10(smallest)))
+    return f".{decimals}f" if decimals <= 5 else ".3g"
 
 
-def _number(value: float, decimals: int, sign: str = "") -> str:
-    return "" if math.isnan(value) else f"{value:{sign}.{decimals}f}"
+def _number(value: float, form: str) -> str:
+    return "" if math.isnan(value) else f"{value:{form}}"

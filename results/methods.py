@@ -8,12 +8,13 @@ import pandas as pd
 from results.collect import FOLDS
 from results.escape import counted
 from results.explain import head_of
+from results.leaderboard import how_compared
 from results.schema import is_missing
 
 STATISTICS = (
     "All activations of a task are trained by the same recipe; a seed fixes initial weights, order of the data and "
     "augmentation, the same for every activation{splits}. Scores are those of the last weights on the test split, by which "
-    "nothing is selected. Differences are paired by seed; each activation has a variance of its own, estimated from the residuals of the "
+    "nothing is selected. Differences, of errors those of their logarithms, are paired by seed; each activation has a variance of its own, estimated from the residuals of the "
     "activation x seed layout, and Welch's degrees of freedom. Intervals of the differences to the baseline hold together with 95 % "
     "(Bonferroni over the comparisons of a table), and so do the sets of ranks (over all pairs). An activation is called equal to the "
     "baseline if its interval lies within the smallest difference that matters. A diverged seed counts as the worst score of "
@@ -59,8 +60,7 @@ def _about(task: str, cells: pd.DataFrame, rows: pd.DataFrame) -> Iterator[str]:
     yield from _recipe(get)
     n = sorted(cells["seed"].map(str).unique(), key=lambda seed: (len(seed), seed))
     yield f"{counted(len(rows), 'activation')}, seeds {', '.join(n) if len(n) <= 12 else f'{n[0]} to {n[-1]} ({len(n)})'}."
-    if margin := rows["margin"].iloc[0]:
-        yield f"Differences of at most {margin:.4g} in {rows['metric'].iloc[0]} do not matter."
+    yield from how_compared(rows.iloc[0])
 
 
 def _recipe(get: Callable[[str], Any]) -> Iterator[str]:

@@ -14,37 +14,40 @@ class Metric:
 
     Attributes:
         low, high: the legal range; intervals of means stay inside it.
-        margin: half-width of the range of differences that count as equal, in the metric's unit.
-        relative: the margin is a share of the baseline's mean instead.
+        relative: a positive error, of which ratios matter: activations are compared on a logarithmic scale.
+        margin: the largest difference that counts as none, in the metric's unit; a share if it is relative.
         unit: what is written behind a value.
     """
 
     low: float = -math.inf
     high: float = math.inf
-    margin: float = 0.0
     relative: bool = False
+    margin: float = 0.0
     unit: str = ""
 
-    def margin_at(self, baseline_mean: float) -> float:
-        """Return the margin in the metric's unit; 0, which calls nothing equal, for an unknown metric or baseline."""
-        margin = self.margin * abs(baseline_mean) if self.relative else self.margin
+    def margin_at(self, mean: float, margin: float | None = None) -> float:
+        """Return the margin in the metric's unit at a mean score; 0, which calls nothing equal, if that is not known.
+
+        Args:
+            margin: takes the place of the metric's own.
+        """
+        margin = self.margin if margin is None else margin
+        if self.relative:
+            margin *= abs(mean)
         return margin if math.isfinite(margin) else 0.0
 
     def interval(self, mean: Estimate) -> tuple[float, float]:
         """Return the 95 % interval of a mean, inside the range.
 
-        Where the range has two ends the t interval is one of logit((mean - low) / (high - low)), where it has a lower
-        end alone one of log(mean - low), by the delta method; else it is the plain one.
+        Where the range has two ends the t interval is one of logit((mean - low) / (high - low)), by the delta method;
+        else it is the plain one, cut off at the end of the range.
         """
         above, below, half = mean.mean - self.low, self.high - mean.mean, (mean.high - mean.low) / 2
-        if math.isnan(half) or not math.isfinite(self.low):
-            return mean.low, mean.high
-        if above <= 0 or below <= 0:  # a mean on the edge of the range has no logit
-            return max(self.low, mean.low), min(self.high, mean.high)
-        if math.isinf(self.high):
-            factor = math.exp(min(half / above, 700.0))  # exp(700) is about the largest float
-            return self.low + above / factor, self.low + above * factor
         width = self.high - self.low
+        if math.isnan(half):
+            return math.nan, math.nan
+        if math.isinf(width) or above <= 0 or below <= 0:  # a mean on the edge of the range has no logit
+            return max(self.low, mean.low), min(self.high, mean.high)
         odds, factor = above / below, math.exp(min(half * width / (above * below), 300.0))
         low, high = (self.low + width * o / (1 + o) for o in (odds / factor, odds * factor))
         return low, high
@@ -53,7 +56,7 @@ class Metric:
 METRICS = {
     "top1": Metric(low=0, high=100, margin=0.5, unit=" %"),
     "miou": Metric(low=0, high=100, margin=1.0, unit=" %"),
-    "mse": Metric(low=0, margin=0.05, relative=True),
+    "mse": Metric(low=0, relative=True, margin=0.05),
     "psnr": Metric(margin=0.2, unit=" dB"),
 }
 UNKNOWN = Metric()

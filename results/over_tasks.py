@@ -118,12 +118,9 @@ class _Task:
         seeds = sorted({seed for entry in entries.values() for seed in entry})
         sign = 1 if higher else -1
         scores = [[sign * entries.get(label, {}).get(seed, math.nan) for seed in seeds] for label in names]
-        judged = Comparisons(entries, higher)
-        means = judged.adjusted_means()
-        adjusted = sign * np.array([means.get(label, math.nan) for label in names])
-        adjusted[[bool(entries.get(label)) and math.isnan(means[label]) for label in names]] = -math.inf
-        best = max(adjusted[np.isfinite(adjusted)], default=0.0)
-        gaps = (best - adjusted) / margin if margin > 0 else np.full(len(names), math.nan)
+        judged = Comparisons(entries, higher, bool(rows["relative"].iloc[0]))
+        distances = judged.distances(margin)
+        gaps = np.array([distances[label] if entries.get(label) else math.nan for label in names])
         table = np.array(scores).reshape(len(names), -1)
         return cls(name, table, judged.verdicts(margin), margin, gaps)
 

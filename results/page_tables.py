@@ -9,9 +9,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from results.escape import counted
-from results.leaderboard import decimals, rank_range, table_caption
+from results.leaderboard import difference, number_format, rank_range, table_caption, versus_baseline
 from results.over_tasks import OverTasks
-from results.parts import Column, Table, Value, fixed, value_of, verdict_value
+from results.parts import Column, Table, Value, formatted, value_of, verdict_value
 from results.published import CARD, card_cells
 from results.schema import is_missing
 
@@ -25,85 +25,96 @@ class _Column:
     """A column of a table with activations.
 
     Attributes:
-        title: ``{baseline}`` stands for the baseline's name.
-        value: the cell of a row, given the number of decimals.
+        title: ``{baseline}`` stands for the baseline's name, ``{versus}`` for what is compared with it.
+        value: the cell of a row, given the format of the table's scores.
         about, number, shown: see ``results.parts.Column``.
         key: the column is left out where all of this is missing.
     """
 
     title: str
-    value: Callable[[Row, int], Value]
+    value: Callable[[Row, str], Value]
     about: str = ""
     number: bool = True
     shown: bool = True
     key: str | None = None
 
 
-def _plain(key: str, digits: int = 4, sign: str = "") -> Callable[[Row, int], Value]:
-    return lambda row, decimals: value_of(row[key], digits, sign)
+def _plain(key: str, digits: int = 4, sign: str = "") -> Callable[[Row, str], Value]:
+    return lambda row, form: value_of(row[key], digits, sign)
 
 
-def _fixed(key: str, decimals: int | None = None) -> Callable[[Row, int], Value]:
-    return lambda row, of_table: fixed(row[key], of_table if decimals is None else decimals)
+def _score(key: str) -> Callable[[Row, str], Value]:
+    return lambda row, form: formatted(row[key], form)
 
 
-def _ranks(row: Row, decimals: int) -> Value:
+def _ratio(key: str) -> Callable[[Row, str], Value]:
+    return lambda row, form: formatted(row[key], ".2f")
+
+
+def _ranks(row: Row, form: str) -> Value:
     low, high = row["rank_low"], row["rank_high"]
     return NOTHING if math.isnan(low) else Value(rank_range(int(low), int(high)), float(low + high / 1e4))
 
 
-def _range(low_key: str, high_key: str, sign: str = "") -> Callable[[Row, int], Value]:
-    def value(row: Row, decimals: int) -> Value:
+def _range(low_key: str, high_key: str) -> Callable[[Row, str], Value]:
+    def value(row: Row, form: str) -> Value:
         low, high = row[low_key], row[high_key]
-        number = f"{sign}.{decimals}f"
-        return NOTHING if math.isnan(low) else Value(f"{low:{number}} to {high:{number}}", low)
+        return NOTHING if math.isnan(low) else Value(f"{low:{form}} to {high:{form}}", low)
 
     return value
 
 
-def _with_interval(key: str, sign: str = "", decimals: int | None = None) -> Callable[[Row, int], Value]:
-    def value(row: Row, of_table: int) -> Value:
-        places = of_table if decimals is None else decimals
+def _with_interval(key: str) -> Callable[[Row, str], Value]:
+    def value(row: Row, form: str) -> Value:
         mean, low, high = (row[f"{key}{end}"] for end in ("", "_low", "_high"))
         if math.isnan(mean) or math.isnan(low):
-            return fixed(mean, places, sign)
-        number = f"{sign}.{places}f"
-        return Value(f"{mean:{number}} ({low:{number}}, {high:{number}})", mean)
+            return formatted(mean, ".2f")
+        return Value(f"{mean:.2f} ({low:.2f}, {high:.2f})", mean)
 
     return value
 
 
-def _verdict(row: Row, decimals: int) -> Value:
+def _difference(row: Row, form: str) -> Value:
+    text = difference(row, form)
+    return Value(text, row["delta"]) if text else NOTHING
+
+
+def _for_another_test_set(row: Row, form: str) -> Value:
+    ends = {"delta_low": row["test_low"], "delta_high": row["test_high"]}
+    return NOTHING if math.isnan(row["test_low"]) else _difference({**row, **ends}, form)
+
+
+def _verdict(row: Row, form: str) -> Value:
     return verdict_value(row["verdict"])
 
 
-def _count(verdict: str) -> Callable[[Row, int], Value]:
-    return lambda row, decimals: NOTHING if row["is_baseline"] else value_of(row[verdict])
+def _count(verdict: str) -> Callable[[Row, str], Value]:
+    return lambda row, form: NOTHING if row["is_baseline"] else value_of(row[verdict])
 
 
-_TASK = _Column("task", lambda row, decimals: Value(row["task"]), number=False)
-_ACTIVATION = _Column("activation", lambda row, decimals: row["label"], number=False)
+_TASK = _Column("task", lambda row, form: Value(row["task"]), number=False)
+_ACTIVATION = _Column("activation", lambda row, form: row["label"], number=False)
 _PARAMETERS = _Column("parameters", _plain("parameters", 9), "of the whole network")
 _SECONDS = _Column("s/epoch", _plain("seconds_per_epoch"), "median over cells; beside other work where cells ran beside it", key="seconds_per_epoch")  # fmt: skip
-_STEP_RATIO = _Column("step vs relu", _fixed("step_ratio", 2), "time of a training step against that with ReLU, measured interleaved", key="step_ratio")  # fmt: skip
+_STEP_RATIO = _Column("step vs relu", _ratio("step_ratio"), "time of a training step against that with ReLU, measured interleaved", key="step_ratio")  # fmt: skip
 
 LEADERBOARD = [
     _Column("rank", _ranks, "ranks that the activation may have; all together hold with 95 %"),
     _ACTIVATION,
     _Column("n", _plain("n"), "seeds with a score"),
-    _Column("mean", _fixed("mean"), "of the test scores"),
-    _Column("std", _fixed("std"), "sample standard deviation over seeds"),
+    _Column("mean", _score("mean"), "of the test scores"),
+    _Column("std", _score("std"), "sample standard deviation over seeds"),
     _Column("95 % interval", _range("ci95_low", "ci95_high"), "of the mean"),
-    _Column("vs {baseline} (simultaneous 95 % interval)", _with_interval("delta", "+"), "mean difference over common seeds"),
-    _Column("for another test set", _range("test_low", "test_high", "+"), "95 % interval of the difference, for other seeds and another test set of the same size", shown=False, key="test_low"),
+    _Column("{versus}", _difference, "mean over common seeds"),
+    _Column("for another test set", _for_another_test_set, "95 % interval of the difference, for other seeds and another test set of the same size", shown=False, key="test_low"),
     _Column("verdict", _verdict, "against the baseline", number=False),
     _Column("seeds needed", _plain("seeds_needed"), "to decide, if mean and spread stay the same; empty above 1,000", key="seeds_needed"),
     _Column("p adjusted", _plain("p_adjusted", 2), "p-value times the number of comparisons", shown=False),
     _Column("p sign flip", _plain("p_sign_flip", 2), "exact, of this comparison alone", shown=False),
-    _Column("effect size", _plain("effect_size", 3, "+"), "difference / standard deviation of the differences", shown=False),
+    _Column("effect size", _plain("effect_size", 3, "+"), "difference / standard deviation of the differences, of logarithms where ratios are compared", shown=False),
     _Column("p improvement", _plain("p_improvement", 2), "share of common seeds on which it is better", shown=False),
     _Column("seed correlation", _plain("seed_correlation", 2), "of both scores over common seeds: what pairing gains", shown=False),
-    _Column("best val", _fixed("mean_best_val"), "mean test score with the weights of the best validation epoch", shown=False),
+    _Column("best val", _score("mean_best_val"), "mean test score with the weights of the best validation epoch", shown=False),
     _PARAMETERS,
     _Column("s/epoch", _plain("seconds_per_epoch", 3), _SECONDS.about),
     _STEP_RATIO,
@@ -116,7 +127,7 @@ COST = [
     _Column("FLOPs", _plain("flops"), "of one forward pass of one sample", key="flops"),
     _SECONDS,
     _STEP_RATIO,
-    _Column("inference vs relu", _fixed("inference_ratio", 2), "time of a forward pass against that with ReLU, measured interleaved", key="inference_ratio"),
+    _Column("inference vs relu", _ratio("inference_ratio"), "time of a forward pass against that with ReLU, measured interleaved", key="inference_ratio"),
     _Column("noise floor", _plain("cost_floor"), "a ratio within 1 -+ this is noise", key="cost_floor"),
     _Column("saved bytes", _plain("saved_bytes"), "kept by the sites for the backward pass", key="saved_bytes"),
     _Column("peak memory, MB", _plain("peak_memory_mb"), "of a training step", key="peak_memory_mb"),
@@ -124,8 +135,8 @@ COST = [
 OVER_TASKS = [
     _Column("rank", _ranks, "ranks that the activation may have over tasks"),
     _ACTIVATION,
-    _Column("mean rank (95 % interval)", _with_interval("mean_rank", decimals=2), "over blocks of task and seed; for other tasks and seeds"),
-    _Column("P(better than {baseline})", _with_interval("p_improvement", decimals=2), "probability of a better score on a random task and seed"),
+    _Column("mean rank (95 % interval)", _with_interval("mean_rank"), "over blocks of task and seed; for other tasks and seeds"),
+    _Column("P(better than {baseline})", _with_interval("p_improvement"), "probability of a better score on a random task and seed"),
     *(_Column(verdict, _count(verdict), "tasks with this verdict") for verdict in ("better", "equal", "undecided", "worse")),
     _Column("diverged", _plain("diverged"), "cells"),
     _Column("reversed without", _plain("reversed_without"), "activations without which it changes places with another", number=False),
@@ -133,8 +144,8 @@ OVER_TASKS = [
 ON_ALL_TASKS = [  # of one activation
     _TASK,
     _Column("rank", _ranks),
-    _Column("mean", _fixed("mean")),
-    _Column("difference", _with_interval("delta", "+")),
+    _Column("mean", _score("mean")),
+    _Column("difference or ratio", _difference),
     _Column("verdict", _verdict, number=False),
     _Column("parameters", _plain("parameters", 9)),
     _Column("s/epoch", _plain("seconds_per_epoch", 3)),
@@ -147,19 +158,22 @@ def _table(
     columns: Sequence[_Column],
     rows: pd.DataFrame,
     label: Label,
-    places: Sequence[int] | int = 2,
+    forms: Sequence[str] | str = ".2f",
     baseline: str = "",
+    versus: str = "",
     head: int = 1,
 ) -> Table:
-    """Return a table of ``columns``; ``places`` is the number of decimals, of all rows or of each."""
+    """Return a table of ``columns``; ``forms`` is the format of all scores, or of each row's."""
     columns = [column for column in columns if column.key is None or _any(rows, column.key)]
-    heads = [Column(c.title.format(baseline=baseline), c.about, c.number, c.shown) for c in columns]
-    places = [places] * len(rows) if isinstance(places, int) else places
+    heads = [
+        Column(c.title.format(baseline=baseline, versus=versus), c.about, c.number, c.shown) for c in columns
+    ]
+    forms = [forms] * len(rows) if isinstance(forms, str) else forms
     cells = []
-    for row, digits in zip(rows.to_dict("records"), places, strict=True):
+    for row, form in zip(rows.to_dict("records"), forms, strict=True):
         name = row["activation"]
         facts = {**row, "label": Value(label(name), name), "is_baseline": name == baseline}
-        cells.append([column.value(facts, digits) for column in columns])
+        cells.append([column.value(facts, form) for column in columns])
     return Table(caption, heads, cells, head)
 
 
@@ -170,8 +184,9 @@ def _any(rows: pd.DataFrame, key: str) -> bool:
 
 def leaderboard_table(task: str, rows: pd.DataFrame, label: Label) -> Table:
     """Return the leaderboard of a task."""
-    baseline = rows["baseline"].iloc[0] or "no baseline"
-    return _table(f"{task}: {table_caption(rows)}", LEADERBOARD, rows, label, decimals(rows), baseline)
+    first, caption = rows.iloc[0], f"{task}: {table_caption(rows)}"
+    versus = versus_baseline(first)
+    return _table(caption, LEADERBOARD, rows, label, number_format(rows), first["baseline"] or "", versus)
 
 
 def cost_tables(table: pd.DataFrame, label: Label) -> list[Table]:
@@ -196,8 +211,8 @@ def over_tasks_table(over: OverTasks, label: Label) -> Table:
 def activation_table(activation: str, table: pd.DataFrame, label: Label) -> Table:
     """Return what the leaderboards of all tasks say of one activation."""
     rows = table[table["activation"] == activation]
-    places = [decimals(table[table["task"] == task]) for task in rows["task"]]
-    return _table(f"{activation} on all tasks.", ON_ALL_TASKS, rows, label, places, head=0)
+    forms = [number_format(table[table["task"] == task]) for task in rows["task"]]
+    return _table(f"{activation} on all tasks.", ON_ALL_TASKS, rows, label, forms, head=0)
 
 
 def published_table(card: pd.DataFrame) -> Table:

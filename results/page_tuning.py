@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from results.collect import setting_text
 from results.escape import counted, markdown, markdown_table
-from results.leaderboard import decimals, rank_range
-from results.parts import Column, Heading, Items, Table, Text, Value, fixed, value_of, verdict_value
+from results.leaderboard import number_format, rank_range
+from results.parts import Column, Heading, Items, Table, Text, Value, formatted, value_of, verdict_value
 from results.schema import COMMON, TUNED
 from results.tuning import Tuned, names_of, settings_of
 
@@ -116,11 +116,11 @@ def _side(row: dict[str, Any], recipe: str, rows: pd.DataFrame) -> Iterator[Valu
     if low is None or math.isnan(low):
         yield from (Value("", math.inf), Value("", math.inf), Value(""))
         return
-    scale = decimals(
+    form = number_format(
         rows[[f"{recipe}_mean", f"{recipe}_std"]].set_axis(["mean", "std"], axis=1).astype(float)
     )
     yield Value(rank_range(int(low), int(high)), low + high / 1e4)
-    yield fixed(float(row[f"{recipe}_mean"]), scale)
+    yield formatted(float(row[f"{recipe}_mean"]), form)
     yield verdict_value(str(row[f"{recipe}_verdict"]))
 
 

@@ -125,6 +125,6 @@ def verdict_value(verdict: str) -> Value:
     return Value(f"{sign}{verdict}", verdict, verdict if sign else "")
 
 
-def fixed(value: float, decimals: int, sign: str = "") -> Value:
-    """Return a number with so many decimals."""
-    return Value("", math.inf) if math.isnan(value) else Value(f"{value:{sign}.{decimals}f}", float(value))
+def formatted(value: float, form: str) -> Value:
+    """Return a number in a format such as ``.2f``."""
+    return Value("", math.inf) if math.isnan(value) else Value(f"{value:{form}}", float(value))

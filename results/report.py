@@ -10,7 +10,15 @@ from results import cost, over_tasks, page_tuning, published
 from results.collect import UNKNOWN, counts, read_metrics
 from results.escape import markdown
 from results.files import PAGE, REPORT, find_cells, write_all
-from results.leaderboard import BASELINE, leaderboard, rank_range, to_latex, to_markdown
+from results.leaderboard import (
+    BASELINE,
+    difference,
+    leaderboard,
+    number_format,
+    rank_range,
+    to_latex,
+    to_markdown,
+)
 from results.over_tasks import compare_tasks
 from results.palette import looks
 from results.published import reproduction
@@ -19,8 +27,8 @@ from results.tuning import Tuned, read_labelled
 
 EXPLANATION = """\
 Means are test scores at the last weights. Two activations are compared on the seeds that both finished or lost to
-divergence: the same data order, augmentation and initial weights. **better** and **worse**: the interval of the seed-by-seed
-differences excludes 0. **equal**: it lies within the smallest difference that matters. **undecided**: neither; the
+divergence: the same data order, augmentation and initial weights. Errors are compared by their ratios, on a logarithmic scale. **better**
+and **worse**: the interval of the seed-by-seed differences excludes 0, that of ratios 1. **equal**: it lies within the smallest difference that matters. **undecided**: neither; the
 number of seeds that would decide is given where it is at most 1,000. All intervals of differences in a table hold together with
 95 %. The ranks an activation may have, as in 2-5, hold together for all activations with 95 %: the lowest is 1 plus the
 number of activations that are better, the highest leaves out those that are worse. In a difference, a diverged seed counts as
@@ -47,7 +55,8 @@ def write_report(
     Args:
         study: its folder; several are reported as one, in a folder ``name`` beside the first.
         baseline: the activation that others are compared with; None for relu, where there is one.
-        margin: the largest difference that does not matter, in the unit of the metric; None for each metric's own.
+        margin: the largest difference that does not matter, in the unit of the metric, a share of errors; None for each
+            metric's own.
 
     Raises:
         ValueError: no study in this folder, no such activation in it, a cell that is in several studies, several
@@ -170,12 +179,15 @@ def report(
         "n",
         "mean",
         "std",
-        "delta",
+        "vs baseline",
         "verdict",
         "step_ratio",
         "failures",
     ]
-    shown = table.assign(ranks=list(map(rank_range, table["rank_low"], table["rank_high"])))[columns].rename(
+    forms = {task: number_format(rows) for task, rows in table.groupby("task")}
+    compared = [difference(row, forms[row["task"]]) for row in table.to_dict("records")]
+    ranks = list(map(rank_range, table["rank_low"], table["rank_high"]))
+    shown = table.assign(ranks=ranks, **{"vs baseline": compared})[columns].rename(
         columns={"step_ratio": "step vs relu"}
     )
     with pd.option_context("display.width", 160, "display.max_columns", None, "display.max_rows", None):

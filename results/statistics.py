@@ -2,12 +2,13 @@
 
 Scores of an activation on a task are a mapping from seed to test score. A seed whose training diverged has the
 value ``worst_possible``: it took part, and is worse than every score. A seed that was not run, failed or was
-interrupted is absent.
+interrupted is absent. Scores that are errors may be compared by their ratios: an activation whose error is a hundredth of
+another's on every seed is better, however much the errors of both vary over seeds.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -70,6 +71,9 @@ def estimate(values: Sequence[float], resolution: float = 0.0) -> Estimate:
 class Comparison:
     """One activation compared with another; positive or negative as the scores are, not as they are good.
 
+    Where scores are compared by their ratios, a difference is one of logarithms, but for ``delta``, ``low`` and ``high``:
+    these are a ratio less 1.
+
     Attributes:
         n: common seeds, which both finished or lost to divergence.
         delta: mean difference over them; nan if there are none.
@@ -119,9 +123,14 @@ class Comparisons:
     Args:
         scores: seed -> score of each activation, under its name.
         higher_is_better: direction of the score.
+        relative: compare by ratios: all of the above is done with the logarithms of the scores, and means are geometric.
+            A table with a score that has no logarithm is compared by differences all the same.
+
+    Attributes:
+        relative: whether ratios are compared.
     """
 
-    def __init__(self, scores: Mapping[str, Scores], higher_is_better: bool) -> None:
+    def __init__(self, scores: Mapping[str, Scores], higher_is_better: bool, relative: bool = False) -> None:
         self.sign = 1 if higher_is_better else -1
         self.names = [name for name, entry in scores.items() if any(map(math.isfinite, entry.values()))]
         self.unscored = [name for name in scores if name not in self.names]
@@ -136,7 +145,10 @@ class Comparisons:
         finite = np.unique(table[np.isfinite(table)])
         if len(finite):
             table[self.lost] = finite[0] if higher_is_better else finite[-1]
-        self.table = table
+        self.scores, self.table = table, table
+        self.relative = relative and bool((finite > 0).all())
+        if self.relative:
+            self.table, finite = np.log(table), np.log(finite)
         gaps = np.diff(finite)
         # gaps of rounding errors are none
         self.step = float(min(gaps[gaps > 1e-9 * np.abs(finite).max()], default=0.0)) if len(finite) else 0.0
@@ -169,27 +181,47 @@ class Comparisons:
         return solution[:count], variance, freedom, total
 
     def means(self) -> dict[str, Estimate]:
-        """Estimate each activation's mean score over the seeds that it finished."""
-        resolution = self.step / math.sqrt(12)
+        """Estimate each activation's mean score over the seeds that it finished, geometric where ratios are compared."""
         finished = self.present & ~self.lost
-        means = {name: estimate(self.table[i][finished[i]], resolution) for i, name in enumerate(self.names)}
+        means = {name: self._mean(i, finished[i]) for i, name in enumerate(self.names)}
         return means | {name: estimate([]) for name in self.unscored}
+
+    def _mean(self, i: int, seeds: np.ndarray) -> Estimate:
+        mean = estimate(self.table[i][seeds], self.step / math.sqrt(12))
+        if not self.relative:
+            return mean
+        std = estimate(self.scores[i][seeds]).std
+        return replace(mean, mean=_exp(mean.mean), std=std, low=_exp(mean.low), high=_exp(mean.high))
 
     def adjusted_means(self) -> dict[str, float]:
         """Return each activation's mean freed of which seeds it happens to have; nan without a finished seed.
 
         Least squares of score = activation + seed, the seeds' effects summing to 0; in a complete table the plain mean.
         """
-        found = dict(zip(self.names, map(float, self.adjusted), strict=True))
-        return found | dict.fromkeys(self.unscored, math.nan)
+        adjusted = map(_exp, self.adjusted) if self.relative else map(float, self.adjusted)
+        return dict(zip(self.names, adjusted, strict=True)) | dict.fromkeys(self.unscored, math.nan)
+
+    def distances(self, margin: float) -> dict[str, float]:
+        """Return by how many margins each adjusted mean is worse than the best; inf without a finished seed."""
+        margin = self._on_scale(margin)
+        if not margin:
+            return dict.fromkeys((*self.names, *self.unscored), math.nan)
+        good = self.sign * self.adjusted
+        behind = map(float, (good.max(initial=-math.inf) - good) / margin)
+        return dict(zip(self.names, behind, strict=True)) | dict.fromkeys(self.unscored, math.inf)
+
+    def _on_scale(self, margin: float) -> float:
+        """Return the margin between the numbers that are compared."""
+        return math.log1p(margin) if self.relative else margin
 
     def against(self, baseline: str, margin: float = 0.0) -> dict[str, Comparison]:
         """Compare every activation with ``baseline``, which is compared with nothing; one family.
 
         Args:
             margin: largest difference that does not matter. An activation whose interval lies within -+margin is
-                ``equal``; 0 calls none equal.
+                ``equal``, or where ratios are compared from 1 / (1 + margin) to 1 + margin; 0 calls none equal.
         """
+        margin = self._on_scale(margin)
         nothing = {name: Comparison() for name in (*self.names, *self.unscored)}
         if baseline not in nothing:
             return nothing
@@ -226,6 +258,7 @@ class Comparisons:
 
         The family is all pairs, so that a verdict may be undecided here that ``against`` the baseline alone is not.
         """
+        margin = self._on_scale(margin)
         count = len(self.names)
         pairs = self._pairs(count * (count - 1) // 2)
         words = np.array(["worse", "undecided", "better"], dtype=object)[pairs.verdicts.astype(int) + 1]
@@ -290,11 +323,12 @@ class Comparisons:
         d = a - b
         varied = len(d) > 1 and min(np.ptp(a), np.ptp(b)) > 0
         std = float(d.std(ddof=1)) if len(d) > 1 else math.nan
+        told = less_one if self.relative else float
         return Comparison(
             n=int(n),
-            delta=delta,
-            low=delta - half,
-            high=delta + half,
+            delta=told(delta),
+            low=told(delta - half),
+            high=told(delta + half),
             p=p,
             p_adjusted=min(1.0, p * family) if p == p else p,
             verdict=verdict,
@@ -362,6 +396,17 @@ class _Pairs:
     p: np.ndarray
     verdicts: np.ndarray
     blocked: np.ndarray
+
+
+def _exp(logarithm: float) -> float:
+    """Return the number that has this logarithm; inf above the largest float."""
+    return less_one(logarithm) + 1
+
+
+def less_one(logarithm: float) -> float:
+    """Return exp(logarithm) - 1; inf above the largest float."""
+    with np.errstate(over="ignore"):
+        return float(np.expm1(logarithm))
 
 
 def sign_flip(differences: np.ndarray) -> float:

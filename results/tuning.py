@@ -325,8 +325,7 @@ def good_range(curve: pd.DataFrame, margin: float | None = None) -> GoodRange | 
         return None
     best = int(np.nanargmin(loss))
     row = curve.iloc[best]
-    if margin is None:
-        margin = METRICS.get(row["metric"], UNKNOWN).margin_at(row["val"])
+    margin = METRICS.get(row["metric"], UNKNOWN).margin_at(row["val"], margin)
     worse = np.where(np.isnan(loss), math.inf, loss - loss[best])
     tolerance = max(margin, row["val_high"] - row["val_low"])
     x = np.log10(curve["value"].to_numpy(dtype=float))

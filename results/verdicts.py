@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from results.leaderboard import decimals
+from results.captions import kind_of_mean
+from results.leaderboard import difference, number_format
 from results.metrics import unit_of
 from results.statistics import MAX_SEEDS_NEEDED
 
@@ -23,14 +24,17 @@ def _sentences(rows: pd.DataFrame) -> Iterator[str]:
     if scored.empty:
         yield "No cell ended ok, so there is no verdict."
         return
-    first, digits = scored.iloc[0], decimals(rows)
+    first, form = scored.iloc[0], number_format(rows)
     unit = unit_of(first["metric"])
     best = list(scored[scored["rank_low"] == 1]["activation"])
     n = _range(scored["n"])
     # by the mean that does not depend on which seeds finished, so that another plain mean may be higher
-    top = f"{first['activation']} comes first, with a mean test {first['metric']} of {first['mean']:.{digits}f}{unit}"
+    top = (
+        f"{first['activation']} comes first, with a {kind_of_mean(rows)} test {first['metric']} of "
+        f"{first['mean']:{form}}{unit}"
+    )
     if not math.isnan(first["ci95_low"]):
-        top += f" (95 % interval {first['ci95_low']:.{digits}f} to {first['ci95_high']:.{digits}f}, n = {first['n']})"
+        top += f" (95 % interval {first['ci95_low']:{form}} to {first['ci95_high']:{form}}, n = {first['n']})"
     others = [label for label in best if label != first["activation"]]
     if len(scored) == 1:
         yield f"{top}; there is nothing to compare it with."
@@ -40,7 +44,7 @@ def _sentences(rows: pd.DataFrame) -> Iterator[str]:
     else:
         yield f"{top}, and is better than every other activation with {n} seeds (all pairs, 95 %)."
     if len(rows) > 1:
-        yield from _against(rows, digits, unit)
+        yield from _against(rows, form, unit)
     if len(unscored := rows[(rows["n"] == 0) & (rows["delta_n"] == 0)]):
         yield f"No seed has a score, so there is no verdict: {_named(list(unscored['activation']))}."
     lost = rows[rows["diverged"] > 0]
@@ -49,7 +53,7 @@ def _sentences(rows: pd.DataFrame) -> Iterator[str]:
         yield f"Diverged seeds: {_named(each)}."
 
 
-def _against(rows: pd.DataFrame, digits: int, unit: str) -> Iterator[str]:
+def _against(rows: pd.DataFrame, form: str, unit: str) -> Iterator[str]:
     baseline = rows["baseline"].iloc[0]
     if not isinstance(baseline, str):
         yield "No activation is the baseline, so there are no verdicts."
@@ -59,12 +63,15 @@ def _against(rows: pd.DataFrame, digits: int, unit: str) -> Iterator[str]:
         compared = rows[rows["verdict"] == verdict]
         if compared.empty:
             continue
-        each = [f"{row['activation']}{_difference(row, digits)}" for row in compared.to_dict("records")]
-        words = f"equal within {rows['margin'].iloc[0]:.3g}{unit}" if verdict == "equal" else verdict
+        each = [f"{row['activation']}{_difference(row, form)}" for row in compared.to_dict("records")]
+        words = verdict
+        if verdict == "equal":
+            words += f" within {_margin(rows.iloc[0], unit)}"
         parts.append(f"{words}: {_named(each)}")
     if parts:
+        compared = "ratios" if rows["relative"].iloc[0] else "differences"
         yield (
-            f"Against the baseline {baseline} (differences with simultaneous 95 % intervals) {'; '.join(parts)}."
+            f"Against the baseline {baseline} ({compared} with simultaneous 95 % intervals) {'; '.join(parts)}."
         )
     elif not rows["n"][rows["activation"] == baseline].sum():
         yield f"Nothing can be compared with the baseline {baseline}, which has no score."
@@ -72,7 +79,11 @@ def _against(rows: pd.DataFrame, digits: int, unit: str) -> Iterator[str]:
         yield f"Nothing can be compared with the baseline {baseline}: no other activation shares seeds with it."
 
 
-def _difference(row: Mapping[str, Any], digits: int) -> str:
+def _margin(row: Mapping[str, Any], unit: str) -> str:
+    return f"a ratio of {1 + row['margin']:.3g}" if row["relative"] else f"{row['margin']:.3g}{unit}"
+
+
+def _difference(row: Mapping[str, Any], form: str) -> str:
     low, high = row["delta_low"], row["delta_high"]
     if math.isnan(row["delta"]):  # one of the two never finished
         needed = row["seeds_needed"]
@@ -81,7 +92,7 @@ def _difference(row: Mapping[str, Any], digits: int) -> str:
         return f" ({diverged}, {row['delta_n']} in common{more})"
     if math.isnan(low):
         return " (one common seed)" if row["delta_n"] == 1 else " (no spread over seeds to judge by)"
-    text = f"{row['delta']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    text = difference(row, form, "[]")
     if row["verdict"] != "undecided":
         return f" ({text})"
     if not math.isnan(row["seeds_needed"]):

@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--name", help="of the report on several studies: its folder beside the first")
     parser.add_argument("--baseline", help="activation that the others are compared with (relu if there)")
     parser.add_argument(
-        "--margin", type=_margin, help="largest difference that does not matter, in the metric's unit"
+        "--margin",
+        type=_margin,
+        help="largest difference that does not matter, in the metric's unit, a share of errors",
     )
     arguments = parser.parse_args()
 

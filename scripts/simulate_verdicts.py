@@ -25,11 +25,15 @@ NOISES = {
     "bad seeds": "3 % of the cells end 10 standard deviations lower",
     "near 99 %": f"counts of {TEST_IMAGES} test images, 98.8 % right",
     "divergence": "a third of the cells diverge, of any activation alike",
+    "errors": "errors, lower is better, whose logarithms have equal normal noise",
 }
 
 
 def scores(noise: str, activations: int, seeds: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw test scores (activations, seeds) without any true difference, correlated 0.5 over seeds."""
+    """Draw test scores (activations, seeds) without any true difference, correlated 0.5 over seeds.
+
+    Higher is better; errors are exp(-score).
+    """
     shape = (activations, seeds)
     seed_effect = rng.normal(size=(1, seeds))
     if noise == "near 99 %":
@@ -61,13 +65,16 @@ def simulate(noise: str, activations: int, seeds: int, studies: int) -> dict[str
     baseline has the best adjusted mean; ``leads, seed lost``: after its worst seed was lost to divergence.
     """
 
+    errors = noise == "errors"
+
     def compare(table: np.ndarray) -> Comparisons:
+        table = np.exp(-table) if errors else table
         entries = {str(i): dict(enumerate(map(float, row))) for i, row in enumerate(table)}
-        return Comparisons(entries, higher_is_better=True)
+        return Comparisons(entries, higher_is_better=not errors, relative=errors)
 
     def leads(judged: Comparisons) -> bool:
         means = judged.adjusted_means()
-        return max(judged.names, key=lambda name: means[name], default=None) == "0"
+        return max(judged.names, key=lambda name: judged.sign * means[name], default=None) == "0"
 
     def ranks_among(judged: Comparisons) -> list[tuple[int, int]]:
         sets = judged.rank_sets()

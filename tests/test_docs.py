@@ -134,7 +134,7 @@ def test_tests_that_keep_identity_exist() -> None:
 def test_margins_of_the_protocol_are_those_of_the_code() -> None:
     section = PROTOCOL.partition("**Margins.**")[2].partition("**Rank")[0]
     stated = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+)", section, flags=re.MULTILINE))
-    margins = {name: m.margin * (100 if m.relative else 1) for name, m in KNOWN_METRICS.items()}
+    margins = {name: m.margin + m.relative for name, m in KNOWN_METRICS.items()}
     assert {name: float(value) for name, value in stated.items()} == pytest.approx(margins)
 
 

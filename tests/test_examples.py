@@ -4,6 +4,7 @@ import io
 import math
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,20 +128,46 @@ def test_memory_is_not_asked_for_what_a_file_only_claims(tmp_path: Path) -> None
     assert peak < 1e6
 
 
+SEEDS, SAMPLES = 40, 300
+T = 2.0227  # t(0.975; 39)
+
+
+def resampled(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw seeds and samples independently of each other."""
+    for _ in range(4000):
+        yield rng.integers(SEEDS, size=SEEDS), rng.integers(SAMPLES, size=SAMPLES)
+
+
 def test_the_interval_is_that_of_a_bootstrap_of_seeds_and_samples() -> None:
-    """With 40 seeds the t interval is a bootstrap's; seeds and samples are resampled independently of each other."""
+    """With 40 seeds the t interval is a bootstrap's."""
     rng = np.random.default_rng(0)
-    seeds, samples = 40, 300
+    seeds, samples = SEEDS, SAMPLES
     difference = (
         2 * rng.normal(size=(seeds, 1)) + 20 * rng.normal(size=samples) + rng.normal(size=(seeds, samples))
     )
     of_seeds = difference.mean(1)
-    half = 2.0227 * of_seeds.std(ddof=1) / math.sqrt(seeds)  # t(0.975; 39)
+    half = T * of_seeds.std(ddof=1) / math.sqrt(seeds)
     mean = float(difference.mean())
     low, high = widened(Comparison(delta=mean, low=mean - half, high=mean + half), difference.mean(0), 0.0, 1)
-    rows, columns = rng.integers(seeds, size=(4000, seeds)), rng.integers(samples, size=(4000, samples))
-    resampled = [difference[i][:, j].mean() for i, j in zip(rows, columns, strict=True)]
-    assert (low, high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.06 * (high - low))
+    means = [difference[i][:, j].mean() for i, j in resampled(rng)]
+    assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.06 * (high - low))
+
+
+def test_the_interval_of_a_ratio_is_that_of_a_bootstrap_as_well() -> None:
+    rng = np.random.default_rng(1)
+    of_sample, of_seed = rng.exponential(size=SAMPLES), rng.lognormal(sigma=0.2, size=(2, SEEDS, 1))
+    own, other = (of_seed * of_sample) * rng.lognormal([[[-2.0]], [[0.0]]], 0.8, size=(2, 1, SAMPLES))
+    logs = np.log(own.mean(1) / other.mean(1))
+    mean, half = logs.mean(), T * logs.std(ddof=1) / math.sqrt(SEEDS)
+    ends = [math.expm1(x) for x in (mean, mean - half, mean + half)]
+    difference = (own / own.mean(1, keepdims=True) - other / other.mean(1, keepdims=True)).mean(0)
+    low, high = widened(
+        Comparison(delta=ends[0], low=ends[1], high=ends[2]), difference, 0.0, 1, relative=True
+    )
+    ratios = [np.log(own[i][:, j].mean(1) / other[i][:, j].mean(1)).mean() for i, j in resampled(rng)]
+    assert math.log1p(high) - math.log1p(low) > 2.2 * half
+    expected = np.quantile(ratios, [0.025, 0.975])
+    assert np.log1p([low, high]) == pytest.approx(expected, abs=0.08 * (expected[1] - expected[0]))
 
 
 def test_intervals_cover_the_difference_in_the_population() -> None:

@@ -149,16 +149,18 @@ def test_what_lost_every_seed_is_infinitely_far_from_the_best() -> None:
 
 
 def test_distances_to_the_best_are_in_margins_and_have_no_direction() -> None:
-    """0.5 points of top-1 and 5 % of the baseline's mse are a margin each."""
+    """0.5 points of top-1 and a factor of 1.05 of the mse are a margin each."""
     up = records_of({f"t{t}": {"relu": [50.0, 51.0], "a": [51.5, 52.5]} for t in range(3)})
     down = records_of(
-        {f"u{t}": {"relu": [2.0, 2.0], "a": [1.9, 2.3]} for t in range(2)}, lower=("u0", "u1"), metric="mse"
+        {f"u{t}": {"relu": [2.0, 2.0], "a": [2.0, 2.0 * 1.05**4]} for t in range(2)},
+        lower=("u0", "u1"),
+        metric="mse",
     )
     records = pd.concat([up, down], ignore_index=True)
     over = compare_tasks(records, leaderboard(records))
     assert over is not None
     assert over.gaps.loc["relu"].tolist() == pytest.approx([3, 3, 3, 0, 0])
-    assert over.gaps.loc["a"].tolist() == pytest.approx([0, 0, 0, 1, 1])
+    assert over.gaps.loc["a"].tolist() == pytest.approx([0, 0, 0, 2, 2])
 
 
 def test_an_activation_that_lacks_tasks_is_compared_on_the_common_ones_and_named() -> None:

@@ -275,7 +275,7 @@ def row(
         "task": "digits", "metric": "top1", "higher_is_better": True, "activation": activation, "baseline": "relu",
         "verdict": verdict, "rank_low": low, "rank_high": high, "n": 5, "mean": 90 + delta, "std": 0.5,
         "ci95_low": 89 + delta, "ci95_high": 91 + delta, "delta": delta, "delta_low": delta - 0.25,
-        "delta_high": delta + 0.25, "delta_n": 5, "margin": 0.5, "seeds_needed": np.nan, "diverged": 0,
+        "delta_high": delta + 0.25, "delta_n": 5, "relative": False, "margin": 0.5, "seeds_needed": np.nan, "diverged": 0,
     } | more  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from scipy import stats
 
 from results.collect import add_labels, read_records
 from results.files import read_json, write_csv, write_json
-from results.leaderboard import leaderboard, table_caption
+from results.leaderboard import leaderboard, table_caption, to_latex, to_markdown
 from results.metrics import METRICS, Metric
 from results.report import write_report
 from results.statistics import Comparison, Comparisons, estimate, sign_flip, worst_possible
@@ -278,7 +279,7 @@ def test_ten_equal_activations_are_called_different_in_at_most_five_percent_of_t
 
 @pytest.mark.parametrize(
     ("metric", "values"),
-    [("top1", (98.6, 98.8, 99.9)), ("miou", (0.2, 3.0, 0.1)), ("mse", (0.001, 0.02, 0.0001))],
+    [("top1", (98.6, 98.8, 99.9)), ("miou", (0.2, 3.0, 0.1))],
 )
 def test_intervals_of_means_stay_inside_the_range_of_the_metric(metric: str, values: tuple) -> None:
     known, mean = METRICS[metric], estimate(values)
@@ -294,6 +295,80 @@ def test_intervals_of_means_stay_inside_the_range_of_the_metric(metric: str, val
 def test_a_mean_on_the_edge_of_the_range_has_an_interval() -> None:
     low, high = METRICS["top1"].interval(estimate([100.0, 100.0, 100.0], resolution=0.1))
     assert 99 < low < 100 == high
+
+
+def test_errors_are_compared_by_their_ratios() -> None:
+    """Seeds range over a factor of 50, and ``a`` has a hundredth of b's error on each of them."""
+    b = seeds(0.002, 0.1, 0.01, 0.05, 0.1001)  # two are close, so that the step of the score is small
+    a = {seed: x / 100 * (1 + 0.1 * seed) for seed, x in b.items()}
+    assert compare(a, b, higher=False).verdict == "undecided"
+    judged = Comparisons({"a": a, "b": b}, higher_is_better=False, relative=True)
+    compared = judged.against("b")["a"]
+    assert compared.verdict == "better"
+    logs = [math.log(a[seed] / b[seed]) for seed in b]
+    theirs = stats.ttest_1samp(logs, 0)
+    interval = theirs.confidence_interval(0.95)
+    ratios = [math.exp(x) for x in (np.mean(logs), interval.low, interval.high)]
+    assert [1 + x for x in (compared.delta, compared.low, compared.high)] == pytest.approx(ratios)
+    assert compared.p == pytest.approx(theirs.pvalue)
+    # so that the means have this ratio, they are geometric
+    means = judged.means()
+    of_logs = estimate(np.log([*b.values()]))
+    assert means["a"].mean / means["b"].mean == pytest.approx(1 + compared.delta)
+    assert (means["b"].low, means["b"].high) == pytest.approx((math.exp(of_logs.low), math.exp(of_logs.high)))
+    assert means["b"].std == pytest.approx(np.std([*b.values()], ddof=1))
+    assert judged.adjusted_means()["b"] == pytest.approx(stats.gmean([*b.values()]))
+    assert judged.rank_sets() == {"a": (1, 1), "b": (2, 2)}
+    # a unit of the error changes nothing
+    other = {name: {seed: 1e6 * x for seed, x in entry.items()} for name, entry in {"a": a, "b": b}.items()}
+    rescaled = Comparisons(other, higher_is_better=False, relative=True).against("b")["a"]
+    assert (rescaled.delta, rescaled.high) == pytest.approx((compared.delta, compared.high))
+
+
+def test_a_ratio_is_equal_to_1_within_the_margin_whichever_is_the_baseline() -> None:
+    b = seeds(0.002, 0.1, 0.01, 0.05, 0.004)
+    a = {seed: x * (1.03, 0.98, 1.02, 0.99, 1.01)[seed] for seed, x in b.items()}
+    judged = Comparisons({"a": a, "b": b}, higher_is_better=False, relative=True)
+    for baseline, other in ("ab", "ba"):
+        assert judged.against(baseline)[other].verdict == "undecided"
+        assert judged.against(baseline, margin=0.04)[other].verdict == "equal"
+        assert judged.against(baseline, margin=0.02)[other].verdict == "undecided"
+    assert set(judged.verdicts(0.04).values()) == {"equal"}
+
+
+def test_a_diverged_seed_counts_as_the_largest_error_and_an_error_of_0_has_no_ratio() -> None:
+    b = seeds(0.002, 0.1, 0.01, 0.05, 0.004)
+    a = {seed: x / 100 for seed, x in b.items()}
+    lost = Comparisons({"a": a | {0: math.inf}, "b": b}, higher_is_better=False, relative=True)
+    assert lost.means()["a"].n == 4
+    logs = [math.log(0.01)] * 4 + [math.log(0.1 / 0.002)]
+    assert lost.against("b")["a"].delta == pytest.approx(math.exp(np.mean(logs)) - 1)
+    exact = Comparisons({"a": a | {0: 0.0}, "b": b}, higher_is_better=False, relative=True)
+    assert not exact.relative
+    assert exact.against("b")["a"].delta == pytest.approx(
+        np.mean([*a.values()][1:]) * 4 / 5 - np.mean([*b.values()])
+    )
+    assert lost.distances(0.0)["a"] != lost.distances(0.0)["a"]
+
+
+def test_a_table_of_errors_says_that_ratios_are_compared(tmp_path: Path) -> None:
+    errors = {"relu": [0.002, 0.1, 0.01], "pwlu": [0.00001, 0.00051, 0.000049], "tanh": [0.002, 0.1, 0.0101]}
+    study = make_study(tmp_path / "s", errors, primary_metric="mse", higher_is_better=False)
+    table = leaderboard(add_labels(read_records(study)))
+    rows = table.set_index("activation")
+    assert rows["relative"].all()
+    assert rows["margin"].unique() == [0.05]
+    assert rows["verdict"].to_dict() == {"pwlu": "better", "tanh": "equal", "relu": "baseline"}
+    assert rows.loc["pwlu", "delta"] == pytest.approx(
+        stats.gmean(errors["pwlu"]) / stats.gmean(errors["relu"]) - 1
+    )
+    text = to_markdown(table)
+    assert "Ratios are compared, and means are geometric. Ratios from 0.952 to 1.05 do not matter." in text
+    assert "ratio to relu (simultaneous 95 % interval)" in text
+    assert re.search(r"\| 6\.3e-05 \|.* \| 0\.005 \(0\.00473, 0\.00528\) \| better", text)
+    assert re.search(r"& \$0\.005 \[0\.00473, 0\.00528\]\$ & better", to_latex(table))
+    assert "pwlu (0.005 [0.00473, 0.00528])" in sentences(table)
+    assert "equal within a ratio of 1.05: tanh" in sentences(table)
 
 
 def test_leaderboard_numbers(tmp_path: Path) -> None:
