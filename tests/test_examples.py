@@ -168,6 +168,8 @@ def test_the_interval_of_a_ratio_is_that_of_a_bootstrap_as_well() -> None:
     assert math.log1p(high) - math.log1p(low) > 2.2 * half
     expected = np.quantile(ratios, [0.025, 0.975])
     assert np.log1p([low, high]) == pytest.approx(expected, abs=0.08 * (expected[1] - expected[0]))
+    endless = Comparison(delta=-0.99, low=-1.0, high=math.inf)
+    assert widened(endless, difference, 0.0, 1, relative=True) == (-1.0, math.inf)
 
 
 def test_intervals_cover_the_difference_in_the_population() -> None:
