@@ -623,8 +623,8 @@ def test_kernels_compile(tmp_path: Path) -> None:
     """With the compiler for GPUs, which the interpreter replaces here."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "tests/triton_compiles.py"],
-        **PROCESS | {"env": env | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}},
+        [sys.executable, "-m", "tests.triton_compiles"],
+        **PROCESS | {"env": env | {"TRITON_CACHE_DIR": str(tmp_path)}},
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 300

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel for compute capability 9.0, which needs no GPU: ``python tests/triton_compiles.py``.
+"""Compile every Triton kernel for compute capability 9.0, which needs no GPU: ``python -m tests.triton_compiles``.
 
 Run by test_triton.py in a process of its own, as the interpreter and the compiler do not work in one. Prints the number of
 kernels, or raises what the compiler raises. Arguments are specialized as they are on a GPU: by dtype, and by which numbers
