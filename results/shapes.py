@@ -20,8 +20,11 @@ from results.svg import Panel, strips
 MAX_SEEDS = 5  # that are read and drawn of an activation on a task
 SITE_LENGTH = 28  # characters of a site's name
 MAX_SITES = 6  # by depth, the first and the last among them
-PANELS, COLUMNS, IMAGES = 200, 2400, 48  # on the page in all, so that it stays small
-IMAGE_WIDTH = 320  # pixels
+PANELS, COLUMNS, IMAGES = 200, 2400, 200  # on the page in all, so that it stays small
+IMAGE_WIDTH, FULL_WIDTH = (
+    320,
+    28,
+)  # in pixels, of so many images; more are smaller, as they take no more room together
 EVERY = 4  # points of a curve of which one is drawn
 LITTLE = 1e-6  # mean square change of a function that has learned nothing; float16 rounds to about that
 UNUSED = 0.001  # share of the inputs below which a piece counts as dead
@@ -303,21 +306,23 @@ def _columns(
 
 
 def _add_images(shapes: Shapes, groups: Sequence[tuple[tuple[str, str], pd.DataFrame]]) -> None:
-    """Add the pictures that a task's cells wrote, of the first seed of every activation, while there is room."""
-    left = IMAGES
-    for (task, activation), cells in groups:
-        first = cells.sort_values("seed").iloc[0]
-        for path in sorted((Path(first["folder"]) / PICTURES).glob("*.png")):
-            if path.stem in FIGURES or left <= 0:
-                continue
-            image = _image(path, f"{path.stem} of {activation} on {task}", shapes.damaged)
-            if image is not None:
-                by_name = shapes.images.setdefault(str(task), {})
-                by_name.setdefault(path.stem, []).append((str(activation), int(first["seed"]), image))
-                left -= 1
+    """Add the pictures that a task's cells wrote, of the first seed of every activation."""
+    found = [
+        (str(task), str(activation), int(first["seed"]), path)
+        for (task, activation), cells in groups
+        for first in [cells.sort_values("seed").iloc[0]]
+        for path in sorted((Path(first["folder"]) / PICTURES).glob("*.png"))
+        if path.stem not in FIGURES
+    ][:IMAGES]
+    width = round(IMAGE_WIDTH * min(1.0, math.sqrt(FULL_WIDTH / max(1, len(found)))))
+    for task, activation, seed, path in found:
+        image = _image(path, f"{path.stem} of {activation} on {task}", width, shapes.damaged)
+        if image is not None:
+            by_name = shapes.images.setdefault(task, {})
+            by_name.setdefault(path.stem, []).append((activation, seed, image))
 
 
-def _image(path: Path, label: str, damaged: list[str]) -> Markup | None:
+def _image(path: Path, label: str, width: int, damaged: list[str]) -> Markup | None:
     """Return a small copy of a picture as an element; None, with a line in ``damaged``, if it cannot be read."""
     from PIL import Image
 
@@ -325,7 +330,7 @@ def _image(path: Path, label: str, damaged: list[str]) -> Markup | None:
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
-            small.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
+            small.thumbnail((width, 4 * width))
             small.save(buffer, "WEBP", quality=60, method=4)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         damaged.append(f"{path}: damaged ({error})")

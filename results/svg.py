@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.path import Path
 
 from results.palette import GRAY
 
@@ -31,6 +32,8 @@ def inline(svg: bytes, prefix: str, label: str) -> Markup:
     )
     text = re.sub(r"([(\"])#([^)\"]+)([)\"])", lambda found: f"{found[1]}#{names[found[2]]}{found[3]}", text)
     text = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', _rounded, text)
+    text = re.sub(r' style="[^"]*"', lambda found: re.sub("([:;]) ", r"\1", found[0]), text)
+    text = _without_bare_groups(text)
     text = FONT.sub(r"\1sans-serif", text).replace("#000000", INK).replace("#ffffff", "none")
     text = text.replace(GRAY.lower(), FAINT)
     text = re.sub(r"\s*\n\s*", "\n", text)
@@ -42,6 +45,27 @@ def inline(svg: bytes, prefix: str, label: str) -> Markup:
         f'<svg class="figure" role="img" aria-label="{escape(label)}" viewBox="{box[1]}" fill="{INK}" '
         f'style="width:{width:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">{rest}'
     )
+
+
+def _without_bare_groups(text: str) -> str:
+    """Return the elements without the groups that are empty or have no attribute, most of matplotlib's."""
+    text = re.sub(r"<g\b[^>]*/>", "", text)
+    bare: list[bool] = []  # of the groups that are open
+
+    def kept(tag: re.Match[str]) -> str:
+        if tag[0] == "</g>":
+            return "" if bare.pop() else tag[0]
+        bare.append(tag[0] == "<g>")
+        return "" if bare[-1] else tag[0]
+
+    return re.sub(r"<g\b[^>]*>|</g>", kept, text)
+
+
+def _without_straight_points(places: np.ndarray) -> np.ndarray:
+    """Return the points (N, 2) of a line without those that lie on it to a fifth of a unit."""
+    path = Path(places)
+    path.simplify_threshold = 0.2
+    return np.asarray(path.cleaned(simplify=True).vertices)[:-1]  # the last one marks the end
 
 
 def _rounded(found: re.Match[str]) -> str:
@@ -71,9 +95,8 @@ class Panel:
     def line(self, x: np.ndarray, y: np.ndarray, css: str, color: str | None = None) -> None:
         """Draw a line through points, leaving out those that are not finite."""
         finite = np.isfinite(y) & (x >= self.left) & (x <= self.right)
-        points = " ".join(
-            f"{a:.0f},{b:.1f}" for a, b in zip(*self._places(x[finite], y[finite]), strict=True)
-        )
+        places = np.column_stack(self._places(x[finite], y[finite]))
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in _without_straight_points(places))
         ink = f' style="stroke:{ink_of(color)}"' if color else ""
         self.parts.append(f'<polyline class="{css}"{ink} points="{points}"/>')
 

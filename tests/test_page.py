@@ -31,7 +31,7 @@ from results.palette import COLORS, GRAY, looks
 from results.parts import Value, value_of
 from results.report import report, write_report
 from results.shapes import Shapes, agreement_at, flags, spaced
-from results.svg import inline
+from results.svg import Panel, inline
 from results.verdicts import sentences
 from runners.grid import report_settings
 
@@ -354,6 +354,15 @@ def test_long_and_foreign_names_fit_into_figures_and_file_names(tmp_path: Path) 
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_points_on_a_straight_line_are_left_out_and_knots_stay() -> None:
+    panel = Panel(-3.0, 3.0, -1.0, 3.0)
+    x = np.linspace(-3, 3, 241)
+    panel.line(x, np.maximum(x, 0), "mean")
+    points = re.findall(r"[\d.]+,[\d.]+", panel.parts[0])
+    assert len(points) < 8
+    assert any(abs(float(a) - 75) < 1.5 and abs(float(b) - 72) < 1 for a, b in (p.split(",") for p in points))
+
+
 def test_figures_are_inline_without_ids_that_meet() -> None:
     figure = Figure()
     ax = figure.subplots()
@@ -370,7 +379,8 @@ def test_figures_are_inline_without_ids_that_meet() -> None:
     assert 'aria-label="a &lt;b&gt;"' in both[0]
     assert "metadata" not in both[0]
     assert "#000000" not in both[0]
-    assert "stroke: var(--faint)" in both[0]
+    assert "stroke:var(--faint)" in both[0]
+    assert "<g>" not in both[0]
     assert "0.123456 &lt;b&gt;" in both[0]  # text keeps its digits
 
 
