@@ -36,7 +36,7 @@ ABOUT = (
     "Response curves by depth, the mean of a site's channels where there are several: thin lines are seeds, the thick one "
     "their mean, the dotted one the function before training; gray is the distribution of the site's inputs in validation. "
     f"Agreement is 1 minus the variance between seeds over the mean squared change since the start, both weighted by the inputs: 1 where all seeds learned "
-    f"the same, about 0 where each learned something of its own. At most {MAX_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
+    f"the same, about 0 where each learned something of its own. *Not ReLU* is the share of a curve's variance over the inputs that no a + b ReLU(x) explains, mean over seeds. At most {MAX_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
 )
 
 
@@ -78,7 +78,9 @@ def read_shapes(records: pd.DataFrame, looks: Mapping[str, Look]) -> Shapes:
     """Return the charts of all cells that ended ok; one without ``curves.npz`` is left out, a damaged one is named."""
     shapes = Shapes()
     groups = [*records[records["status"] == "ok"].groupby(["task_label", "activation_label"], sort=True)]
-    sites = max(1, min(MAX_SITES, PANELS // max(1, len(groups)) - 1))
+    unknown = pd.Series(dtype=float)
+    learning = sum(not (cells.get("activation_parameters", unknown) == 0).any() for _, cells in groups)
+    sites = max(1, min(MAX_SITES, PANELS // max(1, learning) - 1))
     for (task, activation), cells in groups:
         color = looks.get(activation, Look()).color
         read = [*_read(cells, shapes.damaged)]
@@ -157,6 +159,23 @@ def agreement_at(read: Sequence[Learned], site: str) -> float:
     learned = float((weights * (change**2).mean(0)).sum())
     between = float((weights * curves.var(0, ddof=1)).sum())
     return max(0.0, 1 - between / learned) if learned > LITTLE else math.nan
+
+
+def share_not_relu(read: Sequence[Learned], site: str) -> float:
+    """Return the share of the variance of f(x) that no a + b ReLU(x) explains, the mean over seeds; nan if f is constant.
+
+    1 - corr(f, ReLU)^2 over the density of the inputs, f being the mean of the site's units: a layer behind the site can undo
+    a and b.
+    """
+    shares = []
+    for each in read:
+        weights, f, relu = densities(each, site), each.curves[site].mean(0), np.maximum(each.x, 0)
+        known = np.isfinite(f) & (weights > 0)
+        if known.any():
+            (var_f, cov), (_, var_relu) = np.cov(f[known], relu[known], aweights=weights[known])
+            if var_f > LITTLE and var_relu > LITTLE:
+                shares.append(1 - cov**2 / (var_f * var_relu))
+    return float(np.mean(shares)) if shares else math.nan
 
 
 def flags(read: Sequence[Learned]) -> Iterator[str]:
@@ -243,8 +262,12 @@ def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> 
     for line in lines if len(lines) > 1 else ():
         panel.line(x, line[::EVERY], "seed", color)
     panel.line(x, np.mean(lines, axis=0)[::EVERY], "mean", color)
-    said = "" if math.isnan(agreement) else f"; agreement {agreement:.2f}"
-    return panel.markup(f"learned curve at {site}"), f"x {panel.left:.2g} to {panel.right:.2g}{said}"
+    said = [f"x {panel.left:.2g} to {panel.right:.2g}"]
+    if not math.isnan(agreement):
+        said.append(f"agreement {agreement:.2f}")
+    if not math.isnan(share := share_not_relu(read, site)):
+        said.append(f"{share:.0%} not ReLU")
+    return panel.markup(f"learned curve at {site}"), "; ".join(said)
 
 
 def _evolution(read: Sequence[Learned], site: str, color: str) -> tuple[Markup, str]:
@@ -331,7 +354,7 @@ def _image(path: Path, label: str, width: int, damaged: list[str]) -> Markup | N
         with Image.open(path) as picture:
             small = picture.convert("RGB")
             small.thumbnail((width, 4 * width))
-            small.save(buffer, "WEBP", quality=60, method=4)
+            small.save(buffer, "WEBP", quality=45, method=6)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         damaged.append(f"{path}: damaged ({error})")
         return None

@@ -30,7 +30,7 @@ from results.methods import methods
 from results.palette import COLORS, GRAY, looks
 from results.parts import Value, value_of
 from results.report import report, write_report
-from results.shapes import Shapes, agreement_at, flags, spaced
+from results.shapes import Shapes, agreement_at, flags, share_not_relu, spaced
 from results.svg import Panel, inline
 from results.verdicts import sentences
 from runners.grid import report_settings
@@ -394,6 +394,23 @@ def learned(slope: float, start: float = 0.0, **more: object) -> Learned:
     return Learned(
         "t/a/0", x, {"act": slope * x[None]}, {"act": inputs}, evolution={0: {"act": start * x}}, **more
     )  # type: ignore[arg-type]
+
+
+def test_what_is_no_multiple_of_relu_is_a_share_of_the_variance() -> None:
+    x = np.linspace(-6, 6, 241)
+    inputs = np.zeros(242)
+    inputs[101:141] = 1 / 40
+
+    def share(curve: np.ndarray) -> float:
+        return share_not_relu([Learned("t/a/0", x, {"act": curve[None]}, {"act": inputs})], "act")
+
+    assert share(3 + 2 * np.maximum(x, 0)) == pytest.approx(0, abs=1e-6)
+    # uniform on [-1, 1]: corr(x, ReLU)^2 = (1/6)^2 / (1/3 (1/6 - 1/16)) = 0.8
+    assert share(x) == pytest.approx(0.2, abs=0.01)
+    assert share(np.maximum(x, 0) + 0.1 * np.maximum(-x, 0)) < 0.02
+    assert math.isnan(share(np.ones(241)))
+    both = [Learned("t/a/0", x, {"act": c[None]}, {"act": inputs}) for c in (x, np.maximum(x, 0))]
+    assert share_not_relu(both, "act") == pytest.approx(0.1, abs=0.01)
 
 
 def test_agreement_is_the_share_of_the_change_that_seeds_have_in_common() -> None:
