@@ -281,11 +281,10 @@ def number_format(rows: pd.DataFrame) -> str:
     It has decimals for two significant digits of the smallest mean and spread; if these are more than five, as where
     errors differ much in size, three significant digits instead.
     """
-    sizes = rows["mean"].abs()
+    sizes, spread = rows["mean"].abs().to_numpy(float), rows["std"].to_numpy(float)
     # equal scores have a std of rounding errors, those of float32
-    known = sizes[sizes > 0], rows["std"][rows["std"] > 1e-6 * sizes]
-    smallest = pd.concat(known).min()
-    decimals = 2 if math.isnan(smallest) else max(2, 1 - math.floor(math.log10(smallest)))
+    smallest = min([*sizes[sizes > 0], *spread[spread > 1e-6 * sizes]], default=0.1)
+    decimals = max(2, 1 - math.floor(math.log10(smallest)))
     return f".{decimals}f" if decimals <= 5 else ".3g"
 
 
