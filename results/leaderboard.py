@@ -288,5 +288,10 @@ def number_format(rows: pd.DataFrame) -> str:
     return f".{decimals}f" if decimals <= 5 else ".3g"
 
 
+def number_formats(table: pd.DataFrame) -> dict[str, str]:
+    """Return ``number_format`` of every task of a leaderboard."""
+    return {str(task): number_format(rows) for task, rows in table.groupby("task")}
+
+
 def _number(value: float, form: str) -> str:
     return "" if math.isnan(value) else f"{value:{form}}"

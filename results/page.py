@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from results.escape import counted, shown
 from results.examples import sentence
 from results.explain import explain
 from results.figures import Drawing
+from results.leaderboard import number_formats
 from results.methods import methods
 from results.over_tasks import OverTasks
 from results.page_tables import (
@@ -70,6 +72,11 @@ class Report:
     looks: Mapping[str, Look] = field(default_factory=dict)
     tuned: Tuned | None = None
     sensitivity: Sequence[Drawing] = ()
+
+    @cached_property
+    def number_formats(self) -> dict[str, str]:
+        """How scores of each task are written."""
+        return number_formats(self.table)
 
     def label(self, activation: str) -> Markup:
         """Return an activation's name behind the line that stands for it in figures."""
@@ -207,7 +214,7 @@ def _entry(report: Report, label: str, cells: pd.DataFrame, rows: pd.DataFrame) 
     charts = report.shapes.first_sites.get(label)
     if charts:
         parts.append(Grid(charts, "Before training (dotted) and after it (mean over seeds and channels of the first site), over the distribution of its inputs."))  # fmt: skip
-    parts.append(activation_table(label, report.table, report.label))
+    parts.append(activation_table(label, report.table, report.label, report.number_formats))
     said = ", ".join(
         f"{verdict} on {', '.join(of['task']) if len(of) < 3 else counted(len(of), 'task')}"
         for verdict, of in rows[rows["verdict"] != ""].groupby("verdict", sort=False)

@@ -208,10 +208,12 @@ def over_tasks_table(over: OverTasks, label: Label) -> Table:
     return _table(caption, OVER_TASKS, over.activations, label, baseline=over.baseline or "the baseline")
 
 
-def activation_table(activation: str, table: pd.DataFrame, label: Label) -> Table:
-    """Return what the leaderboards of all tasks say of one activation."""
+def activation_table(
+    activation: str, table: pd.DataFrame, label: Label, number_formats: Mapping[str, str]
+) -> Table:
+    """Return what the leaderboards of all tasks say of one activation; ``number_formats`` are those of the tasks' scores."""
     rows = table[table["activation"] == activation]
-    forms = [number_format(table[table["task"] == task]) for task in rows["task"]]
+    forms = [number_formats[task] for task in rows["task"]]
     return _table(f"{activation} on all tasks.", ON_ALL_TASKS, rows, label, forms, head=0)
 
 

@@ -14,7 +14,7 @@ from results.leaderboard import (
     BASELINE,
     difference,
     leaderboard,
-    number_format,
+    number_formats,
     rank_range,
     to_latex,
     to_markdown,
@@ -184,7 +184,7 @@ def report(
         "step_ratio",
         "failures",
     ]
-    forms = {task: number_format(rows) for task, rows in table.groupby("task")}
+    forms = number_formats(table)
     compared = [difference(row, forms[row["task"]]) for row in table.to_dict("records")]
     ranks = list(map(rank_range, table["rank_low"], table["rank_high"]))
     shown = table.assign(ranks=ranks, **{"vs baseline": compared})[columns].rename(

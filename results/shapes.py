@@ -21,10 +21,8 @@ MAX_SEEDS = 5  # that are read and drawn of an activation on a task
 SITE_LENGTH = 28  # characters of a site's name
 MAX_SITES = 6  # by depth, the first and the last among them
 PANELS, COLUMNS, IMAGES = 200, 2400, 200  # on the page in all, so that it stays small
-IMAGE_WIDTH, FULL_WIDTH = (
-    320,
-    28,
-)  # in pixels, of so many images; more are smaller, as they take no more room together
+IMAGE_WIDTH = 320  # pixels
+FULL_WIDTH = 28  # images that are so wide; more are smaller, as they take no more room together
 EVERY = 4  # points of a curve of which one is drawn
 LITTLE = 1e-6  # mean square change of a function that has learned nothing; float16 rounds to about that
 UNUSED = 0.001  # share of the inputs below which a piece counts as dead
@@ -36,7 +34,7 @@ ABOUT = (
     "Response curves by depth, the mean of a site's channels where there are several: thin lines are seeds, the thick one "
     "their mean, the dotted one the function before training; gray is the distribution of the site's inputs in validation. "
     f"Agreement is 1 minus the variance between seeds over the mean squared change since the start, both weighted by the inputs: 1 where all seeds learned "
-    f"the same, about 0 where each learned something of its own. *Not ReLU* is the share of a curve's variance over the inputs that no a + b ReLU(x) explains, mean over seeds. At most {MAX_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
+    f"the same, about 0 where each learned something of its own. Not ReLU is the share of a curve's variance over the inputs that no a + b ReLU(x) explains, mean over seeds. At most {MAX_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
 )
 
 

@@ -400,7 +400,8 @@ class _Pairs:
 
 def _exp(logarithm: float) -> float:
     """Return the number that has this logarithm; inf above the largest float."""
-    return less_one(logarithm) + 1
+    with np.errstate(over="ignore"):  # not ``less_one`` + 1, which has no digits of a small number
+        return float(np.exp(logarithm))
 
 
 def less_one(logarithm: float) -> float:

@@ -319,6 +319,8 @@ def test_errors_are_compared_by_their_ratios() -> None:
     assert means["b"].std == pytest.approx(np.std([*b.values()], ddof=1))
     assert judged.adjusted_means()["b"] == pytest.approx(stats.gmean([*b.values()]))
     assert judged.rank_sets() == {"a": (1, 1), "b": (2, 2)}
+    tiny = Comparisons({"a": seeds(2e-20, 8e-20)}, higher_is_better=False, relative=True)
+    assert tiny.means()["a"].mean == pytest.approx(4e-20, rel=1e-9, abs=0)
     # a unit of the error changes nothing
     other = {name: {seed: 1e6 * x for seed, x in entry.items()} for name, entry in {"a": a, "b": b}.items()}
     rescaled = Comparisons(other, higher_is_better=False, relative=True).against("b")["a"]
