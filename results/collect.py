@@ -82,9 +82,10 @@ def read_studies(studies: Sequence[Path]) -> pd.DataFrame:
     for column in IF_THERE:
         if column not in records:
             records[column] = None
+    unknown = pd.Series([not _settings(row) for row in rows])  # a cell that was killed before it wrote them
     for column, value in ADDED.items():
         if column in records and value is not None:
-            records[column] = records[column].astype(object).where(records[column].notna(), value)
+            records[column] = records[column].astype(object).where(records[column].notna() | unknown, value)
     return records.assign(network=_networks(records))
 
 
