@@ -14,8 +14,9 @@ quartiles. Slow units sit out some of the rounds, but no unit has fewer than fiv
 - Input and output gradient are normal numbers, in float32, in the same layout; the unit is in train mode, and in the
   phase that it is in when nobody tells it of epochs. ``forward`` records what backward needs. ``fwd+bwd`` includes all
   parameter gradients; gradients are set to None before, so that none is added to another.
-- ``fused`` follows the rule of activations/kernels/library.py, ``reference`` is plain torch operations; a unit that
-  has no fused kernel takes the same way twice. ``torch`` are the modules of torch.nn, beside them.
+- ``fused`` follows the rule of activations/kernels/library.py, ``reference`` is plain torch operations, left out at sizes
+  where they take seconds; a unit that has no fused kernel takes the same way twice. ``torch`` are the modules of
+  torch.nn, beside them.
 - ``copies``: the time of fwd+bwd in copies of the input into memory that is there, of the same round.
 - ``peak``: the most memory beyond input, output gradient and parameters during fwd+bwd, in sizes of the input, by
   torch's profiler. It sees what torch allocates: not the scratch of the C kernels, nor that inside oneDNN.
@@ -26,6 +27,7 @@ quartiles. Slow units sit out some of the rounds, but no unit has fewer than fiv
 
 import argparse
 import itertools
+import math
 import os
 import random
 import statistics
@@ -284,9 +286,10 @@ def measured(
     x.requires_grad_()
     base = {name: Timed(call) for name, call in calls(nn.ReLU(), x, g).items()}
     candidates, failed = [], []
+    paths = [path for path in PATHS if path == "fused" or x.numel() <= math.prod(MAIN)]
     for name, act_layer in factories.items():
         torch.manual_seed(0)
-        for path in ("torch",) if name in TORCH else PATHS:
+        for path in ("torch",) if name in TORCH else paths:
             mode = PATHS.get(path, "auto")
             row: Row = {"kind": "unit", "unit": name, "path": path}
             try:

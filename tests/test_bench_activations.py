@@ -52,6 +52,15 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert (tmp_path / "activations.png").exists()
 
 
+def test_leaves_the_reference_out_where_it_takes_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_activations, "MAIN", (98, 49))
+    bench_activations.main([*FAST, "--output", str(tmp_path)])
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert {row["path"] for row in csv.DictReader(file)} == {"fused", "torch"}
+
+
 def test_avx2_starts_again_with_torchs_own_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     class Replaced(Exception):
         """The process would be another one now."""
