@@ -172,8 +172,8 @@ def test_a_damaged_record_of_the_baseline_is_a_row_and_takes_no_verdict(tmp_path
 
 @pytest.mark.parametrize("sites", ["same", "other"])
 def test_a_damaged_baseline_without_a_configuration_takes_no_verdict(tmp_path: Path, sites: str) -> None:
-    added = {"task.primary": "mse"}  # a default that stands for a cell that does not say belongs to no damaged one
-    study = make_study(tmp_path / "s", **added)
+    # a setting of later versions: its default stands for cells that have settings, but not this one
+    study = make_study(tmp_path / "s", **{"task.primary": "mse"})
     if (
         sites == "other"
     ):  # relu stands at two kinds of sites, and of the damaged cell it is not known at which
