@@ -21,6 +21,7 @@ from results.collect import INCIDENTAL, add_labels, read_studies, setting_text
 from results.escape import counted
 from results.files import ADDED, DETERMINING, RECORD, TUNING, write_all
 from results.metrics import METRICS, UNKNOWN
+from results.packed import read_packed
 from results.schema import COMMON, FINISHED, TUNED, is_missing, read_record
 
 COLUMNS = {
@@ -77,17 +78,20 @@ def settings_of(text: str) -> dict[str, Any]:
     return {name: json.loads(value) for name, _, value in (word.partition("=") for word in text.split(" "))}
 
 
-def read_trial(folders: Sequence[Path]) -> dict[str, Any]:
-    """Return what the cells of a trial, one for each seed, say of it: validation scores, failures and hours.
+def read_trial(cells: Sequence[tuple[Path, str]]) -> dict[str, Any]:
+    """Return what the cells of a trial say of it: validation scores, failures and hours.
+
+    Args:
+        cells: the study of each, one for each seed, and its place there.
 
     Raises:
         ValueError: a cell that has not ended, or whose record is damaged.
     """
     records = []
-    for folder in folders:
-        record = read_record(folder / RECORD)
+    for study, place in cells:
+        record = read_record(study / place / RECORD) or read_packed(study).get(place)
         if record is None or record["status"] not in (*FINISHED, "failed"):
-            raise ValueError(f"{folder}: the trial has not ended; the same command goes on with it")
+            raise ValueError(f"{study / place}: the trial has not ended; the same command goes on with it")
         records.append(record)
     scores = [float(record["primary_val"]) for record in records if record["status"] == "ok"]
     said = next((record for record in records if record.get("primary_metric")), {})

@@ -240,20 +240,23 @@ class Tuning:
         seeds = ",".join(map(str, self.plan.seeds))
         return [*typed, f"study={self.trial_study}", f"seed={seeds}", *WITHOUT_TEST]
 
-    def folders(self, combination: Combination, settings: Mapping[str, Any]) -> list[Path]:
-        """Return the folders of a trial's cells, one for each seed, as ``trial_overrides`` lead to them."""
+    def trial_cells(self, combination: Combination, settings: Mapping[str, Any]) -> list[tuple[Path, str]]:
+        """Return study and place of a trial's cells, one for each seed, as ``trial_overrides`` lead to them."""
         parts = combination.first.parts
         config = OmegaConf.create(parts.config)
         for name, value in {"study": self.trial_study, "runner.test": False, **settings}.items():
             OmegaConf.update(config, name, value)
         values = cast(dict[str, Any], OmegaConf.to_container(config))
-        return [parts.spec(values | {"seed": seed}).folder for seed in self.plan.seeds]
+        specs = [parts.spec(values | {"seed": seed}) for seed in self.plan.seeds]
+        return [(spec.study_folder, spec.place) for spec in specs]
 
-    def rows(self, read: Callable[[Sequence[Path]], dict[str, Any]] = lambda folders: {}) -> pd.DataFrame:
+    def rows(
+        self, read: Callable[[Sequence[tuple[Path, str]]], dict[str, Any]] = lambda cells: {}
+    ) -> pd.DataFrame:
         """Return the rows of ``tuning.csv``.
 
         Args:
-            read: what the cells in some folders say of a trial, ``results.tuning.read_trial``.
+            read: what the cells of a trial say of it, ``results.tuning.read_trial``.
         """
         blank = {"n": 0, "diverged": 0, "failed": 0, "chosen": False, "tie": False, "on_edge": ""}
         groups = []
@@ -266,7 +269,7 @@ class Tuning:
                 trial_id = combination.identity(point)
                 row = {"trial": number, "id": trial_id, "common": trial_id == common_id}
                 row["settings"] = " ".join(words(point))
-                rows.append(blank | facts | row | read(self.folders(combination, point)))
+                rows.append(blank | facts | row | read(self.trial_cells(combination, point)))
             if not any(row["common"] for row in rows):
                 row = {"settings": " ".join(words(combination.common)), "id": common_id, "common": True}
                 rows.append(blank | facts | row)

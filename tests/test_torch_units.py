@@ -156,12 +156,24 @@ def test_tanh_and_gelu_are_left_to_torch_where_it_is_as_fast() -> None:
         assert ("Pointwise" in type(y.grad_fn).__name__) == fused
 
 
-def test_channels_last_and_gaps_are_the_same() -> None:
-    unit = make_factory("mish")(16)
+@pytest.mark.parametrize("name", ["mish", "gelu"])
+def test_channels_last_and_gaps_are_the_same(name: str) -> None:
+    unit = make_factory(name)(16)
     x = torch.randn(64, 16, 16, 32, generator=torch.Generator().manual_seed(0))
-    y = unit(x)
-    last = unit(x.contiguous(memory_format=torch.channels_last))
+    leaves = [x.clone(), x.contiguous(memory_format=torch.channels_last)]
+    y, last = (unit(leaf.requires_grad_()) for leaf in leaves)
+    (y.sum() + last.square().sum()).backward()
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(last, y)
     torch.testing.assert_close(unit(torch.stack([x, x], -1)[..., 0]), y)
-    assert isinstance(unit.function, nn.Mish)
+    gradients = [leaf.grad for leaf in leaves]
+    assert gradients[1].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gradients[1], 2 * y.detach() * gradients[0])
+    assert isinstance(unit.function, nn.Mish | nn.GELU)
+
+
+def test_gelu_takes_a_map_in_channels_last_for_a_contiguous_tensor() -> None:
+    x = torch.randn(2, 4, 3, 5, requires_grad=True)
+    for layout, views in ((torch.contiguous_format, False), (torch.channels_last, True)):
+        y = make_factory("gelu")(4)(x.contiguous(memory_format=layout))
+        assert ("Permute" in type(y.grad_fn).__name__) == views

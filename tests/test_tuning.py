@@ -24,6 +24,7 @@ from results.figures_tuning import sensitivity
 from results.files import read_json, write_json
 from results.leaderboard import leaderboard
 from results.metrics import METRICS
+from results.packed import pack
 from results.report import write_report
 from results.tuning import (
     COLUMNS,
@@ -160,6 +161,18 @@ def test_what_is_finished_is_not_trained_again(copy: Path) -> None:
     assert names == [folder.as_posix() for folder in lost]
     again, first = (pd.read_csv(io.StringIO(text)) for text in ((copy / "tuning.csv").read_text(), before))
     pd.testing.assert_frame_equal(again.drop(columns="hours"), first.drop(columns="hours"))
+
+
+def test_trials_that_were_packed_are_not_trained_again(copy: Path) -> None:
+    trials = copy.with_name("s-trials")
+    before = Tuning(grid(copy.parent.parent)).rows(read_trial)
+    pack(trials)
+    for folder in trials.glob("*/*/100?-*"):
+        shutil.rmtree(folder)
+    names: list[str] = []
+    assert tune(grid(copy.parent.parent), trained(names))
+    assert names == []
+    pd.testing.assert_frame_equal(Tuning(grid(copy.parent.parent)).rows(read_trial), before)
 
 
 def test_an_unfinished_trial_ends_the_choice(copy: Path) -> None:
@@ -395,9 +408,8 @@ def test_a_whole_number_is_the_float_of_the_common_recipe(tmp_path: Path) -> Non
     assert [type(point["network.gain"]) for point in tuning.points] == [float, float]
     assert list(tuning.rows()["common"]) == [True, False]
     (combination,) = tuning.combinations.values()
-    assert [path.name[:2] for point in tuning.points for path in tuning.folders(combination, point)] == [
-        "7-"
-    ] * 2
+    cells = [cell for point in tuning.points for cell in tuning.trial_cells(combination, point)]
+    assert [Path(place).name[:2] for _, place in cells] == ["7-"] * 2
 
 
 def test_an_identity_is_that_of_all_seeds_wherever_they_ran(tmp_path: Path) -> None:
