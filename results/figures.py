@@ -161,16 +161,19 @@ def scores(rows: pd.DataFrame, cells: pd.DataFrame, looks: Mapping[str, Look]) -
 
 def learning_curves(
     rows: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame, looks: Mapping[str, Look]
-) -> Figure:
-    """Validation metric by epoch, and training loss beside it: mean over seeds, and the range of the seeds."""
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+) -> Figure | None:
+    """Validation metric by epoch, and training loss beside it: mean over seeds, and the range of the seeds.
+
+    None if all metrics.csv are lost, or were not published.
+    """
     rows = rows[rows["n"] > 0]
     front = in_front(rows["activation"], rows["baseline"].iloc[0])
     metric = str(rows["metric"].iloc[0])
-    if not {"split", "epoch", "loss", metric} <= set(metrics.columns):
-        metrics = pd.DataFrame(columns=["folder", "epoch", "split", "loss", metric])  # the cells' were lost
     curves = metrics.merge(cells[["folder", "activation_label"]], on="folder")
+    if curves.empty or not {"split", "epoch", "loss", metric} <= set(curves.columns):
+        return None
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for ax, split, column in ((left, "val", metric), (right, "train", "loss")):
         part = curves[curves["split"] == split]
         for label, by_epoch in _curves(part, column, front):

@@ -286,6 +286,16 @@ def test_damaged_metrics_are_named_and_the_scores_stay(
     assert sorted(line.get_label() for line in drawn[0].axes[0].get_lines()) == ["prelu", "relu"]
 
 
+def test_without_any_metrics_there_is_no_figure_of_curves(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    for path in study.glob("*/*/*/metrics.csv"):
+        path.unlink()
+    written, _ = write_report(study)
+    names = {path.stem for path in (written.parent / "figures").iterdir()}
+    assert "scores-digits" in names
+    assert "learning_curves-digits" not in names
+
+
 def test_metrics_without_a_finite_value_are_drawn(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s")
     for path in study.glob("*/*/*/metrics.csv"):
