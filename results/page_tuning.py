@@ -83,6 +83,7 @@ def _table(tuned: Tuned, task: str, label: Callable[[str], Markup]) -> Table:
     rows = tuned.activations[tuned.activations["task"] == task]
     ranges = [name for of, _, name in tuned.ranges if of == task]
     settings = list(dict.fromkeys(ranges))
+    forms = {recipe: _form(rows, recipe) for recipe in (COMMON, TUNED)}
     columns = [
         *(Column(title, about, number) for title, about, number in HEADS),
         *(
@@ -96,8 +97,8 @@ def _table(tuned: Tuned, task: str, label: Callable[[str], Markup]) -> Table:
     cells = [
         [
             Value(label(row["activation"]), row["activation"]),
-            *_side(row, COMMON, rows),
-            *_side(row, TUNED, rows),
+            *_side(row, COMMON, forms[COMMON]),
+            *_side(row, TUNED, forms[TUNED]),
             value_of(_chosen(row["settings"])),
             value_of(row["ties"]),
             Value(", ".join(map(_short, row["on_edge"].split(", "))), css="worse" if row["on_edge"] else ""),
@@ -111,14 +112,17 @@ def _table(tuned: Tuned, task: str, label: Callable[[str], Markup]) -> Table:
     )
 
 
-def _side(row: dict[str, Any], recipe: str, rows: pd.DataFrame) -> Iterator[Value]:
+def _form(rows: pd.DataFrame, recipe: str) -> str:
+    """Return how the scores of one side of the table are written."""
+    scores = rows[[f"{recipe}_mean", f"{recipe}_std"]].set_axis(["mean", "std"], axis=1)
+    return number_format(scores.astype(float))
+
+
+def _side(row: dict[str, Any], recipe: str, form: str) -> Iterator[Value]:
     low, high = row[f"{recipe}_rank_low"], row[f"{recipe}_rank_high"]
     if low is None or math.isnan(low):
         yield from (Value("", math.inf), Value("", math.inf), Value(""))
         return
-    form = number_format(
-        rows[[f"{recipe}_mean", f"{recipe}_std"]].set_axis(["mean", "std"], axis=1).astype(float)
-    )
     yield Value(rank_range(int(low), int(high)), low + high / 1e4)
     yield formatted(float(row[f"{recipe}_mean"]), form)
     yield verdict_value(str(row[f"{recipe}_verdict"]))
