@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from results import cost, over_tasks, page_tuning, published
+from results import cost, learned_numbers, over_tasks, page_tuning, published
 from results.collect import UNKNOWN, counts, read_metrics
 from results.escape import markdown
 from results.files import PAGE, REPORT, find_cells, write_all
@@ -49,8 +49,8 @@ def write_report(
     margin: float | None = None,
     name: str | None = None,
 ) -> tuple[Path, pd.DataFrame]:
-    """Write ``report/``: ``index.html``, ``leaderboard.md``, ``.csv`` and ``.tex``, the tables over tasks and of
-    published numbers, ``figures/``; returns the .md and the leaderboard.
+    """Write ``report/``: ``index.html``, ``leaderboard.md``, ``.csv`` and ``.tex``, the tables over tasks, of published
+    numbers and of what was learned, ``figures/``; returns the .md and the leaderboard.
 
     Args:
         study: its folder; several are reported as one, in a folder ``name`` beside the first.
@@ -100,6 +100,8 @@ def write_report(
     figures = [*drawings, *sensitivity]
     shapes = read_shapes(records, seen)
     damaged += shapes.damaged
+    if shapes.rows:
+        tables["learned"] = learned_numbers.table(shapes.rows)
     provenance = [*_provenance(records)]
     parts = [
         f"# Study {markdown(study_name)}",

@@ -1,4 +1,4 @@
-"""What the activations of a study learned, from the ``curves.npz`` of its cells: charts for the page, and numbers."""
+"""What the activations of a study learned, from the ``curves.npz`` of its cells: charts for the page, rows of a table."""
 
 import base64
 import io
@@ -13,7 +13,8 @@ from markupsafe import Markup, escape
 
 from results.escape import counted, shortened, shown
 from results.files import CURVES, PICTURES
-from results.learned import FIGURES, ROLES, Learned, coefficient_names, densities, input_range, read_learned
+from results.learned import FIGURES, ROLES, Learned, coefficient_names, input_range, read_learned
+from results.learned_numbers import agreement_at, is_learned, rows, shape_at
 from results.palette import Look
 from results.svg import Panel, strips
 
@@ -24,7 +25,6 @@ PANELS, COLUMNS, IMAGES = 200, 2400, 200  # on the page in all, so that it stays
 IMAGE_WIDTH = 320  # pixels
 FULL_WIDTH = 28  # images that are so wide; more are smaller, as they take no more room together
 EVERY = 4  # points of a curve of which one is drawn
-LITTLE = 1e-6  # mean square change of a function that has learned nothing; float16 rounds to about that
 UNUSED = 0.001  # share of the inputs below which a piece counts as dead
 UNUSED_PART = 0.25  # of a learned interval without inputs that is worth a warning
 
@@ -34,7 +34,7 @@ ABOUT = (
     "Response curves by depth, the mean of a site's channels where there are several: thin lines are seeds, the thick one "
     "their mean, the dotted one the function before training; gray is the distribution of the site's inputs in validation. "
     f"Agreement is 1 minus the variance between seeds over the mean squared change since the start, both weighted by the inputs: 1 where all seeds learned "
-    f"the same, about 0 where each learned something of its own. Not ReLU is the share of a curve's variance over the inputs that no a + b ReLU(x) explains, mean over seeds. At most {MAX_SEEDS} seeds are drawn. Activations without parameters learn nothing and are left out."
+    f"the same, about 0 where each learned something of its own. Not ReLU is the share of a curve's variance over the inputs that no a + b ReLU(x) explains, mean over seeds; learned.csv has numbers of every site. At most {MAX_SEEDS} seeds are read. Activations without parameters learn nothing and are left out."
 )
 
 
@@ -63,17 +63,18 @@ class Shape:
 
 @dataclass
 class Shapes:
-    """Charts of a study, ready for the page."""
+    """Charts of a study, ready for the page, and the rows of ``learned.csv``."""
 
     by_task: dict[str, dict[str, Shape]] = field(default_factory=dict)
     first_sites: dict[str, list[tuple[str, Markup, str]]] = field(default_factory=dict)  # by activation
     # by task and name: activation, seed, picture
     images: dict[str, dict[str, list[tuple[str, int, Markup]]]] = field(default_factory=dict)
+    rows: list[tuple[object, ...]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
 
 def read_shapes(records: pd.DataFrame, looks: Mapping[str, Look]) -> Shapes:
-    """Return the charts of all cells that ended ok; one without ``curves.npz`` is left out, a damaged one is named."""
+    """Return the charts and numbers of all cells that ended ok; one without ``curves.npz`` is left out, a damaged one is named."""
     shapes = Shapes()
     groups = [*records[records["status"] == "ok"].groupby(["task_label", "activation_label"], sort=True)]
     unknown = pd.Series(dtype=float)
@@ -86,6 +87,7 @@ def read_shapes(records: pd.DataFrame, looks: Mapping[str, Look]) -> Shapes:
             continue
         if panel := _first_site(read, color):
             shapes.first_sites.setdefault(activation, []).append((str(task), *panel))
+        shapes.rows += rows(str(task), str(activation), read)
         shape = _shape(read, color, sites, COLUMNS // len(groups))
         if shape is not None:
             shapes.by_task.setdefault(str(task), {})[str(activation)] = shape
@@ -127,53 +129,6 @@ def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: i
     known = [value for value in agreements.values() if not math.isnan(value)]
     agreement = float(np.mean(known)) if known else math.nan
     return Shape(grids, agreement, len(read), [*flags(read)]) if grids else None
-
-
-def is_learned(read: Sequence[Learned]) -> bool:
-    """Whether the curves are those of a function that training changes: fixed ones are the same at all sites of all seeds."""
-    lines = [curve for each in read for curve in each.curves.values()]
-    differ = any(not np.allclose(curve, lines[0][:1], atol=1e-4, equal_nan=True) for curve in lines)
-    return differ or any(each.evolution for each in read)
-
-
-def agreement_at(read: Sequence[Learned], site: str) -> float:
-    """Return how much of what a site learned is the same for all seeds.
-
-    1 - sum_x w(x) Var_s f_s(x) / sum_x w(x) mean_s (f_s(x) - f_0(x))^2, at least 0. f_s is the function of seed s, the mean of
-    its units, with the unbiased variance over seeds; f_0 the mean over seeds of those before training; w the density of the inputs. nan
-    for one seed, where the start is not known and where nothing was learned.
-    """
-    starts = [each.evolution[0][site] for each in read if site in each.evolution.get(0, {})]
-    if len(read) < 2 or len(starts) < len(read):
-        return math.nan
-    x = read[0].x
-    weights = np.mean([densities(each, site) for each in read], axis=0)
-    curves = np.stack([each.curves[site].mean(0) for each in read])
-    finite = np.isfinite(curves).all(0) & (weights > 0)
-    if not finite.any() or not all(np.array_equal(each.x, x) for each in read):
-        return math.nan
-    curves, weights = curves[:, finite].astype(float), weights[finite] / weights[finite].sum()
-    change = curves - np.mean(starts, axis=0)[finite]
-    learned = float((weights * (change**2).mean(0)).sum())
-    between = float((weights * curves.var(0, ddof=1)).sum())
-    return max(0.0, 1 - between / learned) if learned > LITTLE else math.nan
-
-
-def share_not_relu(read: Sequence[Learned], site: str) -> float:
-    """Return the share of the variance of f(x) that no a + b ReLU(x) explains, the mean over seeds; nan if f is constant.
-
-    1 - corr(f, ReLU)^2 over the density of the inputs, f being the mean of the site's units: a layer behind the site can undo
-    a and b.
-    """
-    shares = []
-    for each in read:
-        weights, f, relu = densities(each, site), each.curves[site].mean(0), np.maximum(each.x, 0)
-        known = np.isfinite(f) & (weights > 0)
-        if known.any():
-            (var_f, cov), (_, var_relu) = np.cov(f[known], relu[known], aweights=weights[known])
-            if var_f > LITTLE and var_relu > LITTLE:
-                shares.append(1 - cov**2 / (var_f * var_relu))
-    return float(np.mean(shares)) if shares else math.nan
 
 
 def flags(read: Sequence[Learned]) -> Iterator[str]:
@@ -263,8 +218,9 @@ def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> 
     said = [f"x {panel.left:.2g} to {panel.right:.2g}"]
     if not math.isnan(agreement):
         said.append(f"agreement {agreement:.2f}")
-    if not math.isnan(share := share_not_relu(read, site)):
-        said.append(f"{share:.0%} not ReLU")
+    shares = [shape_at(each, site)["not_relu"] for each in read]
+    if known := [share for share in shares if not math.isnan(share)]:
+        said.append(f"{np.mean(known):.0%} not ReLU")
     return panel.markup(f"learned curve at {site}"), "; ".join(said)
 
 

@@ -219,6 +219,11 @@ def test_the_leaderboard_is_documented(study: Path) -> None:
         assert set(pd.read_csv(path.parent / name)) == set(documented(name))
 
 
+def test_the_table_of_what_was_learned_is_documented(study: Path) -> None:
+    path, _ = write_report(study)
+    assert list(pd.read_csv(path.parent / "learned.csv")) == documented("learned.csv")
+
+
 def test_tables_over_tasks_are_documented() -> None:
     over = compared(random_scores(2))
     assert list(over.activations) == documented("over_tasks.csv")

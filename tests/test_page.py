@@ -26,11 +26,12 @@ from results.figures import STYLE, file_stem, save, scores
 from results.files import write_json
 from results.leaderboard import leaderboard, table_caption, to_latex
 from results.learned import Learned, densities
+from results.learned_numbers import COLUMNS, agreement_at, rows, shape_at, table
 from results.methods import methods
 from results.palette import COLORS, GRAY, looks
 from results.parts import Value, value_of
 from results.report import report, write_report
-from results.shapes import Shapes, agreement_at, flags, share_not_relu, spaced
+from results.shapes import Shapes, flags, spaced
 from results.svg import Panel, inline
 from results.verdicts import sentences
 from runners.grid import report_settings
@@ -396,21 +397,77 @@ def learned(slope: float, start: float = 0.0, **more: object) -> Learned:
     )  # type: ignore[arg-type]
 
 
-def test_what_is_no_multiple_of_relu_is_a_share_of_the_variance() -> None:
+def test_the_shape_of_a_curve_in_numbers() -> None:
     x = np.linspace(-6, 6, 241)
     inputs = np.zeros(242)
     inputs[101:141] = 1 / 40
 
-    def share(curve: np.ndarray) -> float:
-        return share_not_relu([Learned("t/a/0", x, {"act": curve[None]}, {"act": inputs})], "act")
+    def shape(curve: np.ndarray) -> dict[str, float]:
+        return shape_at(Learned("t/a/0", x, {"act": curve[None]}, {"act": inputs}), "act")
 
-    assert share(3 + 2 * np.maximum(x, 0)) == pytest.approx(0, abs=1e-6)
+    relu = shape(3 + 2 * np.maximum(x, 0))
+    assert relu["not_relu"] == pytest.approx(0, abs=1e-6)
     # uniform on [-1, 1]: corr(x, ReLU)^2 = (1/6)^2 / (1/3 (1/6 - 1/16)) = 0.8
-    assert share(x) == pytest.approx(0.2, abs=0.01)
-    assert share(np.maximum(x, 0) + 0.1 * np.maximum(-x, 0)) < 0.02
-    assert math.isnan(share(np.ones(241)))
-    both = [Learned("t/a/0", x, {"act": c[None]}, {"act": inputs}) for c in (x, np.maximum(x, 0))]
-    assert share_not_relu(both, "act") == pytest.approx(0.1, abs=0.01)
+    assert relu["not_linear"] == pytest.approx(0.2, abs=0.01)
+    assert relu["slope_below_0"] == pytest.approx(0, abs=1e-6)
+    assert relu["slope_above_0"] == pytest.approx(2)
+    line = shape(1 - x)
+    assert line["not_relu"] == pytest.approx(0.2, abs=0.01)
+    assert line["not_linear"] == pytest.approx(0, abs=1e-6)
+    assert [line["slope_below_0"], line["slope_above_0"]] == pytest.approx([-1, -1])
+    assert 0 < shape(np.maximum(x, 0) + 0.1 * np.maximum(-x, 0))["not_relu"] < 0.02
+    assert shape(np.abs(x))["slope_below_0"] == pytest.approx(-1)
+    constant = shape(np.ones(241))
+    assert math.isnan(constant["not_relu"])
+    assert math.isnan(constant["not_linear"])
+    assert constant["slope_below_0"] == 0
+    unseen = shape_at(Learned("t/a/0", x, {"act": x[None]}), "act")
+    assert all(map(math.isnan, unseen.values()))
+
+
+def test_what_was_learned_is_a_table_by_site() -> None:
+    gates = [np.array([-1.0, 1.0]), np.array([1.0, 3.0])]
+    read = [
+        learned(
+            slope,
+            diagnostics={"act": {"gamma": gate, "occupancy": np.ones((1, 18))}},
+            roles={"act": {"gamma": "gate", "occupancy": "occupancy"}},
+        )
+        for slope, gate in zip((1.0, 2.0), gates, strict=True)
+    ]
+    found = table([*rows("digits", "pwlu", read)])
+    assert tuple(found) == COLUMNS
+    assert set(found["depth"]) == {1}
+    by_name = found.set_index("quantity")
+    assert set(by_name.index) == {
+        "agreement", "not_relu", "not_linear", "slope_below_0", "slope_above_0", "gamma"
+    }  # fmt: skip
+    assert by_name.loc["gamma", "mean"] == 1  # of seeds' means, 0 and 2
+    assert by_name.loc["gamma", "std"] == pytest.approx(math.sqrt(2), rel=1e-4)
+    assert by_name.loc["gamma", "within_std"] == 1
+    assert by_name.loc["slope_below_0", "mean"] == pytest.approx(1.5)
+    assert np.isnan(by_name.loc["slope_below_0", "within_std"])
+    assert by_name.loc["agreement", "mean"] == pytest.approx(agreement_at(read, "act"), rel=1e-4)
+
+
+def test_coefficients_have_a_row_each_and_sites_without_rows_no_depth() -> None:
+    x = np.linspace(-6, 6, 241)
+    fixed = np.maximum(x, 0)[None]  # a ReLU behind the unit
+    values = np.stack([np.full((8, 4), 0.5 * k) for k in range(4)], axis=-1)
+    read = [
+        Learned(
+            "t/a/0",
+            x,
+            {"act.base": fixed},
+            diagnostics={site: {"coefficients": values} for site in ("act", "blocks.0.act")},
+            roles={site: {"coefficients": "coefficients"} for site in ("act", "blocks.0.act")},
+        )
+    ]
+    found = table([*rows("digits", "dyrelu", read)])
+    assert list(found["quantity"]) == ["slope 1", "slope 2", "intercept 1", "intercept 2"] * 2
+    assert list(found["mean"]) == [0, 0.5, 1, 1.5] * 2
+    assert list(found["depth"]) == [1] * 4 + [2] * 4
+    assert found["std"].isna().all()  # one seed
 
 
 def test_agreement_is_the_share_of_the_change_that_seeds_have_in_common() -> None:
