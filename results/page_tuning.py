@@ -83,7 +83,7 @@ def _table(tuned: Tuned, task: str, label: Callable[[str], Markup]) -> Table:
     rows = tuned.activations[tuned.activations["task"] == task]
     ranges = [name for of, _, name in tuned.ranges if of == task]
     settings = list(dict.fromkeys(ranges))
-    forms = {recipe: _form(rows, recipe) for recipe in (COMMON, TUNED)}
+    form = _form(rows)
     columns = [
         *(Column(title, about, number) for title, about, number in HEADS),
         *(
@@ -97,8 +97,8 @@ def _table(tuned: Tuned, task: str, label: Callable[[str], Markup]) -> Table:
     cells = [
         [
             Value(label(row["activation"]), row["activation"]),
-            *_side(row, COMMON, forms[COMMON]),
-            *_side(row, TUNED, forms[TUNED]),
+            *_side(row, COMMON, form),
+            *_side(row, TUNED, form),
             value_of(_chosen(row["settings"])),
             value_of(row["ties"]),
             Value(", ".join(map(_short, row["on_edge"].split(", "))), css="worse" if row["on_edge"] else ""),
@@ -112,10 +112,12 @@ def _table(tuned: Tuned, task: str, label: Callable[[str], Markup]) -> Table:
     )
 
 
-def _form(rows: pd.DataFrame, recipe: str) -> str:
-    """Return how the scores of one side of the table are written."""
-    scores = rows[[f"{recipe}_mean", f"{recipe}_std"]].set_axis(["mean", "std"], axis=1)
-    return number_format(scores.astype(float))
+def _form(rows: pd.DataFrame) -> str:
+    """Return how the scores of both sides of the table are written, so that they can be compared."""
+    sides = [
+        rows[[f"{side}_mean", f"{side}_std"]].set_axis(["mean", "std"], axis=1) for side in (COMMON, TUNED)
+    ]
+    return number_format(pd.concat(sides).astype(float))
 
 
 def _side(row: dict[str, Any], recipe: str, form: str) -> Iterator[Value]:

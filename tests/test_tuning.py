@@ -243,6 +243,13 @@ def test_the_report_has_both_comparisons_side_by_side(study: Path) -> None:
     assert "learning rate 1.5" not in page  # the methods state the common recipe
 
 
+def test_both_sides_of_the_table_have_the_same_decimals(study: Path) -> None:
+    section = (study / "report" / "leaderboard.md").read_text().partition("### runge, common and tuned")[2]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| scaled")]
+    assert len(rows) == 2
+    assert len({len(row[column].partition(".")[2]) for row in rows for column in (2, 5)}) == 1, rows
+
+
 def test_files_of_a_tuning_are_documented(study: Path) -> None:
     assert list(pd.read_csv(study / "tuning.csv")) == list(COLUMNS) == documented("tuning.csv")
     assert (
