@@ -2,20 +2,20 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 from results.captions import direction
 from results.collect import setting_text
 from results.escape import figure_text
 from results.metrics import is_wide
-from results.palette import Look
+from results.palette import GRAY, Look
 from results.tuning import Tuned, is_grid, is_number, names_of, profile, settings_of
 
 MAX_COLUMNS = 4  # panels side by side
@@ -44,9 +44,8 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
     scores = pd.concat(curves.values())[["val_low", "val_high"]].stack()
     joined = is_grid(trials[trials["common_id"] == trials["common_id"].iloc[0]])
     for ax, (label, curve) in zip(axes, curves.items(), strict=False):
-        for other in curves.values():
-            _line(ax, other, places, Look(), joined)
-        _line(ax, curve, places, looks.get(label, Look()), joined, front=True)
+        _background(ax, curves.values(), places, joined)
+        _line(ax, curve, places, looks.get(label, Look()), joined)
         common = trials[(trials["activation_label"] == label) & trials["common"]]
         if len(common):
             at = settings_of(common["settings"].iloc[0]).get(name)
@@ -55,6 +54,8 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
         width = tuned.ranges.get((task, label, name))
         ax.set_title(f"{figure_text(label)}{f': {width.text} decades' if width else ''}", size=9)
         ax.grid(lw=0.4, alpha=0.5)
+    for ax in axes[max(0, len(curves) - columns) : len(curves)]:
+        ax.tick_params(labelbottom=True)  # also above a place without a panel
     for ax in axes[len(curves) :]:
         ax.set_axis_off()
     if places.log:
@@ -63,7 +64,7 @@ def sensitivity(tuned: Tuned, task: str, name: str, looks: Mapping[str, Look]) -
         values = sorted({float(value) for curve in curves.values() for value in curve["value"]})
         some = values[:: math.ceil(len(values) / MAX_TICKS)]
         axes[0].set_xticks(some, [f"{value:g}" for value in some])
-        axes[0].xaxis.set_minor_formatter(NullFormatter())
+        axes[0].xaxis.set_minor_locator(NullLocator())
     else:
         axes[0].set_xticks(range(len(places)), list(places))
     if is_wide(scores):
@@ -109,15 +110,22 @@ def _places(values: pd.Series) -> _Places:
     return places
 
 
-def _line(
-    ax: Axes, curve: pd.DataFrame, places: _Places, look: Look, joined: bool, front: bool = False
-) -> None:
+def _background(ax: Axes, curves: Iterable[pd.DataFrame], places: _Places, joined: bool) -> None:
+    """Draw the means of all curves as one line with gaps: an element for each would be most of the file."""
+    x: list[float] = []
+    y: list[float] = []
+    for curve in curves:
+        whole = curve[curve["n"] > 0]
+        x += [*map(places, whole["value"]), math.nan]
+        y += [*whole["val"], math.nan]
+    style: Any = {"ls": "-"} if joined else {"ls": "", "marker": "o", "ms": 2}
+    ax.plot(x, y, lw=0.7, color=GRAY, zorder=1, **style)
+
+
+def _line(ax: Axes, curve: pd.DataFrame, places: _Places, look: Look, joined: bool) -> None:
     whole = curve[curve["n"] > 0]
     x = [places(value) for value in whole["value"]]
     style: Any = {"ls": look.line if joined else "", "marker": look.marker, "color": look.color}
-    if not front:
-        ax.plot(x, whole["val"], ms=2, lw=0.7, zorder=1, **style)
-        return
     ax.plot(x, whole["val"], ms=4, lw=1.4, zorder=3, **style)
     ax.vlines(x, whole["val_low"], whole["val_high"], lw=2.5, color=look.color, alpha=0.35, zorder=3)
     chosen = whole[whole["chosen"]]
