@@ -1,7 +1,7 @@
 """Figures of what a finished cell's activations learned, from its ``curves.npz`` alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -248,8 +248,8 @@ def coefficients(learned: Learned) -> Figure | None:
     named: dict[str, dict[str, np.ndarray]] = {}
     for by_site in _by_role(learned, "coefficients").values():
         for site, values in by_site.items():
-            for k, title in enumerate(coefficient_names(values)):
-                named.setdefault(title, {})[site] = values[..., k]
+            for title, part in coefficient_parts(values):
+                named.setdefault(title, {})[site] = part
     return _panels(learned, named, "coefficients by depth") if named else None
 
 
@@ -257,6 +257,12 @@ def coefficient_names(values: np.ndarray) -> list[str]:
     """Return the names of coefficients (..., 2 K): K slopes, then K intercepts."""
     pieces = values.shape[-1] // 2 if values.ndim else 0
     return [f"{part} {k + 1}" for part in ("slope", "intercept") for k in range(pieces)]
+
+
+def coefficient_parts(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the values (...) of each of coefficients (..., 2 K)."""
+    for k, name in enumerate(coefficient_names(values)):
+        yield name, values[..., k]
 
 
 def parameters(learned: Learned) -> Figure | None:

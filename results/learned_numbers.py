@@ -1,17 +1,29 @@
 """What an activation learned on a task, in numbers: agreement of its seeds, shape of its curves, its parameters by site."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from results.learned import Learned, coefficient_names, densities
+from results.learned import Learned, coefficient_parts, densities
 
 LITTLE = 1e-6  # mean square change of a function that has learned nothing; float16 rounds to about that
 COLUMNS = ("task", "activation", "depth", "site", "quantity", "seeds", "mean", "std", "within_std")
 BY_PIECE = ("occupancy", "knots")  # roles of arrays whose mean says nothing
+OF_CURVES = ("agreement", "not_relu", "not_linear", "slope_below_0", "slope_above_0")
 DIGITS = 5  # significant ones of the table's numbers
+
+
+@dataclass(frozen=True)
+class Number:
+    """A quantity of a site: number of seeds, mean and standard deviation of their means, and mean deviation within a seed."""
+
+    seeds: int
+    mean: float
+    std: float
+    within_std: float
 
 
 def is_learned(read: Sequence[Learned]) -> bool:
@@ -79,39 +91,46 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.average(values[known], weights=weights[known])) if known.any() else math.nan
 
 
-def rows(task: str, activation: str, read: Sequence[Learned]) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of ``learned.csv`` (``COLUMNS``) for one activation on one task: sites by depth, quantities at each."""
-    curved = is_learned(read)
-    depth = 0
-    for site in dict.fromkeys(
-        site for each in read for site in (*each.inputs, *each.curves, *each.diagnostics)
-    ):
-        said = [*_quantities(read, site, curved)]
-        depth += bool(said)
-        for name, seeds, *numbers in said:
-            yield task, activation, depth, site, name, seeds, *(float(f"{v:.{DIGITS}g}") for v in numbers)
+def numbers(read: Sequence[Learned]) -> dict[str, dict[str, Number]]:
+    """Return by site, in the order of depth, its quantities by name."""
+    sites = dict.fromkeys(site for each in read for site in (*each.inputs, *each.curves, *each.diagnostics))
+    return {site: _numbers_at(read, site) for site in sites}
 
 
-def _quantities(
-    read: Sequence[Learned], site: str, curved: bool
-) -> Iterator[tuple[str, int, float, float, float]]:
-    """Yield name, number of seeds, mean, standard deviation between seeds, and within a seed, for a site's quantities."""
-    if curved and all(site in each.curves for each in read):
-        yield "agreement", len(read), agreement_at(read, site), math.nan, math.nan
+def _numbers_at(read: Sequence[Learned], site: str) -> dict[str, Number]:
     found: dict[str, list[np.ndarray]] = {}  # for each seed its values
     for each in read:
-        if curved and site in each.curves:
+        if site in each.curves:
             for name, value in shape_at(each, site).items():
                 found.setdefault(name, []).append(np.array([value]))
         for name, values in _diagnostics(each, site):
             found.setdefault(name, []).append(values)
+    result: dict[str, Number] = {}
+    if all(site in each.curves for each in read):
+        result["agreement"] = Number(len(read), agreement_at(read, site), math.nan, math.nan)
     for name, several in found.items():
         known = [finite for values in several if len(finite := values[np.isfinite(values)])]
         if known:
             means = np.array([values.mean() for values in known])
             std = float(means.std(ddof=1)) if len(means) > 1 else math.nan
             within = [values.std() for values in known if len(values) > 1]
-            yield name, len(known), float(means.mean()), std, float(np.mean(within)) if within else math.nan
+            result[name] = Number(
+                len(known), float(means.mean()), std, float(np.mean(within)) if within else math.nan
+            )
+    return result
+
+
+def rows(
+    task: str, activation: str, found: Mapping[str, Mapping[str, Number]], learned: bool
+) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of ``learned.csv`` (``COLUMNS``) for one activation on one task; without curves unless these are ``learned``."""
+    depth = 0
+    for site, by_name in found.items():
+        shown = {name: number for name, number in by_name.items() if learned or name not in OF_CURVES}
+        depth += bool(shown)
+        for name, number in shown.items():
+            values = (float(f"{v:.{DIGITS}g}") for v in (number.mean, number.std, number.within_std))
+            yield task, activation, depth, site, name, number.seeds, *values
 
 
 def _diagnostics(learned: Learned, site: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -119,8 +138,8 @@ def _diagnostics(learned: Learned, site: str) -> Iterator[tuple[str, np.ndarray]
     for name, values in learned.diagnostics.get(site, {}).items():
         role = learned.role(site, name)
         if role == "coefficients":
-            for k, title in enumerate(coefficient_names(values)):
-                yield title, values[..., k].ravel().astype(float)
+            for title, part in coefficient_parts(values):
+                yield title, part.ravel().astype(float)
         elif role not in BY_PIECE:
             yield name, values.ravel().astype(float)
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from results.escape import counted, shortened, shown
 from results.files import CURVES, PICTURES
 from results.learned import FIGURES, ROLES, Learned, coefficient_names, input_range, read_learned
-from results.learned_numbers import agreement_at, is_learned, rows, shape_at
+from results.learned_numbers import Number, is_learned, numbers, rows
 from results.palette import Look
 from results.svg import Panel, strips
 
@@ -85,10 +85,11 @@ def read_shapes(records: pd.DataFrame, looks: Mapping[str, Look]) -> Shapes:
         read = [*_read(cells, shapes.damaged)]
         if not read:
             continue
-        if panel := _first_site(read, color):
+        found, learned = numbers(read), is_learned(read)
+        if panel := _first_site(read, color, found):
             shapes.first_sites.setdefault(activation, []).append((str(task), *panel))
-        shapes.rows += rows(str(task), str(activation), read)
-        shape = _shape(read, color, sites, COLUMNS // len(groups))
+        shapes.rows += rows(str(task), str(activation), found, learned)
+        shape = _shape(read, color, found if learned else {}, sites, COLUMNS // len(groups))
         if shape is not None:
             shapes.by_task.setdefault(str(task), {})[str(activation)] = shape
     _add_images(shapes, groups)
@@ -104,20 +105,23 @@ def _read(cells: pd.DataFrame, damaged: list[str]) -> Iterator[Learned]:
             damaged.append(" ".join(shown(error).split()))
 
 
-def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: int) -> Shape | None:
-    """Return the charts of one activation on one task; None if there is nothing to see."""
+def _shape(
+    read: Sequence[Learned],
+    color: str,
+    found: Mapping[str, Mapping[str, Number]],
+    most_sites: int,
+    most_columns: int,
+) -> Shape | None:
+    """Return the charts of one activation on one task, with curves at the sites ``found``; None if there is nothing to see."""
     grids: list[tuple[Charts, str]] = []
-    agreements: dict[str, float] = {}
-    if is_learned(read):
-        names = [site for site in read[0].curves if all(site in each.curves for each in read)]
-        agreements = {site: agreement_at(read, site) for site in names}
+    names = [site for site in read[0].curves if "agreement" in found.get(site, {})]
+    if names:
         some = spaced(names, most_sites)
         titles = {site: shortened(site, SITE_LENGTH) for site in some}
-        if some:
-            charts = [(titles[site], *_panel(read, site, color, agreements[site])) for site in some]
-            left_out = f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else ""
-            grids.append((charts, left_out))
-        if some and read[0].evolution:
+        charts = [(titles[site], *_panel(read, site, color, found[site])) for site in some]
+        left_out = f"{len(some)} of {len(names)} sites, by depth." if len(some) < len(names) else ""
+        grids.append((charts, left_out))
+        if read[0].evolution:
             ends = dict.fromkeys((some[0], some[-1]))
             steps = [(titles[site], *_evolution(read, site, color)) for site in ends]
             epochs = ", ".join(map(str, read[0].evolution))
@@ -126,7 +130,8 @@ def _shape(read: Sequence[Learned], color: str, most_sites: int, most_columns: i
     if charts := [*_strips(read, color, most_columns)]:
         caption = "By depth, over channels and seeds: median (dot), middle half (thick), 5 to 95 % (thin)."
         grids.append((charts, caption))
-    known = [value for value in agreements.values() if not math.isnan(value)]
+    agreements = [found[site]["agreement"].mean for site in names]
+    known = [value for value in agreements if not math.isnan(value)]
     agreement = float(np.mean(known)) if known else math.nan
     return Shape(grids, agreement, len(read), [*flags(read)]) if grids else None
 
@@ -201,7 +206,7 @@ def _frame(
     return panel, inside, inputs
 
 
-def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> tuple[Markup, str]:
+def _panel(read: Sequence[Learned], site: str, color: str, found: Mapping[str, Number]) -> tuple[Markup, str]:
     x = read[0].x[::EVERY]
     lines = [each.curves[site].mean(0) for each in read]
     starts = [each.evolution[0][site] for each in read if site in each.evolution.get(0, {})]
@@ -216,11 +221,10 @@ def _panel(read: Sequence[Learned], site: str, color: str, agreement: float) -> 
         panel.line(x, line[::EVERY], "seed", color)
     panel.line(x, np.mean(lines, axis=0)[::EVERY], "mean", color)
     said = [f"x {panel.left:.2g} to {panel.right:.2g}"]
-    if not math.isnan(agreement):
+    if "agreement" in found and not math.isnan(agreement := found["agreement"].mean):
         said.append(f"agreement {agreement:.2f}")
-    shares = [shape_at(each, site)["not_relu"] for each in read]
-    if known := [share for share in shares if not math.isnan(share)]:
-        said.append(f"{np.mean(known):.0%} not ReLU")
+    if "not_relu" in found:
+        said.append(f"{found['not_relu'].mean:.0%} not ReLU")
     return panel.markup(f"learned curve at {site}"), "; ".join(said)
 
 
@@ -239,9 +243,13 @@ def _evolution(read: Sequence[Learned], site: str, color: str) -> tuple[Markup, 
     return panel.markup(f"evolution of the curve at {site}"), f"x {panel.left:.2g} to {panel.right:.2g}"
 
 
-def _first_site(read: Sequence[Learned], color: str) -> tuple[Markup, str] | None:
+def _first_site(
+    read: Sequence[Learned], color: str, found: Mapping[str, Mapping[str, Number]]
+) -> tuple[Markup, str] | None:
     site = next((site for site in read[0].curves if all(site in each.curves for each in read)), None)
-    return _panel(read, site, color, math.nan) if site is not None else None
+    if site is None:
+        return None
+    return _panel(read, site, color, {name: n for name, n in found[site].items() if name != "agreement"})
 
 
 def _strips(read: Sequence[Learned], color: str, most: int) -> Iterator[tuple[str, Markup, str]]:

@@ -26,7 +26,7 @@ from results.figures import STYLE, file_stem, save, scores
 from results.files import write_json
 from results.leaderboard import leaderboard, table_caption, to_latex
 from results.learned import Learned, densities
-from results.learned_numbers import COLUMNS, agreement_at, rows, shape_at, table
+from results.learned_numbers import COLUMNS, agreement_at, numbers, rows, shape_at, table
 from results.methods import methods
 from results.palette import COLORS, GRAY, looks
 from results.parts import Value, value_of
@@ -421,6 +421,8 @@ def test_the_shape_of_a_curve_in_numbers() -> None:
     assert math.isnan(constant["not_relu"])
     assert math.isnan(constant["not_linear"])
     assert constant["slope_below_0"] == 0
+    both = [Learned("t/a/0", x, {"act": c[None]}, {"act": inputs}) for c in (x, np.maximum(x, 0))]
+    assert numbers(both)["act"]["not_relu"].mean == pytest.approx(0.1, abs=0.01)
     unseen = shape_at(Learned("t/a/0", x, {"act": x[None]}), "act")
     assert all(map(math.isnan, unseen.values()))
 
@@ -435,7 +437,7 @@ def test_what_was_learned_is_a_table_by_site() -> None:
         )
         for slope, gate in zip((1.0, 2.0), gates, strict=True)
     ]
-    found = table([*rows("digits", "pwlu", read)])
+    found = table([*rows("digits", "pwlu", numbers(read), learned=True)])
     assert tuple(found) == COLUMNS
     assert set(found["depth"]) == {1}
     by_name = found.set_index("quantity")
@@ -463,7 +465,7 @@ def test_coefficients_have_a_row_each_and_sites_without_rows_no_depth() -> None:
             roles={site: {"coefficients": "coefficients"} for site in ("act", "blocks.0.act")},
         )
     ]
-    found = table([*rows("digits", "dyrelu", read)])
+    found = table([*rows("digits", "dyrelu", numbers(read), learned=False)])
     assert list(found["quantity"]) == ["slope 1", "slope 2", "intercept 1", "intercept 2"] * 2
     assert list(found["mean"]) == [0, 0.5, 1, 1.5] * 2
     assert list(found["depth"]) == [1] * 4 + [2] * 4
