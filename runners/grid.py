@@ -355,6 +355,9 @@ def one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[
 
     The sweep is on the command line, or in the experiment that is named there. Beside the overrides stand the argument that
     names it and the one that names the experiment alone.
+
+    Raises:
+        ValueError: the sweep matches no experiment.
     """
     task = list(master.hydra.overrides.task)
     swept = OmegaConf.select(master, "hydra.sweeper.params.experiment")
@@ -365,6 +368,8 @@ def one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[
             if not sweep.is_sweep_override():
                 return []
             names = [f"experiment={name}" for name in sweep.sweep_string_iterator()]
+            if not names:
+                raise ValueError(f"{sweep.input_line}: matches nothing to sweep over")
             return [([name if a == line else a for a in task], (line, name)) for name in names]
     return []
 

@@ -216,6 +216,11 @@ def test_experiments_and_studies_have_a_report_each(tmp_path: Path) -> None:
         in (tmp_path / "outputs" / "a" / "report" / "leaderboard.md").read_text()
     )
 
+    (folder / "none.yaml").write_text(both.replace("one,two", "glob(one/*)"))
+    none = run(tmp_path, "--config-dir=own", "-m", "experiment=none", "runner=smoke")
+    assert none.returncode == 1
+    assert none.stderr == "actbench: experiment=glob(one/*): matches nothing to sweep over\n"
+
     one = run(tmp_path, "--config-dir=own", "experiment=two", "activation=tanh", "runner=smoke")
     assert one.returncode == 0, one.stderr  # all that it sweeps over is given
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import plan as script
 import pytest
-from conftest import config
+from conftest import ROOT, config
+from omegaconf import OmegaConf
 
 from runners import plan as plan_module
 from runners.cell import Cell
@@ -42,6 +43,21 @@ def test_cells_of_a_plan_are_those_that_run(tmp_path: Path) -> None:
     assert len(cells) == 3
     assert len(planned(["experiment=demo"])) == 7 * 5 * 3
     assert {one.cell.spec.seed for one in planned(["seed=7", f"outputs={tmp_path}"])} == {7}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "cells"), [("reference", 175), ("regressions", 80), ("ditac_fig1", 15)]
+)
+def test_committed_cells_are_not_trained_again(experiment: str, cells: int) -> None:
+    found = planned([f"experiment={experiment}", "seed=0", f"outputs={ROOT / 'results'}"])
+    assert [*report(found, workers=1, measure=False)] == [f"{cells} cells: {cells} done"]
+
+
+def test_the_reference_study_has_every_part_of_its_group() -> None:
+    folder = ROOT / "conf" / "experiment"
+    swept = OmegaConf.load(folder / "reference.yaml").hydra.sweeper.params.experiment
+    parts = sorted(f"reference/{path.stem}" for path in (folder / "reference").iterdir())
+    assert sorted(name.strip() for name in swept.split(",")) == parts
 
 
 def test_every_cell_is_counted_by_what_becomes_of_it(tmp_path: Path) -> None:

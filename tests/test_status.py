@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import clean
 import pytest
 import status
+import torch
 from conftest import PROCESS, make_cell, train
 from toy import Toy
 
@@ -107,9 +109,22 @@ def test_a_finished_cell_has_no_heartbeat_whenever_it_is_killed(
 
 
 def test_the_heart_beats_while_a_cell_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "EVERY", 0.02)
     beats: list[dict] = []
-    monkeypatch.setattr(heartbeat, "write_json", lambda path, values: beats.append(values))
+    beat, forward = threading.Event(), Toy.forward
+
+    def write(path: Path, values: dict) -> None:
+        beats.append(values)
+        beat.set()
+
+    def after_a_beat(toy: Toy, x: torch.Tensor) -> torch.Tensor:
+        """Wait, as an epoch of five steps may take less than the time between two beats."""
+        beat.clear()
+        beat.wait(5)
+        return forward(toy, x)
+
+    monkeypatch.setattr(heartbeat, "EVERY", 0.02)
+    monkeypatch.setattr(heartbeat, "write_json", write)
+    monkeypatch.setattr(Toy, "forward", after_a_beat)
     train(tmp_path, Toy, "runner.epochs=3", "runner.limit_batches=5", "runner.pictures=false", task="sines2d")
     told = [beat for beat in beats if "epoch" in beat]
     assert {(beat["epochs"], beat["steps"], beat["pid"]) for beat in told} == {(3, 5, os.getpid())}
