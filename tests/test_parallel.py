@@ -131,7 +131,8 @@ def test_every_kind_of_task_and_unit(settings: tuple[str, ...], tmp_path: Path) 
     one, two = (
         run(tmp_path / str(size), *SHORT, "runner.limit_batches=8", *settings, size=size) for size in (1, 2)
     )
-    assert_same_to_rounding(one, two, 0.1 if "runner.amp=bf16" in settings else 2e-4)
+    # processors with instructions for bf16 round otherwise than those without (0.108 on an EPYC)
+    assert_same_to_rounding(one, two, 0.2 if "runner.amp=bf16" in settings else 2e-4)
 
 
 @pytest.mark.slow
