@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from results.escape import counted, shortened, shown
 from results.files import CURVES, PICTURES
-from results.learned import FIGURES, ROLES, Learned, coefficient_names, input_range, read_learned
+from results.learned import FIGURES, ROLES, Learned, coefficient_parts, input_range, read_learned
 from results.learned_numbers import Number, is_learned, numbers, rows
 from results.palette import Look
 from results.svg import Panel, strips
@@ -246,7 +246,7 @@ def _evolution(read: Sequence[Learned], site: str, color: str) -> tuple[Markup, 
 def _first_site(
     read: Sequence[Learned], color: str, found: Mapping[str, Mapping[str, Number]]
 ) -> tuple[Markup, str] | None:
-    site = next((site for site in read[0].curves if all(site in each.curves for each in read)), None)
+    site = next((site for site in read[0].curves if "agreement" in found[site]), None)
     if site is None:
         return None
     return _panel(read, site, color, {name: n for name, n in found[site].items() if name != "agreement"})
@@ -274,18 +274,17 @@ def _columns(
     name: str, role: str, by_site: Mapping[str, list[np.ndarray]]
 ) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
     """Yield the values of a diagnostic by site; of coefficients those of each slope and intercept by itself."""
-    if role != "coefficients":
-        parts = {name: {site: [v.ravel() for v in several] for site, several in by_site.items()}}
-    else:
-        titles = coefficient_names(next(iter(by_site.values()))[0])
-        alike = {
-            site: [v for v in several if len(coefficient_names(v)) == len(titles)]
-            for site, several in by_site.items()
-        }
-        parts = {
-            title: {site: [v[..., k].ravel() for v in several] for site, several in alike.items() if several}
-            for k, title in enumerate(titles)
-        }
+
+    def named(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        return [*coefficient_parts(values)] if role == "coefficients" else [(name, values)]
+
+    count = len(named(next(iter(by_site.values()))[0]))
+    parts: dict[str, dict[str, list[np.ndarray]]] = {}
+    for site, several in by_site.items():
+        # seeds may differ in the number of pieces
+        for pieces in (pieces for pieces in map(named, several) if len(pieces) == count):
+            for title, part in pieces:
+                parts.setdefault(title, {}).setdefault(site, []).append(part.ravel())
     for title, values in parts.items():
         yield title, [(site, np.concatenate(several)) for site, several in values.items()]
 

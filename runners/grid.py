@@ -254,9 +254,13 @@ def cells_of(loader: ConfigLoader, master: DictConfig) -> list[tuple[list[str], 
     overrides = _overrides(loader, master)
     if cells := [*_launched(overrides)]:
         return cells
-    swept = [override for override in overrides if override.is_sweep_override()]
-    empty = [str(override.input_line) for override in swept if not [*override.sweep_string_iterator()]]
-    raise ValueError(f"{', '.join(empty)}: matches nothing to sweep over")
+    raise _over_nothing([override for override in overrides if override.is_sweep_override()])
+
+
+def _over_nothing(sweeps: list[Override]) -> ValueError:
+    """Return the error that names those of the sweeps that are empty."""
+    empty = [str(sweep.input_line) for sweep in sweeps if not [*sweep.sweep_string_iterator()]]
+    return ValueError(f"{', '.join(empty)}: matches nothing to sweep over")
 
 
 def _overrides(loader: ConfigLoader, master: DictConfig) -> list[Override]:
@@ -369,7 +373,7 @@ def one_experiment_each(loader: ConfigLoader, master: DictConfig) -> list[tuple[
                 return []
             names = [f"experiment={name}" for name in sweep.sweep_string_iterator()]
             if not names:
-                raise ValueError(f"{sweep.input_line}: matches nothing to sweep over")
+                raise _over_nothing([sweep])
             return [([name if a == line else a for a in task], (line, name)) for name in names]
     return []
 

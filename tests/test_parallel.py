@@ -123,7 +123,11 @@ def test_two_processes_come_to_the_end_of_one(tmp_path: Path) -> None:
         ),
         ("task=sines2d", "activation=pwlu", "runner.limit_batches=30"),
         ("task=diabetes", "activation=pwlu_channel"),
-        ("task=digits", "activation=npwlu", "runner.amp=bf16", "runner.channels_last=true"),
+        # few steps, as its kinks amplify rounding with every step: 0.108 after 16 on a processor with bf16 instructions
+        (
+            *("task=digits", "activation=npwlu", "runner.limit_batches=4"),
+            *("runner.amp=bf16", "runner.channels_last=true"),
+        ),
     ],
     ids=" ".join,
 )
@@ -131,8 +135,7 @@ def test_every_kind_of_task_and_unit(settings: tuple[str, ...], tmp_path: Path) 
     one, two = (
         run(tmp_path / str(size), *SHORT, "runner.limit_batches=8", *settings, size=size) for size in (1, 2)
     )
-    # processors with instructions for bf16 round otherwise than those without (0.108 on an EPYC)
-    assert_same_to_rounding(one, two, 0.2 if "runner.amp=bf16" in settings else 2e-4)
+    assert_same_to_rounding(one, two, 0.1 if "runner.amp=bf16" in settings else 2e-4)
 
 
 @pytest.mark.slow
